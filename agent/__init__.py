@@ -1,0 +1,1 @@
+"""Per-node daemon: mounts layers lazily, fetches chunks, answers containerd."""

@@ -1,0 +1,1 @@
+"""Per-datacenter daemon: reads the registry once, converts layers to packs, serves chunks."""
