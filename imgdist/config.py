@@ -1,0 +1,239 @@
+"""Configuration of the two daemons: one TOML file each, the same keys as the command line's flags.
+
+Order of precedence: flag, `--set section.key=value`, file, default. A key that does not exist or a value that is not
+allowed is refused when the daemon starts, naming file, key, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from imgdist.errors import ConfigError
+
+
+class ConvertConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How layers become packs at a supernode."""
+
+    threads: Annotated[int, Meta(ge=1, le=64, description="compression threads of one layer's conversion")] = 2
+    layers: Annotated[int, Meta(ge=1, le=64, description="layers downloaded and converted at the same time")] = 3
+    level: Annotated[int, Meta(ge=1, le=19, description="zstd level of chunks while a node waits")] = 1
+
+
+class RegistryConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How registries are reached."""
+
+    plain_http: Annotated[
+        tuple[str, ...], Meta(description="registries (host or host:port) spoken to without TLS")
+    ] = ()
+    docker_config: Annotated[str, Meta(description="docker config.json with credentials; empty: anonymous")] = ""
+
+
+class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`imgdist supernode`."""
+
+    root: Annotated[str, Meta(description="directory of packs, tables and traces")] = "/var/lib/imgdist-supernode"
+    listen: Annotated[str, Meta(description="control API, host:port or unix:///path")] = "127.0.0.1:7600"
+    chunk_listen: Annotated[
+        str, Meta(description="chunk bodies, host:port or unix:///path; empty: the port after `listen`'s")
+    ] = ""
+    chunk_advertise: Annotated[
+        str, Meta(description="chunk address that agents are told; empty: what they reached `listen` by")
+    ] = ""
+    allow_plain: Annotated[bool, Meta(description="listen without TLS on addresses other than loopback")] = False
+    metrics_listen: Annotated[str, Meta(description="/metrics on an address of its own; empty: only on `listen`")] = ""
+    log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
+
+
+class ReadConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a reader of an absent block is promised."""
+
+    deadline_s: Annotated[float, Meta(gt=0, le=110, description="seconds until a read without any source gets EIO")] = (
+        60.0
+    )
+
+
+class FillConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The background fill of layers that are mounted but not complete."""
+
+    enabled: Annotated[bool, Meta(description="fetch what nobody has read yet")] = True
+    quiet_s: Annotated[float, Meta(ge=0, description="seconds without a miss on the node before fill goes on")] = 0.3
+    patience_s: Annotated[float, Meta(ge=0, description="seconds after which fill takes a low share all the same")] = (
+        10.0
+    )
+
+
+class SwitchConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """When a complete layer leaves the view for the local file."""
+
+    idle_s: Annotated[float, Meta(ge=0, description="seconds without a read of the layer before the switch")] = 2.0
+
+
+class TraceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The start-up trace: which chunks a start touched, in order."""
+
+    enabled: Annotated[bool, Meta(description="record starts and fetch recorded ones first")] = True
+    window_s: Annotated[
+        float, Meta(gt=0, le=600, description="seconds after a container's creation that are its start")
+    ] = 30.0
+
+
+class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`imgdist agent`."""
+
+    root: Annotated[str, Meta(description="directory of packs, layer mounts and snapshots")] = "/var/lib/imgdist"
+    run: Annotated[str, Meta(description="directory of sockets and of the view's mount")] = "/run/imgdist"
+    supernode: Annotated[tuple[str, ...], Meta(description="URLs of supernodes; none: an embedded one")] = ()
+    snapshotter_socket: Annotated[
+        str, Meta(description="containerd's proxy plugin address; empty: RUN/snapshotter.sock")
+    ] = ""
+    allow_plain: Annotated[bool, Meta(description="use addresses other than loopback without TLS")] = False
+    log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
+    stop_timeout_s: Annotated[
+        float, Meta(ge=0, le=3600, description="seconds to complete layers in use on SIGTERM")
+    ] = 30.0
+    prepare_timeout_s: Annotated[
+        float, Meta(gt=0, description="seconds a layer's Prepare may take before it is declined")
+    ] = 90.0
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+    fill: FillConfig = field(default_factory=FillConfig)
+    switch: SwitchConfig = field(default_factory=SwitchConfig)
+    trace: TraceConfig = field(default_factory=TraceConfig)
+
+
+ConfigT = TypeVar("ConfigT", SupernodeConfig, AgentConfig)
+
+
+def load(
+    kind: type[ConfigT],
+    file: str | None = None,
+    settings: tuple[str, ...] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """The configuration from `file` (TOML), then `settings` ("section.key=value"), then `flags` ("section.key": value).
+
+    Raises ConfigError naming the place, the key, the value and what is allowed.
+    """
+    document: dict[str, Any] = {}
+    if file is not None:
+        document = _read(file)
+        _convert(kind, document, file)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: expected section.key=value")
+        _put(kind, document, key.strip(), _value(text.strip()), f"--set {setting}")
+    for key, value in (flags or {}).items():
+        _put(kind, document, key, value, "--" + key.rpartition(".")[2].replace("_", "-"))
+    return _convert(kind, document, file or "command line")
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the configuration: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: expected TOML: {error}") from None
+
+
+def _value(text: str) -> Any:
+    """A setting's value: TOML where it parses as TOML (3, true, ["a"]), else the text itself."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(kind: type[Struct], document: dict[str, Any], key: str, value: Any, where: str) -> None:
+    known = dict(keys(kind))
+    if key not in known:
+        raise ConfigError(f"{where}: there is no key {key!r}; known: {', '.join(known)}")
+    *sections, last = key.split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+    document[last] = value
+
+
+def _convert(kind: type[ConfigT], document: dict[str, Any], where: str) -> ConfigT:
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        reason, _, path = message.partition(" - at `$")
+        key = path.strip("`").lstrip(".") if path else ""
+        raise ConfigError(f"{where}: {_explain(kind, document, key, reason)}") from None
+
+
+def _explain(kind: type[Struct], document: dict[str, Any], key: str, reason: str) -> str:
+    if "unknown field" in reason:
+        names = [name for name, _ in keys(kind) if name.rpartition(".")[0] == key]
+        prefix = f"[{key}] " if key else ""
+        return f"{prefix}{reason[0].lower()}{reason[1:]}; known: {', '.join(names)}"
+    seen: Any = document
+    for part in key.split("."):
+        seen = seen.get(part) if isinstance(seen, dict) else seen
+    return f"{key} = {seen!r}: {reason[0].lower()}{reason[1:]}"
+
+
+class Key(typing.NamedTuple):
+    """One configuration key: its default, its type as TOML users know it, and its meaning."""
+
+    default: Any
+    type_name: str
+    description: str
+
+
+def keys(kind: type[Struct], prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Every key of a daemon's configuration as ("section.key", Key), in the order of the file."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for info in msgspec.structs.fields(kind):
+        hint = hints[info.name]
+        if isinstance(hint, type) and issubclass(hint, Struct):
+            yield from keys(hint, f"{prefix}{info.name}.")
+            continue
+        base, meta = hint.__origin__, hint.__metadata__[0]
+        yield prefix + info.name, Key(info.default, _type_name(base, meta), meta.description or "")
+
+
+def _type_name(base: Any, meta: Meta) -> str:
+    origin = typing.get_origin(base)
+    if origin is Literal:
+        return " | ".join(f'"{choice}"' for choice in typing.get_args(base))
+    if isinstance(base, types.GenericAlias):
+        return "list of strings"
+    name = {int: "integer", float: "number", bool: "true | false", str: "string"}[base]
+    bounds = [
+        f"{sign} {value}" for sign, value in ((">=", meta.ge), (">", meta.gt), ("<=", meta.le)) if value is not None
+    ]
+    return " ".join([name, " and ".join(bounds)]).strip()
+
+
+def toml(kind: type[Struct]) -> str:
+    """The defaults as a commented TOML file."""
+    lines: list[str] = []
+    section = ""
+    for name, key in keys(kind):
+        head, _, last = name.rpartition(".")
+        if head != section:
+            section = head
+            lines += ["", f"[{section}]"]
+        lines += [f"# {key.description} ({key.type_name})", f"{last} = {_toml_value(key.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return msgspec.json.encode(value).decode()
