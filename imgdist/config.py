@@ -30,9 +30,6 @@ class ConvertConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class RegistryConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How registries are reached."""
 
-    plain_http: Annotated[
-        tuple[str, ...], Meta(description="registries (host or host:port) spoken to without TLS")
-    ] = ()
     docker_config: Annotated[str, Meta(description="docker config.json with credentials; empty: anonymous")] = ""
 
 
@@ -47,6 +44,9 @@ class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     chunk_advertise: Annotated[
         str, Meta(description="chunk address that agents are told; empty: what they reached `listen` by")
     ] = ""
+    plain_http: Annotated[
+        tuple[str, ...], Meta(description="registries (host or host:port) spoken to without TLS")
+    ] = ()
     allow_plain: Annotated[bool, Meta(description="listen without TLS on addresses other than loopback")] = False
     metrics_listen: Annotated[str, Meta(description="/metrics on an address of its own; empty: only on `listen`")] = ""
     log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
@@ -96,6 +96,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     snapshotter_socket: Annotated[
         str, Meta(description="containerd's proxy plugin address; empty: RUN/snapshotter.sock")
     ] = ""
+    plain_http: Annotated[
+        tuple[str, ...], Meta(description="registries (host or host:port) spoken to without TLS")
+    ] = ()
     allow_plain: Annotated[bool, Meta(description="use addresses other than loopback without TLS")] = False
     log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
     stop_timeout_s: Annotated[
