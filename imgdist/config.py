@@ -115,7 +115,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     trace: TraceConfig = field(default_factory=TraceConfig)
 
 
-ConfigT = TypeVar("ConfigT", SupernodeConfig, AgentConfig)
+ConfigT = TypeVar("ConfigT", bound=SupernodeConfig | AgentConfig)
 
 
 def load(
@@ -159,7 +159,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _put(kind: type[Struct], document: dict[str, Any], key: str, value: Any, where: str) -> None:
+def _put(kind: type[Any], document: dict[str, Any], key: str, value: Any, where: str) -> None:
     known = dict(keys(kind))
     if key not in known:
         raise ConfigError(f"{where}: there is no key {key!r}; known: {', '.join(known)}")
@@ -179,7 +179,7 @@ def _convert(kind: type[ConfigT], document: dict[str, Any], where: str) -> Confi
         raise ConfigError(f"{where}: {_explain(kind, document, key, reason)}") from None
 
 
-def _explain(kind: type[Struct], document: dict[str, Any], key: str, reason: str) -> str:
+def _explain(kind: type[Any], document: dict[str, Any], key: str, reason: str) -> str:
     if "unknown field" in reason:
         names = [name for name, _ in keys(kind) if name.rpartition(".")[0] == key]
         prefix = f"[{key}] " if key else ""
@@ -198,7 +198,7 @@ class Key(typing.NamedTuple):
     description: str
 
 
-def keys(kind: type[Struct], prefix: str = "") -> Iterator[tuple[str, Key]]:
+def keys(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
     """Every key of a daemon's configuration as ("section.key", Key), in the order of the file."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for info in msgspec.structs.fields(kind):
@@ -223,7 +223,7 @@ def _type_name(base: Any, meta: Meta) -> str:
     return " ".join([name, " and ".join(bounds)]).strip()
 
 
-def toml(kind: type[Struct]) -> str:
+def toml(kind: type[Any]) -> str:
     """The defaults as a commented TOML file."""
     lines: list[str] = []
     section = ""

@@ -1,0 +1,91 @@
+"""Commands that ask this node's agent: `mount`, `umount`, `status`, `images`, `layers`."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import click
+
+from imgdist.errors import UsageError
+
+RUN = click.option(
+    "--run", envvar="IMGDIST_RUN", default="/run/imgdist", show_default=True, metavar="DIR", help="The agent's sockets."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def agent_api(run: str) -> Any:
+    """The JSON API of the agent whose run directory is `run`."""
+    from imgdist.api import JsonApi
+
+    return JsonApi(f"unix://{os.path.join(os.path.abspath(run), 'api.sock')}", "the agent", timeout_s=600.0)
+
+
+def _show(document: Any, as_json: bool, columns: tuple[str, ...], title: str) -> int:
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return 0
+    from imgdist.cli.progress import table
+
+    table(title, columns, document)
+    return 0
+
+
+@click.command()
+@click.argument("ref")
+@click.argument("directory", metavar="DIR")
+@click.option("--rw", is_flag=True, help="With a writable layer of its own on top.")
+@RUN
+def mount(ref: str, directory: str, rw: bool, run: str) -> int:
+    """Show image REF's root file system at DIR, lazily, without containerd."""
+    if not os.path.isdir(directory):
+        raise UsageError(f"{directory}: expected a directory to mount on; make it first")
+    agent_api(run).post("/v1/mounts", {"reference": ref, "directory": os.path.realpath(directory), "writable": rw})
+    return 0
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@RUN
+def umount(directory: str, run: str) -> int:
+    """Undo `imgdist mount`."""
+    agent_api(run).post("/v1/umount", {"directory": os.path.realpath(directory)})
+    return 0
+
+
+@click.command()
+@JSON
+@RUN
+def status(as_json: bool, run: str) -> int:
+    """What this node's agent has and does."""
+    document = agent_api(run).get("/v1/status")
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return 0
+    from imgdist.cli.progress import properties
+
+    properties(document)
+    return 0
+
+
+@click.command()
+@JSON
+@RUN
+def images(as_json: bool, run: str) -> int:
+    """Images this node has seen since its agent was set up."""
+    columns = ("reference", "manifest_digest", "layers", "size_bytes", "present_bytes", "trace")
+    return _show(agent_api(run).get("/v1/images"), as_json, columns, "images")
+
+
+@click.command()
+@JSON
+@RUN
+def layers(as_json: bool, run: str) -> int:
+    """Layers of this node: state, how much is here, where it came from."""
+    columns = ("digest", "state", "size_bytes", "present_bytes", "sources")
+    return _show(agent_api(run).get("/v1/layers"), as_json, columns, "layers")
+
+
+COMMANDS: tuple[click.Command, ...] = (mount, umount, status, images, layers)
