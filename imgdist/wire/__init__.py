@@ -1,0 +1,1 @@
+"""What the processes of imgdist say to each other: addresses, control messages, chunk bodies."""
