@@ -23,7 +23,7 @@ class Address:
 
     host: str = ""
     port: int = 0
-    path: str = ""
+    path: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Address:
