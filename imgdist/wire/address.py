@@ -99,7 +99,7 @@ class Address:
         Raises ImgdistError with one clear line (in use, no permission, no such host or directory).
         """
         try:
-            return self._listen_unix(backlog) if self.path else self._listen_tcp(backlog)
+            return _listen_unix(self.path, backlog) if self.path else self._listen_tcp(backlog)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 reason = "another process uses the address; stop it or choose another address"
@@ -121,29 +121,31 @@ class Address:
             raise
         return listener
 
-    def _listen_unix(self, backlog: int) -> socket.socket:
-        self._remove_stale_socket()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            listener.bind(self.path)
-            listener.listen(backlog)
-        except BaseException:
-            listener.close()
-            raise
-        finally:
-            os.umask(mask)
-        return listener
 
-    def _remove_stale_socket(self) -> None:
-        """Unlink a socket whose owner is gone; a live one stays, so that bind reports it as in use."""
-        try:
-            if not stat.S_ISSOCK(os.stat(self.path).st_mode):
-                return
-        except FileNotFoundError:
+def _listen_unix(path: str, backlog: int) -> socket.socket:
+    _remove_stale_socket(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(path)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Unlink a socket whose owner is gone; a live one stays, so that bind reports it as in use."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(FileNotFoundError):
-            try:
-                probe.connect(self.path)
-            except ConnectionRefusedError:
-                os.unlink(self.path)
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(FileNotFoundError):
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
