@@ -1,0 +1,152 @@
+"""From a configuration to running processes: checks the machine, then becomes the holder.
+
+The holder gets one plain plan (sockets, children) and knows no configuration; what it starts is decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from imgdist.config import AgentConfig
+from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
+from imgdist.wire.address import Address
+
+SOCKET_PATH_MAX = 107
+"""Bytes of a unix socket's path (sockaddr_un in linux/un.h: 108 with the final zero)."""
+
+
+def main(config: AgentConfig) -> int:
+    """Replace this process by the holder of an agent. Returns only by raising the reason why it cannot."""
+    if os.geteuid() != 0:
+        raise UnsupportedError(f"imgdist agent mounts file systems: expected root, running as user {os.geteuid()}")
+    config = absolute(config)
+    for url in config.supernode:
+        _check_url(url)
+    for directory in (config.root, config.run):
+        _prepare_directory(directory)
+    missing = missing_features()
+    plan = holder_plan(config, lazy=not missing)
+    for name in missing:
+        print(f"imgdist: no {name} on this machine: every image is pulled the ordinary way", file=sys.stderr)
+    arguments = [sys.executable, "-m", "agent.holder", json.dumps(plan)]
+    os.execve(sys.executable, arguments, {**os.environ, "PYTHONPATH": _python_path()})
+
+
+def absolute(config: AgentConfig) -> AgentConfig:
+    """`config` with absolute paths and every default that depends on another key filled in."""
+    run = os.path.abspath(config.run)
+    socket = config.snapshotter_socket or os.path.join(run, "snapshotter.sock")
+    return msgspec.structs.replace(
+        config, root=os.path.abspath(config.root), run=run, snapshotter_socket=os.path.abspath(socket)
+    )
+
+
+def supernode_urls(config: AgentConfig) -> tuple[str, ...]:
+    """The supernodes to ask, in order: the configured ones, or the embedded one's socket."""
+    return config.supernode or (f"unix://{config.run}/supernode.sock",)
+
+
+def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
+    """The holder's plan; without `lazy` (no EROFS, FUSE or loop) there is neither a view nor a supernode.
+
+    Raises ImgdistError if a socket's path is longer than the kernel takes.
+    """
+    sockets = {
+        "snapshotter": (config.snapshotter_socket, "stream"),
+        "api": (f"{config.run}/api.sock", "stream"),
+        "view": (f"{config.run}/view.sock", "seqpacket"),
+    }
+    for path, _ in sockets.values():
+        if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+            raise ImgdistError(
+                f"{path}: expected a socket path of at most {SOCKET_PATH_MAX} bytes, got {len(os.fsencode(path))}; "
+                "choose a shorter --run or --snapshotter-socket"
+            )
+    return {
+        "run": config.run,
+        "root": config.root,
+        "fuse": lazy,
+        "sockets": [{"name": name, "path": path, "type": kind} for name, (path, kind) in sockets.items()],
+        "children": list(_children(config, lazy)),
+        "stop_timeout_s": config.stop_timeout_s,
+    }
+
+
+def _children(config: AgentConfig, lazy: bool) -> Iterator[dict[str, Any]]:
+    if lazy and not config.supernode:
+        yield {"role": "supernode", "argv": _supernode_command(config)}
+    if lazy:
+        view = [sys.executable, "-m", "fuse.main", "--deadline", str(config.read.deadline_s)]
+        yield {"role": "view", "argv": view}
+    settings = msgspec.json.encode(config).decode()
+    yield {"role": "agent", "argv": [sys.executable, "-m", "agent.app", settings, "lazy" if lazy else "plain"]}
+
+
+def _supernode_command(config: AgentConfig) -> list[str]:
+    command = [sys.executable, "-m", "imgdist.cli", "supernode", "--root", f"{config.root}/supernode"]
+    command += ["--listen", f"unix://{config.run}/supernode.sock", "--chunk-listen", f"unix://{config.run}/chunks.sock"]
+    command += ["--log-format", config.log_format]
+    for registry in config.plain_http:
+        command += ["--plain-http", registry]
+    for section in ("convert", "registry"):
+        for key, value in msgspec.to_builtins(getattr(config, section)).items():
+            command += ["--set", f"{section}.{key}={json.dumps(value)}"]
+    return command
+
+
+def missing_features() -> list[str]:
+    """What this kernel lacks of EROFS, FUSE, loop devices and overlayfs, after asking modprobe for it."""
+    return [name for name, present in _features() if not present]
+
+
+def _features() -> Iterator[tuple[str, bool]]:
+    for name in ("erofs", "fuse", "overlay"):
+        yield name, _has_file_system(name)
+    yield "/dev/fuse", os.path.exists("/dev/fuse")
+    if not os.path.exists("/dev/loop-control"):
+        _modprobe("loop")
+    yield "/dev/loop-control", os.path.exists("/dev/loop-control")
+
+
+def _has_file_system(name: str) -> bool:
+    known = Path("/proc/filesystems")
+    if name not in known.read_text().split():
+        _modprobe(name)
+    return name in known.read_text().split()
+
+
+def _modprobe(module: str) -> None:
+    if shutil.which("modprobe"):
+        subprocess.run(["modprobe", "-q", module], check=False, stderr=subprocess.DEVNULL)
+
+
+def _check_url(url: str) -> None:
+    try:
+        Address.parse(url)
+    except ImgdistError as error:
+        raise ConfigError(f"--supernode {url}: {error}") from None
+
+
+def _prepare_directory(directory: str) -> None:
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        probe = os.path.join(directory, f".writable-{os.getpid()}")
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.unlink(probe)
+    except OSError as error:
+        raise ImgdistError(f"{directory}: expected a writable directory: {error.strerror}") from None
+
+
+def _python_path() -> str:
+    """The folder that holds our packages, before whatever PYTHONPATH says: the children are of the same release."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
