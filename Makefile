@@ -1,0 +1,26 @@
+# Everything is made from a checkout: `make setup` once (the other targets call it), then .venv/bin/imgdist.
+.PHONY: setup demo test bench lint clean
+
+BIN := .venv/bin
+CODE := imgdist supernode agent fuse bench tests
+
+setup:
+	@scripts/setup
+
+demo: setup
+	$(BIN)/imgdist demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m bench all
+
+lint: setup
+	$(BIN)/ruff check $(wildcard $(CODE))
+	$(BIN)/ruff format --check $(wildcard $(CODE))
+	$(BIN)/mypy --strict $(wildcard imgdist supernode agent fuse bench)
+
+clean:
+	rm -rf .venv dist bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
