@@ -1,0 +1,255 @@
+"""Reading from one registry: tags, manifests and blobs (OCI distribution specification 1.1, "Pull").
+
+Everything that has a digest is checked against it before the caller is told that it is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+
+import aiohttp
+from yarl import URL
+
+from imgdist.errors import CorruptError, DeniedError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.oci import manifest as manifests
+from imgdist.oci.auth import Authorizer, TokenRequest, parse_challenges
+from imgdist.oci.credentials import Credentials
+from imgdist.oci.manifest import Descriptor, Index, Manifest, error_details, parse_manifest
+from imgdist.oci.reference import Reference, is_digest
+from imgdist.oci.transport import CUT, Meter, Retry, Transport, cut
+
+MANIFEST_MAX = 4 << 20
+"""Bytes of a manifest, index or configuration: what registries accept (distribution-spec "Pushing Manifests")."""
+
+PROGRESS = 256 * 1024
+"""Bytes after which a broken body counts as progress, so that a long download outlives many cuts."""
+
+HASH_INLINE = 64 * 1024
+"""Bytes hashed on the event loop: 0.2 ms without SHA-NI; larger pieces are hashed in a thread meanwhile."""
+
+_ACCEPT = ", ".join((*manifests.MANIFEST_TYPES, *manifests.INDEX_TYPES))
+_HUB = "registry-1.docker.io"
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+
+
+class RegistryClient:
+    """The registry `host` ("docker.io" or "host[:port]"), over a shared session (`transport.session()`)."""
+
+    def __init__(
+        self,
+        host: str,
+        http: aiohttp.ClientSession,
+        meter: Meter,
+        *,
+        plain_http: bool = False,
+        credentials: Callable[[str], Credentials | None] = lambda host: None,
+        retry: Retry = Retry(),  # noqa: B008 - frozen
+    ) -> None:
+        self.host = host
+        scheme = "http" if plain_http else "https"
+        self._base = URL(f"{scheme}://{_HUB if host == 'docker.io' else host}")
+        self._transport = Transport(host, http, meter, retry)
+        self._authorizer = Authorizer(host, credentials, self._ask_token, secure=not plain_http)
+
+    async def resolve(self, reference: Reference) -> tuple[str, str, bytes]:
+        """The (digest, media type, bytes) of what a reference names; its digest, if it has one, is checked."""
+        return await self._document(reference.repository, reference.digest or reference.tag or "latest")
+
+    async def manifest(self, repository: str, name: str) -> Manifest | Index:
+        """The manifest or index called `name`, a tag or a digest."""
+        _, media_type, raw = await self._document(repository, name)
+        return parse_manifest(raw, media_type)
+
+    async def digest_of_tag(self, repository: str, tag: str) -> str | None:
+        """The digest that a tag names now, by HEAD (the hub does not count it as a pull); None if not told."""
+        response = await self._send("HEAD", repository, f"manifests/{tag}", {"Accept": _ACCEPT})
+        async with response:
+            if response.status in (400, 405):
+                return None
+            await self._expect(response, repository, f"tag {tag}")
+            digest = response.headers.get("Docker-Content-Digest", "")
+            return digest if is_digest(digest) else None
+
+    async def document(self, repository: str, descriptor: Descriptor) -> bytes:
+        """A small blob, such as an image configuration, whole."""
+        if descriptor.size > MANIFEST_MAX:
+            raise ProtocolError(f"{descriptor.digest}: {descriptor.size} bytes; at most {MANIFEST_MAX} are read")
+        async with aclosing(self.blob(repository, descriptor)) as pieces:
+            return b"".join([piece async for piece in pieces])
+
+    async def blob(self, repository: str, descriptor: Descriptor) -> AsyncGenerator[bytes, None]:
+        """A blob's bytes in order, in pieces of up to some MiB; close the iterator when done.
+
+        A body that breaks off is resumed where it ended. Ends normally only if size and digest match; until then
+        nothing that was read may be trusted. Raises CorruptError, or what the requests raise.
+        """
+        what = f"{self.host}/{repository}: blob {descriptor.digest}"
+        running = hashlib.new(descriptor.digest.partition(":")[0])
+        loop = asyncio.get_running_loop()
+        offset, failures = 0, 0
+        while offset < descriptor.size:
+            started = offset
+            problem: ImgdistError = CorruptError(f"{what}: ended after {offset} of {descriptor.size} bytes")
+            try:
+                async with aclosing(self._body(repository, descriptor, offset)) as pieces:
+                    async for piece in pieces:
+                        offset += len(piece)
+                        if offset > descriptor.size:
+                            raise CorruptError(f"{what}: longer than the {descriptor.size} bytes of its descriptor")
+                        if len(piece) <= HASH_INLINE:
+                            running.update(piece)
+                            yield piece
+                            continue
+                        hashing = loop.run_in_executor(None, running.update, piece)
+                        try:
+                            yield piece
+                        finally:
+                            await hashing
+            except TemporaryError as error:
+                problem = error
+            if offset < descriptor.size:
+                failures = 1 if offset - started >= PROGRESS else failures + 1
+                await self._pause(failures, problem)
+        if running.hexdigest() != descriptor.digest.partition(":")[2]:
+            raise CorruptError(f"{what}: its bytes have the digest {running.name}:{running.hexdigest()}")
+
+    async def _pause(self, failures: int, problem: ImgdistError) -> None:
+        if isinstance(problem, TemporaryError):
+            return await self._transport.pause(failures, problem)
+        try:
+            return await self._transport.pause(failures, TemporaryError(str(problem)))
+        except TemporaryError:
+            raise problem from None
+
+    async def _body(self, repository: str, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
+        """What follows `offset` in a blob, from one request: by Range, or by skipping where that is not served."""
+        what = f"{self.host}/{repository}: blob {descriptor.digest}"
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        # Each attempt starts at the registry: a presigned URL of the last one may have expired.
+        async with await self._send("GET", repository, f"blobs/{descriptor.digest}", headers) as response:
+            if response.status == 416:
+                raise CorruptError(f"{what}: the registry has less than the {descriptor.size} bytes of its descriptor")
+            await self._expect(response, repository, f"blob {descriptor.digest}")
+            skip = offset
+            if response.status == 206:
+                span = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                if span is None or int(span[1]) != offset:
+                    raise ProtocolError(
+                        f"{what}: asked from byte {offset}, got {response.headers.get('Content-Range')}"
+                    )
+                skip = 0
+            expected = descriptor.size - offset + skip
+            if response.content_length not in (None, expected):
+                raise CorruptError(
+                    f"{what}: descriptor says {expected} bytes, the registry offers {response.content_length}"
+                )
+            async for piece in self._pieces(response):
+                if skip < len(piece):
+                    yield piece[skip:] if skip else piece
+                skip = max(0, skip - len(piece))
+
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        try:
+            while piece := await response.content.readany():
+                self._transport.received(len(piece))
+                yield piece
+        except CUT as error:
+            raise cut(response.url, error) from error
+
+    async def _document(self, repository: str, name: str) -> tuple[str, str, bytes]:
+        failures = 0
+        while True:
+            try:
+                return await self._read_document(repository, name)
+            except TemporaryError as error:
+                if not isinstance(error.__cause__, CUT):
+                    raise
+                failures += 1
+                await self._transport.pause(failures, error)
+
+    async def _read_document(self, repository: str, name: str) -> tuple[str, str, bytes]:
+        what = f"{self.host}/{repository}: manifest {name}"
+        async with await self._send("GET", repository, f"manifests/{name}", {"Accept": _ACCEPT}) as response:
+            await self._expect(response, repository, f"manifest {name}")
+            raw = await self._read(response, MANIFEST_MAX, what)
+        stated = name if is_digest(name) else response.headers.get("Docker-Content-Digest", "")
+        algorithm = "sha512" if stated.startswith("sha512:") else "sha256"
+        digest = f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
+        if stated and stated != digest:
+            raise CorruptError(f"{what}: expected the digest {stated}, its bytes have {digest}")
+        return digest, response.content_type, raw
+
+    async def _read(self, response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
+        raw = bytearray()
+        async with aclosing(self._pieces(response)) as pieces:
+            async for piece in pieces:
+                raw += piece
+                if len(raw) > limit:
+                    raise ProtocolError(f"{what}: more than the {limit} bytes that are read of it")
+        return bytes(raw)
+
+    async def _send(
+        self, method: str, repository: str, path: str, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        url = self._base / "v2" / repository / path
+        header = self._authorizer.header(repository)
+        response = await self._transport.open(method, url, _with(headers, header))
+        if response.status == 401 and response.url.origin() == self._base.origin():
+            response.close()
+            challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
+            header = await self._authorizer.renew(repository, challenges, header)
+            response = await self._transport.open(method, url, _with(headers, header))
+        return response
+
+    async def _expect(self, response: aiohttp.ClientResponse, repository: str, what: str) -> None:
+        """Return for 200 and 206; else raise what the status means."""
+        what = f"{self.host}/{repository}: {what}"
+        status = response.status
+        if status in (200, 206):
+            if response.content_type == "text/html":
+                raise ProtocolError(f"{what}: answered with a web page; is {self.host} a registry?")
+            return
+        reason = error_details(await self._read(response, MANIFEST_MAX, what))
+        shown = f"status {status}{': ' + reason if reason else ''}"
+        if response.url.origin() != self._base.origin() and status in (401, 403):
+            # A presigned URL that expired between the redirect and its use: the registry hands out a fresh one.
+            raise TemporaryError(f"{what}: {response.url.host}, where the registry sent us, refused: {shown}")
+        if status in (401, 403):
+            raise DeniedError(f"{what}: access denied ({shown}); check the credentials for {self.host}")
+        if status == 404:
+            await self._expect_registry()
+            raise NotFoundError(f"{what}: not found ({shown})")
+        raise ProtocolError(f"{what}: unexpected {shown}")
+
+    async def _expect_registry(self) -> None:
+        """Tell "no such image" from "no registry at all": only a registry answers 200 or 401 at /v2/ (API check)."""
+        async with await self._transport.open("GET", self._base / "v2/", {}) as response:
+            if response.status not in (200, 401) or response.content_type == "text/html":
+                raise ProtocolError(
+                    f"{self._base}: GET /v2/ answered {response.status} {response.content_type}; "
+                    f"expected a registry (200 or 401): is {self.host} right?"
+                )
+
+    async def _ask_token(self, request: TokenRequest) -> bytes:
+        url = URL(request.realm)
+        headers = _with({}, request.authorization)
+        if request.form is not None:
+            response = await self._transport.open("POST", url, headers, data=request.form)
+        else:
+            response = await self._transport.open("GET", url.update_query(request.query), headers)
+        async with response:
+            raw = await self._read(response, MANIFEST_MAX, request.realm)
+        if response.status in (400, 401, 403):
+            hint = "the credentials are refused" if request.authorization or request.form else "credentials are needed"
+            raise DeniedError(f"{self.host}: token server {request.realm} answered {response.status}; {hint}")
+        if response.status != 200:
+            raise ProtocolError(f"{self.host}: token server {request.realm} answered {response.status}; expected 200")
+        return raw
+
+
+def _with(headers: Mapping[str, str], authorization: str | None) -> dict[str, str]:
+    return {**headers, "Authorization": authorization} if authorization else dict(headers)
