@@ -51,7 +51,7 @@ class Image:
         return self.directory / "blobs" / "sha256" / blob.digest.removeprefix("sha256:")
 
     def manifest_bytes(self, mark: str = "") -> bytes:
-        """The manifest as pushed. A `mark` becomes an annotation: same layers, another digest (and so another trace)."""
+        """The manifest as pushed. A `mark` becomes an annotation: same layers, another digest and so trace."""
         document: dict[str, Any] = {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,

@@ -36,7 +36,7 @@ def _push_blob(connection: http.client.HTTPConnection, image: Image, repository:
         return
     started = _ask(connection, "POST", f"/v2/{repository}/blobs/uploads/", {202})
     location = urllib.parse.urlsplit(started["Location"])
-    query = urllib.parse.parse_qsl(location.query) + [("digest", blob.digest)]
+    query = [*urllib.parse.parse_qsl(location.query), ("digest", blob.digest)]
     with image.path(blob).open("rb") as body:
         path = f"{location.path}?{urllib.parse.urlencode(query)}"
         headers = {"Content-Length": str(blob.size_bytes), "Content-Type": "application/octet-stream"}
