@@ -1,0 +1,315 @@
+"""Serves chunk bodies: threads, `sendfile`, demand before fill.
+
+One thread accepts and watches idle connections, and never touches a disk. Whole requests go to two bounded groups of
+threads (8 demand, 4 fill), so that cold disk pages or slow readers hold up a slot and nothing else. Between two chunks
+a fill waits while a demand request is being served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol
+
+from imgdist.errors import NotFoundError, ProtocolError
+from imgdist.wire.messages import ChunkRequest, Frame, Priority, RequestDecoder, encode_frame, encode_head
+
+_log = logging.getLogger("imgdist.wire")
+
+DEMAND_SLOTS = 8
+FILL_SLOTS = 4
+QUEUE_PER_SLOT = 32
+"""Requests that may wait for a slot, per slot: beyond it 503 is kinder than a queue (a guess: ~30 ms at 1 ms each)."""
+CONNECTIONS_MAX = 4096
+IDLE_S = 120.0
+SEND_TIMEOUT_S = 20.0
+"""How long one chunk may take to leave; below 105 kbit/s a reader is given up."""
+YIELD_S = 0.1
+"""Longest wait of a fill for demand, per chunk: at steady demand a fill keeps a low share instead of dying."""
+FILL_UNSENT = 128 * 1024
+"""TCP_NOTSENT_LOWAT of a connection that fills: what lies in the socket's buffer can no longer let demand pass."""
+_BUSY_RETRY_S = 1
+
+
+class ChunkReader(Protocol):
+    """The encoded chunks of one pack; stays usable while referenced, whatever happens to its directory."""
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the file that holds the bodies."""
+
+    def row(self, number: int) -> tuple[int, int, int]:
+        """(offset, length, encoding) of a chunk. Raises NotFoundError where it is not there (yet)."""
+
+
+class ChunkShelf(Protocol):
+    """What a server serves from. Called by several threads at once."""
+
+    def open(self, name: str) -> ChunkReader | None:
+        """The reader of a pack id or in-progress name, or None."""
+
+
+class _Connection:
+    """A client's socket; owned by the watcher while idle, by one slot while a request is served."""
+
+    __slots__ = ("decoder", "fd", "fills", "idle_since", "pending", "socket")
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.socket = sock
+        self.fd = sock.fileno()
+        self.decoder = RequestDecoder()
+        self.pending: deque[ChunkRequest] = deque()
+        self.idle_since: float | None = now
+        self.fills = False
+
+
+class ChunkServer:
+    """Serves the packs of `shelf` on listening sockets (TCP or unix).
+
+    `start()` returns at once; `stop()` lets requests in progress end (at most `grace_s`), then closes everything.
+    `on_sent(priority, bytes)` is called by slots after each chunk.
+    """
+
+    def __init__(
+        self,
+        shelf: ChunkShelf,
+        listeners: list[socket.socket],
+        on_sent: Callable[[Priority, int], None] | None = None,
+    ) -> None:
+        self._shelf = shelf
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._on_sent = on_sent
+        self._poll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._connections: dict[int, _Connection] = {}
+        self._queues: dict[Priority, SimpleQueue[_Connection | None]] = {p: SimpleQueue() for p in Priority}
+        self._slots = {Priority.DEMAND: DEMAND_SLOTS, Priority.FILL: FILL_SLOTS}
+        self._quiet = threading.Condition()
+        self._demand = 0
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to accept."""
+        for fd, listener in self._listeners.items():
+            listener.setblocking(False)
+            self._poll.register(fd, select.EPOLLIN)
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._threads = [threading.Thread(target=self._watch, name="chunks-watch", daemon=True)]
+        for priority, count in self._slots.items():
+            for i in range(count):
+                name = f"chunks-{priority.value}-{i}"
+                self._threads.append(threading.Thread(target=self._serve, args=(priority,), name=name, daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Accept nothing more, let requests in progress end for `grace_s`, close every connection."""
+        if self._stopping:
+            return
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        for priority, count in self._slots.items():
+            for _ in range(count):
+                self._queues[priority].put(None)
+        deadline = time.monotonic() + grace_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            for connection in self._connections.values():
+                with contextlib.suppress(OSError):
+                    connection.socket.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for connection in list(self._connections.values()):
+            self._close(connection)
+        for listener in self._listeners.values():
+            listener.close()
+        self._poll.close()
+        os.close(self._wake)
+
+    # The watcher.
+
+    def _watch(self) -> None:
+        sweep_at = time.monotonic() + IDLE_S / 4
+        while not self._stopping:
+            for fd, _ in self._poll.poll(IDLE_S / 4):
+                if fd in self._listeners:
+                    self._accept(self._listeners[fd])
+                elif fd != self._wake and (connection := self._connections.get(fd)) is not None:
+                    self._receive(connection)
+            now = time.monotonic()
+            if now >= sweep_at:
+                sweep_at = now + IDLE_S / 4
+                self._close_idle(now - IDLE_S)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                _log.warning("cannot accept a connection: %s; closing idle ones", error.strerror)
+                self._close_idle(time.monotonic() - 1.0)
+            return
+        if len(self._connections) >= CONNECTIONS_MAX:
+            _log.warning("more than %d connections; closing those idle for 1 s", CONNECTIONS_MAX)
+            self._close_idle(time.monotonic() - 1.0)
+        sock.setblocking(True)
+        seconds = int(SEND_TIMEOUT_S)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", seconds, 0))
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = _Connection(sock, time.monotonic())
+        with self._lock:
+            self._connections[connection.fd] = connection
+        self._poll.register(connection.fd, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def _receive(self, connection: _Connection) -> None:
+        """Read what an idle connection sent; a whole request goes to a slot, a broken one closes it."""
+        try:
+            data = connection.socket.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._await_request(connection)
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+            return
+        try:
+            connection.pending.extend(connection.decoder.feed(data))
+        except ProtocolError as error:
+            self._refuse(connection, 400, str(error))
+            self._close(connection)
+            return
+        if connection.pending:
+            connection.idle_since = None
+            self._dispatch(connection)
+        else:
+            self._await_request(connection)
+
+    def _await_request(self, connection: _Connection) -> None:
+        # Safe from any thread: with EPOLLONESHOT nobody else is told of this descriptor until this call.
+        with contextlib.suppress(OSError):
+            self._poll.modify(connection.fd, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def _dispatch(self, connection: _Connection) -> None:
+        priority = connection.pending[0].priority
+        queue = self._queues[priority]
+        if queue.qsize() < QUEUE_PER_SLOT * self._slots[priority]:
+            queue.put(connection)
+            return
+        connection.pending.clear()
+        if self._refuse(connection, 503, "too many requests wait; ask elsewhere or again", _BUSY_RETRY_S):
+            self._idle(connection)
+        else:
+            self._close(connection)
+
+    def _close_idle(self, since: float) -> None:
+        with self._lock:
+            old = [c for c in self._connections.values() if c.idle_since is not None and c.idle_since < since]
+        for connection in old:
+            self._close(connection)
+
+    def _idle(self, connection: _Connection) -> None:
+        connection.idle_since = time.monotonic()
+        self._await_request(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        with self._lock:
+            self._connections.pop(connection.fd, None)
+        connection.socket.close()
+
+    # The slots.
+
+    def _serve(self, priority: Priority) -> None:
+        while (connection := self._queues[priority].get()) is not None:
+            request = connection.pending.popleft()
+            if priority is Priority.DEMAND:
+                with self._quiet:
+                    self._demand += 1
+            try:
+                alive = self._answer(connection, request) and not self._stopping
+            except OSError as error:
+                _log.debug("sending chunks of %s: %s", request.name, error)
+                alive = False
+            finally:
+                if priority is Priority.DEMAND:
+                    with self._quiet:
+                        self._demand -= 1
+                        if not self._demand:
+                            self._quiet.notify_all()
+            if not alive:
+                self._close(connection)
+            elif connection.pending:
+                self._dispatch(connection)
+            else:
+                self._idle(connection)
+
+    def _answer(self, connection: _Connection, request: ChunkRequest) -> bool:
+        """Send the answer; False if the connection cannot go on."""
+        reader = self._shelf.open(request.name)
+        if reader is None:
+            return self._refuse(connection, 404, f"pack {request.name} is not here") and request.keep_alive
+        try:
+            rows = [reader.row(number) for number in request.numbers]
+        except NotFoundError as error:
+            return self._refuse(connection, 404, str(error)) and request.keep_alive
+        fills = request.priority is Priority.FILL
+        if fills != connection.fills and connection.socket.family != socket.AF_UNIX:
+            unsent = FILL_UNSENT if fills else 0x7FFFFFFF
+            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
+            connection.fills = fills
+        head = encode_head(200, sum(16 + length for _, length, _ in rows), keep_alive=request.keep_alive)
+        for number, (offset, length, encoding) in zip(request.numbers, rows, strict=True):
+            if fills:
+                self._yield_to_demand()
+            raw_size = length if encoding == 0 else 0
+            head += encode_frame(Frame(number, encoding, length, raw_size))
+            _send_chunk(connection.socket, head, reader.fd, offset, length)
+            head = b""
+            if self._on_sent is not None:
+                self._on_sent(request.priority, length)
+        return request.keep_alive
+
+    def _yield_to_demand(self) -> None:
+        with self._quiet:
+            if self._demand:
+                self._quiet.wait_for(lambda: not self._demand, YIELD_S)
+
+    def _refuse(self, connection: _Connection, status: int, reason: str, retry_after_s: int | None = None) -> bool:
+        """Send a short answer; False if that failed. Called by the watcher too, hence never blocks."""
+        body = (reason + "\n").encode("utf-8", "replace")[:1024]
+        head = encode_head(status, len(body), keep_alive=status != 400, retry_after_s=retry_after_s)
+        try:
+            return connection.socket.send(head + body, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(head + body)
+        except OSError:
+            return False
+
+
+def _send_chunk(sock: socket.socket, head: bytes, fd: int, offset: int, length: int) -> None:
+    """Send `head`, then `length` bytes of the file from `offset`. Raises OSError on a time-out or a short file."""
+    more = socket.MSG_MORE if length else 0
+    while head:
+        head = head[sock.send(head, more | socket.MSG_NOSIGNAL) :]
+    deadline = time.monotonic() + SEND_TIMEOUT_S
+    while length:
+        sent = os.sendfile(sock.fileno(), fd, offset, length)
+        if sent == 0:
+            raise OSError(errno.EIO, f"the pack's file ends {length} bytes short of offset {offset + length}")
+        offset += sent
+        length -= sent
+        if length and time.monotonic() > deadline:
+            raise TimeoutError(errno.ETIMEDOUT, "the reader is too slow")
