@@ -1,0 +1,165 @@
+"""Our own daemons as a user starts them: `imgdist supernode` and `imgdist agent`, each with directories of its own."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from imgdist.api import JsonApi
+from imgdist.demo import leftovers
+from imgdist.demo.processes import Process, command, wait_until
+
+IMGDIST = (sys.executable, "-m", "imgdist.cli")
+# The fill of 230 MB at 200 Mbit/s takes 10 s; a busy machine several times that.
+COMPLETE_TIMEOUT_S = 180.0
+
+
+class Supernode:
+    """A running `imgdist supernode`; a context manager.
+
+    `listen` is "host:port" of the control API (chunk bodies on the next port). `inside` is a command prefix
+    (`Link.inside`). `advertise` is the host that agents reach both ports at, where it is not `listen`'s.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        listen: str,
+        *,
+        plain_http: Sequence[str] = (),
+        inside: Sequence[str] = (),
+        advertise: str | None = None,
+        flags: Sequence[str] = (),
+    ) -> None:
+        host, _, port = listen.rpartition(":")
+        root.mkdir(parents=True, exist_ok=True)
+        self.root = root
+        self.url = f"http://{advertise or host}:{port}"
+        argv = [*inside, *IMGDIST, "supernode", "--root", str(root), "--listen", listen, "--allow-plain"]
+        if advertise:
+            argv += ["--set", f"chunk_advertise=http://{advertise}:{int(port) + 1}"]
+        for registry in plain_http:
+            argv += ["--plain-http", registry]
+        self._process = Process("supernode", [*argv, *flags], root.with_name(root.name + ".log"), stop_timeout_s=40)
+
+    def __enter__(self) -> Supernode:
+        try:
+            self._process.wait_for_line("ready")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> Path:
+        return self._process.log
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def preheat(self, reference: str) -> None:
+        """`imgdist preheat REF --wait`: returns when every layer is converted. Raises ImgdistError with its reason."""
+        command(*IMGDIST, "preheat", reference, "--supernode", self.url, "--wait")
+
+    def has_trace(self, manifest_digest: str) -> bool:
+        """Whether a start of this manifest has been recorded."""
+        host = self.url.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=10)
+        try:
+            connection.request("GET", f"/v1/traces/{manifest_digest}")
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL when that does not help."""
+        self._process.stop()
+
+
+class Agent:
+    """A running `imgdist agent`; a context manager that also removes the mounts and loop devices that outlive it.
+
+    `directory` (short: unix sockets live in `directory`/run) takes root, run directory and log.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        supernodes: Sequence[str],
+        *,
+        settings: Sequence[str] = (),
+        flags: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.root = directory / "root"
+        self.run = directory / "run"
+        for path in (self.root, self.run):
+            path.mkdir(parents=True, exist_ok=True)
+        argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--allow-plain"]
+        for url in supernodes:
+            argv += ["--supernode", url]
+        for setting in settings:
+            argv += ["--set", setting]
+        self._process = Process("agent", [*argv, *flags], directory / "agent.log", stop_timeout_s=60)
+
+    def __enter__(self) -> Agent:
+        try:
+            self._process.wait_for_line("ready")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def snapshotter(self) -> Path:
+        """What containerd's proxy plugin connects to."""
+        return self.run / "snapshotter.sock"
+
+    @property
+    def log(self) -> Path:
+        return self._process.log
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def get(self, path: str) -> Any:
+        """A JSON document of the agent's API."""
+        return JsonApi(f"unix://{self.run}/api.sock", "agent").get(path)
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What `imgdist layers --json` prints: digest, state, size_bytes, present_bytes, sources, ..."""
+        found: list[dict[str, Any]] = self.get("/v1/layers")
+        return found
+
+    def complete(self) -> bool:
+        """Whether no layer is being indexed or filled."""
+        return not any(layer["state"] in ("indexing", "filling") for layer in self.layers())
+
+    def wait_complete(self) -> None:
+        """Return when the background fill has ended."""
+        wait_until(self.complete, "agent: every layer complete", COMPLETE_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """SIGTERM; then whatever is still mounted or looped below our directory goes, as a reboot would do."""
+        self._process.stop()
+        for pid in leftovers.processes_with(str(self.run)):
+            leftovers.kill_with_children(pid)
+        leftovers.unmount_below(self.directory)
+        leftovers.detach_loops_below(self.directory)
+        leftovers.unmount_below(self.directory)
