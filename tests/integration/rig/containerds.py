@@ -1,0 +1,173 @@
+"""Real containerds, of Debian (1.6) and of the Go module (2.x), configured by the files that deploy/ ships."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import grpc
+from parts import require
+from rig.cri import Cri
+
+from imgdist.demo import leftovers
+from imgdist.demo.containerd import Install, installs
+from imgdist.demo.processes import Process, command
+
+Version = Literal["1.6", "2"]
+_DEPLOY = Path(__file__).parents[3] / "deploy/containerd"
+_SHIPPED_SOCKET = "/run/imgdist/snapshotter.sock"
+_ANNOTATIONS: dict[Version, str] = {
+    "1.6": "disable_snapshot_annotations = false",
+    "2": 'enable_remote_snapshot_annotations = "true"',
+}
+_FORMAT: dict[Version, int] = {"1.6": 2, "2": 3}
+# NRI would bind a socket in /var/run, opt make a directory in /opt.
+_MAIN = """version = {format}
+root = "{directory}/root"
+state = "{directory}/state"
+imports = ["{directory}/imgdist.toml"]
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri"]
+[grpc]
+  address = "{directory}/c.sock"
+[ttrpc]
+  address = "{directory}/c.sock.ttrpc"
+"""
+# This machine may not lower oom_score_adj below its parent's (no CAP_SYS_RESOURCE), as in many CI containers.
+_CRI = {
+    "1.6": """
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+""",
+    "2": """
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+""",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What distinguishes one containerd of the tests from another.
+
+    `annotations`: the shipped configuration as it is, which sends image reference and layer digests; without it, what
+    the administrator has who only named the plugin: chain IDs alone. `snapshotter`: CRI's default.
+    """
+
+    version: Version
+    annotations: bool = True
+    snapshotter: str = "imgdist"
+
+    def install(self) -> Install | None:
+        """Where its programs are; None: not on this machine."""
+        return next((found for found in installs() if found.version.startswith(f"{self.version}.")), None)
+
+
+class Containerd:
+    """A running containerd. `start` and `stop` may be repeated; containers live on in between."""
+
+    def __init__(self, directory: Path, setting: Setting, snapshotter_socket: Path, pause: str) -> None:
+        install = setting.install()
+        assert install is not None
+        self.setting = setting
+        self._programs, self._directory = install.directory, directory
+        self.root = directory / "root"
+        self.socket = directory / "c.sock"
+        self._config = directory / "config.toml"
+        self._write(snapshotter_socket, pause)
+        self._environment = {**os.environ, "PATH": f"{install.directory}:{os.environ['PATH']}"}
+        self._process: Process | None = None
+
+    def _write(self, snapshotter_socket: Path, pause: str) -> None:
+        version = self.setting.version
+        drop_in = (_DEPLOY / f"imgdist-{version}.toml").read_text(encoding="utf-8")
+        changes = {_SHIPPED_SOCKET: str(snapshotter_socket)}
+        if self.setting.snapshotter != "imgdist":
+            changes['\n  snapshotter = "imgdist"'] = f'\n  snapshotter = "{self.setting.snapshotter}"'
+        if not self.setting.annotations:
+            changes[_ANNOTATIONS[version]] = ""
+        for shipped, wanted in changes.items():
+            assert shipped in drop_in, f"deploy/containerd/imgdist-{version}.toml no longer says {shipped!r}"
+            drop_in = drop_in.replace(shipped, wanted, 1)
+        (self._directory / "imgdist.toml").write_text(drop_in + _CRI[version].format(pause=pause))
+        self._config.write_text(_MAIN.format(format=_FORMAT[version], directory=self._directory))
+
+    def start(self) -> None:
+        argv = [self._programs / "containerd", "--config", self._config]
+        process = Process("containerd", argv, self._directory / "containerd.log", env=self._environment)
+        self._process = process
+        process.wait_until(self._answers)
+
+    def stop(self) -> None:
+        """SIGTERM, as systemd does it; containers and their shims stay."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def _answers(self) -> bool:
+        """CRI is loaded last: once it answers, everything does."""
+        try:
+            with self.cri() as client:
+                client.version()
+        except grpc.RpcError:
+            return False
+        return True
+
+    def ctr(self, *arguments: str, namespace: str = "default") -> str:
+        """Run this version's `ctr`; its stdout. Raises ImgdistError with what it said."""
+        fixed = (str(self._programs / "ctr"), "--address", str(self.socket), "--namespace", namespace)
+        return command(*fixed, *arguments, env=self._environment)
+
+    def ctr_remote(self, *arguments: str) -> str:
+        """Debian's `ctr-remote` (package stargz-snapshotter), a client of remote snapshotters by others."""
+        return command("ctr-remote", "--address", str(self.socket), *arguments, env=self._environment)
+
+    def cri(self) -> Cri:
+        return Cri(self.socket)
+
+    def holds_blob(self, digest: str) -> bool:
+        """Whether the content store has the blob: a layer that was taken over was never downloaded."""
+        return (self.root / "io.containerd.content.v1.content/blobs" / digest.replace(":", "/")).exists()
+
+    @contextmanager
+    def mounted(self, chain_id: str, snapshotter: str, directory: Path, namespace: str = "default") -> Iterator[Path]:
+        """The snapshot `chain_id` mounted read-only at `directory`, as the snapshotter says it is to be mounted."""
+        key = f"look-{directory.name}"
+        directory.mkdir()
+        self.ctr("snapshots", "--snapshotter", snapshotter, "view", key, chain_id, namespace=namespace)
+        try:
+            line = self.ctr(
+                "snapshots", "--snapshotter", snapshotter, "mounts", str(directory), key, namespace=namespace
+            )
+            command("sh", "-ec", line)
+            try:
+                yield directory
+            finally:
+                command("umount", str(directory))
+        finally:
+            self.ctr("snapshots", "--snapshotter", snapshotter, "rm", key, namespace=namespace)
+
+
+@contextmanager
+def containerd(directory: Path, setting: Setting, snapshotter_socket: Path, pause: str) -> Iterator[Containerd]:
+    """A containerd of its own in `directory`; skips (in CI: fails) where its programs are missing."""
+    require(os.getuid() == 0, "root")
+    require(shutil.which("runc"), "runc (Debian: runc)")
+    require(setting.install(), f"containerd {setting.version} (scripts/parts test)")
+    directory.mkdir(parents=True)
+    daemon = Containerd(directory, setting, snapshotter_socket, pause)
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
+        for pid in leftovers.processes_with("-address", str(daemon.socket)):
+            leftovers.kill_with_children(pid)
+        leftovers.unmount_below(directory)
