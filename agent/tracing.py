@@ -82,9 +82,7 @@ class TraceRecorder:
                 del self._windows[manifest_digest]
         return updates
 
-    def _touch(
-        self, window: _Window, node: int, layer: tuple[str, Index], first: int, count: int, now: float
-    ) -> None:
+    def _touch(self, window: _Window, node: int, layer: tuple[str, Index], first: int, count: int, now: float) -> None:
         digest, index = layer
         for chunk in index.chunks_between(first * BLOCK, (first + count) * BLOCK):
             if index.is_metadata(chunk) or (node, chunk) in window.seen or len(window.seen) >= ENTRIES_MAX:

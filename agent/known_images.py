@@ -1,0 +1,107 @@
+"""Which images this node has seen: ROOT/images/<manifest>.json, one small file an image, replaced atomically.
+
+This is what lets a node answer for its layers with registry and supernode off: layer digest and chain ID -> pack id.
+Owner: the event loop.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from imgdist.errors import CorruptError
+
+
+class KnownLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer of an image; `pack_id` (hex) is None until its index was sealed, or for a declined layer."""
+
+    digest: str
+    media_type: str
+    size_bytes: int
+    diff_id: str
+    chain_id: str
+    pack_id: str | None = None
+
+
+class KnownImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of one platform, under the reference that it was last asked for by."""
+
+    reference: str
+    name: str
+    manifest_digest: str
+    platform: str
+    layers: tuple[KnownLayer, ...]
+
+
+class KnownImages:
+    """All images under `directory`, in memory and on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read what is there. Raises CorruptError for a file that is not ours."""
+        self._directory = directory
+        self._images: dict[str, KnownImage] = {}
+        self._packs: dict[str, str] = {}
+        self._chains: dict[str, KnownLayer] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in sorted(directory.glob("*.json")):
+            try:
+                self._remember(msgspec.json.decode(path.read_bytes(), type=KnownImage))
+            except msgspec.DecodeError as error:
+                raise CorruptError(f"{path}: expected an image's record: {error}; remove the file") from None
+
+    def all(self) -> list[KnownImage]:
+        """Every image, oldest first."""
+        return list(self._images.values())
+
+    def get(self, manifest_digest: str) -> KnownImage | None:
+        """The image of that platform manifest."""
+        return self._images.get(manifest_digest)
+
+    def add(self, image: KnownImage) -> None:
+        """Record an image, keeping pack ids that are known already. OSError leaves the old record."""
+        layers = tuple(
+            layer if layer.pack_id else msgspec.structs.replace(layer, pack_id=self._packs.get(layer.digest))
+            for layer in image.layers
+        )
+        self._write(msgspec.structs.replace(image, layers=layers))
+
+    def sealed(self, layer_digest: str, pack_id: str) -> None:
+        """A layer's pack id has become known; every image with that layer is told."""
+        self._packs[layer_digest] = pack_id
+        for image in self.all():
+            if any(layer.digest == layer_digest and layer.pack_id != pack_id for layer in image.layers):
+                self.add(msgspec.structs.replace(image, layers=tuple(map(self._without_pack, image.layers))))
+
+    def layer_of_chain(self, chain_id: str) -> KnownLayer | None:
+        """The layer that has this chain ID in some image."""
+        return self._chains.get(chain_id)
+
+    def pack_of(self, layer_digest: str) -> str | None:
+        """The pack of a layer, by its compressed digest."""
+        return self._packs.get(layer_digest)
+
+    def with_pack(self, pack_id: str) -> list[KnownImage]:
+        """Images that have a layer of this pack."""
+        return [image for image in self.all() if any(layer.pack_id == pack_id for layer in image.layers)]
+
+    def _without_pack(self, layer: KnownLayer) -> KnownLayer:
+        return msgspec.structs.replace(layer, pack_id=None)
+
+    def _write(self, image: KnownImage) -> None:
+        path = self._directory / f"{image.manifest_digest.removeprefix('sha256:')}.json"
+        temporary = path.with_suffix(".new")
+        with open(temporary, "wb") as file:
+            file.write(msgspec.json.encode(image))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        self._remember(image)
+
+    def _remember(self, image: KnownImage) -> None:
+        self._images[image.manifest_digest] = image
+        for layer in image.layers:
+            self._chains[layer.chain_id] = layer
+            if layer.pack_id:
+                self._packs[layer.digest] = layer.pack_id

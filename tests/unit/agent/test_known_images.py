@@ -1,0 +1,52 @@
+"""What a node remembers of images, across restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.known_images import KnownImage, KnownImages, KnownLayer
+from imgdist.errors import CorruptError
+
+
+def _layer(number: int) -> KnownLayer:
+    digest = f"sha256:{number:064x}"
+    return KnownLayer(digest=digest, media_type="tar", size_bytes=1, diff_id=digest, chain_id=f"sha256:c{number:063x}")
+
+
+def _image(number: int, *layers: KnownLayer) -> KnownImage:
+    return KnownImage(
+        reference=f"host/image:{number}",
+        name="host/image",
+        manifest_digest=f"sha256:f{number:063x}",
+        platform="linux/amd64",
+        layers=layers,
+    )
+
+
+def test_a_seal_reaches_every_image_with_the_layer_and_survives_a_restart(tmp_path: Path) -> None:
+    known = KnownImages(tmp_path)
+    known.add(_image(1, _layer(1), _layer(2)))
+    known.add(_image(2, _layer(1), _layer(3)))
+    known.sealed(_layer(1).digest, "ab" * 32)
+    for state in (known, KnownImages(tmp_path)):
+        assert state.pack_of(_layer(1).digest) == "ab" * 32
+        assert state.pack_of(_layer(2).digest) is None
+        assert len(state.with_pack("ab" * 32)) == 2
+        found = state.layer_of_chain(_layer(1).chain_id)
+        assert found is not None and found.pack_id == "ab" * 32
+
+
+def test_adding_an_image_again_keeps_its_pack_ids(tmp_path: Path) -> None:
+    known = KnownImages(tmp_path)
+    known.add(_image(1, _layer(1)))
+    known.sealed(_layer(1).digest, "cd" * 32)
+    known.add(_image(1, _layer(1)))
+    assert known.all()[0].layers[0].pack_id == "cd" * 32
+
+
+def test_a_foreign_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(CorruptError, match=r"x\.json"):
+        KnownImages(tmp_path)
