@@ -1,0 +1,1 @@
+"""The snapshotter that containerd calls: containerd.services.snapshots.v1 over layers and plain directories."""

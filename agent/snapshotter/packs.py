@@ -1,0 +1,83 @@
+"""The layers behind taken-over snapshots: mounted while a snapshot needs them, released when none does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from weakref import WeakValueDictionary
+
+from agent.snapshotter.metadata import Row
+from agent.snapshotter.model import Layers, Usage
+from agent.snapshotter.store import Store
+from imgdist.errors import TemporaryError, UnsupportedError
+
+log = logging.getLogger("imgdist.snapshotter")
+
+
+class Packs:
+    """Keeps `ensure_mounted` and `release` of one pack apart.
+
+    The interleaving that `lock` prevents: Cleanup finds a pack unreferenced and begins to release it; meanwhile a
+    Prepare records a snapshot of it and is told that it is mounted; then the release unmounts it.
+    A holder of one pack's lock never asks for another's: two images may stack the same two layers in either order.
+    """
+
+    def __init__(self, store: Store, layers: Layers | None) -> None:
+        self.layers = layers
+        self._store = store
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lock(self, pack_id: str) -> AbstractAsyncContextManager[None]:
+        """The lock of one pack; it exists as long as somebody holds or awaits it."""
+        found = self._locks.get(pack_id)
+        if found is None:
+            found = self._locks[pack_id] = asyncio.Lock()
+        return found
+
+    async def mounted(self, pack_id: str) -> str:
+        """Directory of the mounted layer, mounting it if need be. UnsupportedError where this node cannot."""
+        if self.layers is None:
+            raise UnsupportedError(f"layer {pack_id} is lazy, and lazy layers are switched off on this node")
+        async with self.lock(pack_id):
+            return await self.layers.ensure_mounted(pack_id)
+
+    async def lowers(self, chain: Sequence[Row]) -> list[str]:
+        """Lower directories of a chain (top first), fix-up lowers above their layers, everything mounted."""
+        found: list[str] = []
+        for row in chain:
+            if row.has_directory:
+                found.append(self._store.directories.place(row.id).upper)
+            if row.pack_id is not None:
+                found.append(await self.mounted(row.pack_id))
+        return found
+
+    async def usage(self, row: Row) -> Usage:
+        """Local bytes of a taken-over layer, accounted to one snapshot only if several share the pack."""
+        assert row.pack_id is not None
+        if self.layers is None or not await self._store.do(self._store.metadata.is_first_of_pack, row):
+            return Usage()
+        return await self.layers.usage(row.pack_id)
+
+    async def release_unreferenced(self) -> list[str]:
+        """Release what no snapshot uses; returns those packs that somebody still holds."""
+        if self.layers is None:
+            return []
+        held = []
+        metadata = self._store.metadata
+        for pack_id in await self._store.do(metadata.unreferenced):
+            async with self.lock(pack_id):
+                if pack_id not in await self._store.do(metadata.unreferenced):
+                    continue
+                try:
+                    await self.layers.release(pack_id)
+                except TemporaryError as error:
+                    log.warning("layer %s is not released yet: %s", pack_id, error)
+                    held.append(pack_id)
+                except Exception:
+                    log.exception("layer %s cannot be released, will be tried again", pack_id)
+                    held.append(pack_id)
+                else:
+                    await self._store.do(metadata.released, pack_id)
+        return held

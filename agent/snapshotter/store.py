@@ -1,0 +1,89 @@
+"""State of the snapshotter on disk, behind one thread: rows in sqlite, directories beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from agent.layers import fixup
+from agent.snapshotter import labels
+from agent.snapshotter.disk import Directories
+from agent.snapshotter.metadata import Metadata, Row
+from agent.snapshotter.model import Kind
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Store:
+    """Owns ROOT/snapshots/ and ROOT/snapshots.db.
+
+    Methods that change rows and directories together are synchronous and run in the owner thread, through `do`:
+    there they are serialised, and nothing of them waits for a layer. A call whose client is cancelled runs to its
+    end all the same, so rows and directories never part.
+    """
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.directories = Directories(root / "snapshots")
+        self.metadata = Metadata(root / "snapshots.db")
+        self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
+
+    async def do(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a function in the owner thread. It is queued before the first suspension, also if cancelled then."""
+        return await asyncio.get_running_loop().run_in_executor(self._owner, lambda: function(*args, **kwargs))
+
+    def close(self) -> None:
+        """Finish what is queued, then close the database."""
+        self._owner.shutdown()
+        self.metadata.close()
+
+    def create(self, kind: Kind, key: str, parent: str, snapshot_labels: Mapping[str, str]) -> Row:
+        """Row and directory of an active snapshot or a view. Its upper directory belongs to the mapped root of the
+        id-mapping labels, else to the owner of the parent's (as containerd's overlayfs snapshotter has it)."""
+        mapped = labels.mapped_root(snapshot_labels)
+        with self.directories.staged(work=kind == Kind.ACTIVE) as directory, self.metadata.transaction():
+            row = self.metadata.create(kind, key, parent, snapshot_labels)
+            owner = mapped or self._root_owner(self.metadata.parent(parent))
+            if owner is not None:
+                os.lchown(directory / "fs", *owner)
+            self.directories.adopt(directory, row.id)
+        return row
+
+    def record_taken(
+        self,
+        chain_id: str,
+        parent: str,
+        snapshot_labels: Mapping[str, str],
+        pack_id: str,
+        wanted: Mapping[bytes, fixup.Attributes],
+    ) -> Row:
+        """Row of a taken-over layer, committed at once, with a directory if a fix-up lower is wanted.
+
+        Its name is the chain ID; where another parent snapshot made a second one of the same chain ID, a number is
+        added (containerd finds it by label and parent, and never takes names apart).
+        """
+        with self.metadata.transaction():
+            name, number = chain_id, 1
+            while not self.metadata.is_free(name):
+                number += 1
+                name = f"{chain_id}@{number}"
+            kept = {**snapshot_labels, labels.SNAPSHOT_REF: chain_id}
+            values = (Kind.COMMITTED, name, parent, kept)
+            if not wanted:
+                return self.metadata.create(*values, pack_id=pack_id, has_directory=False)
+            with self.directories.staged(work=False) as directory:
+                fixup.create(str(directory / "fs"), wanted)
+                row = self.metadata.create(*values, pack_id=pack_id)
+                self.directories.adopt(directory, row.id)
+                return row
+
+    def _root_owner(self, parent: Row | None) -> tuple[int, int] | None:
+        if parent is None or parent.pack_id is not None:
+            return None  # the root of every layer image is 0:0
+        status = os.stat(self.directories.place(parent.id).upper)
+        return status.st_uid, status.st_gid
