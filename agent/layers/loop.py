@@ -147,6 +147,22 @@ def flags(path: str) -> tuple[bool, bool, bool]:
     return bool(value & _READ_ONLY), bool(value & _DIRECT_IO), bool(value & _AUTOCLEAR)
 
 
+@dataclass(frozen=True)
+class Backing:
+    """The file that a loop device shows: the device number of its file system and its inode number."""
+
+    device: int
+    inode: int
+
+
+def backing(path: str) -> Backing:
+    """Which file a device in use shows; tells a view of today from one that died, whatever their paths say."""
+    with open(path, "rb", buffering=0) as device:
+        file_system, inode, *_ = _INFO.unpack(fcntl.ioctl(device, _GET_STATUS64, bytes(_INFO.size)))
+    # lo_device is the kernel's own packing of major and minor (new_encode_dev), which os.makedev undoes
+    return Backing(os.makedev((file_system >> 8) & 0xFFF, (file_system & 0xFF) | (file_system >> 12) & 0xFFF00), inode)
+
+
 def change_file(path: str, image: int) -> None:
     """Let a device show another file of the same size and content: view -> local file, or a dead view -> a new one.
 
