@@ -1,0 +1,133 @@
+"""What supernode and agent say to each other over HTTP besides chunk bodies: documents, not transport.
+
+JSON, but for traces, which are msgpack. A reader ignores fields that it does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from imgdist.errors import (
+    CorruptError,
+    DeclinedError,
+    DeniedError,
+    ImgdistError,
+    NotFoundError,
+    ProtocolError,
+    TemporaryError,
+    UsageError,
+)
+
+LayerState = Literal["absent", "converting", "ready", "declined"]
+
+TRACE_ENTRIES_MAX = 65_536
+TRACE_LAYERS_MAX = 1_024
+"""Layers of a trace; containerd's images have at most some hundred."""
+
+
+class ResolveRequest(Struct, frozen=True, omit_defaults=True):
+    """POST /v1/resolve. `platform` is empty for the supernode's own; `manifest_digest` wins over the reference's
+    tag and digest; `convert` starts the conversion of every layer that is not there."""
+
+    reference: str
+    platform: str = ""
+    manifest_digest: str | None = None
+    convert: bool = True
+
+
+class Layer(Struct, frozen=True):
+    """One layer of a resolved image, lowest first. Sizes in bytes: compressed, and of the layer image once known."""
+
+    digest: str
+    media_type: str
+    size_bytes: int
+    diff_id: str
+    chain_id: str
+    state: LayerState
+    pack_id: str | None = None
+    image_bytes: int | None = None
+    reason: str | None = None
+
+
+class Resolution(Struct, frozen=True):
+    """One platform's image. `chunks` is the address of the chunk bodies; `trace` says if there is one to fetch."""
+
+    reference: str
+    name: str
+    manifest_digest: str
+    manifest_media_type: str
+    config_digest: str
+    platform: str
+    size_bytes: int
+    chunks: str | None
+    format_version: int
+    trace: bool
+    layers: tuple[Layer, ...]
+
+
+class LayerStatus(Struct, frozen=True):
+    """How far a layer is: compressed bytes received of `size_bytes` (None: not known any more), chunks written."""
+
+    digest: str
+    state: LayerState
+    pack_id: str | None = None
+    received_bytes: int = 0
+    size_bytes: int | None = None
+    chunks: int | None = None
+    reason: str | None = None
+
+
+class Chain(Struct, frozen=True):
+    """Which layer a chain ID ends with, and an image that has it."""
+
+    chain_id: str
+    layer_digest: str
+    diff_id: str
+    name: str
+    manifest_digest: str
+    platform: str
+
+
+class Trace(Struct, frozen=True):
+    """The chunks that a start touched, in order: `entries` is (u16 number in `layers`, u32 chunk) each, `<HI`."""
+
+    v: int
+    layers: tuple[str, ...]
+    entries: bytes
+
+
+class Failure(Struct, frozen=True):
+    """The body of every answer with a status of 400 or more."""
+
+    error: str
+    kind: str = ""
+    retry_after_s: float | None = None
+
+
+_KINDS: tuple[tuple[type[ImgdistError], str, int], ...] = (
+    (UsageError, "usage", 400),
+    (NotFoundError, "not_found", 404),
+    (DeniedError, "denied", 403),
+    (TemporaryError, "temporary", 503),
+    (ProtocolError, "protocol", 502),
+    (CorruptError, "corrupt", 502),
+    (DeclinedError, "declined", 409),
+)
+
+
+def failure(error: ImgdistError) -> tuple[int, Failure]:
+    """The HTTP status and body that carry an error."""
+    for kind, name, status in _KINDS:
+        if isinstance(error, kind):
+            return status, Failure(str(error), name, getattr(error, "retry_after_s", None))
+    return 500, Failure(str(error), "internal")
+
+
+def error_of(failed: Failure, status: int) -> ImgdistError:
+    """The error that a failed answer carries."""
+    for kind, name, _ in _KINDS:
+        if name == failed.kind:
+            return TemporaryError(failed.error, failed.retry_after_s) if kind is TemporaryError else kind(failed.error)
+    return TemporaryError(failed.error) if status >= 500 else ProtocolError(failed.error)

@@ -1,0 +1,48 @@
+"""The supernode's SQLite database: small facts that must outlive a restart. One thread owns the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS documents (digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, raw BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS tags (name TEXT, tag TEXT, digest TEXT NOT NULL, PRIMARY KEY (name, tag));
+CREATE TABLE IF NOT EXISTS declined (layer_digest TEXT PRIMARY KEY, release TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS chains (
+    chain_id TEXT PRIMARY KEY, layer_digest TEXT NOT NULL, diff_id TEXT NOT NULL,
+    name TEXT NOT NULL, manifest_digest TEXT NOT NULL, platform TEXT NOT NULL
+);
+"""
+
+
+class Database:
+    """A database file; `call` runs a function with its connection, one at a time, each in a transaction."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates the file. Raises sqlite3.Error or OSError."""
+        # Made here and used in the thread below only: a constructor's error is the caller's to report.
+        self._connection = sqlite3.connect(path, check_same_thread=False)
+        # What is lost with the last commits of a crashed machine is asked of the registry again: NORMAL is enough.
+        self._connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + _SCHEMA)
+        self._owner = ThreadPoolExecutor(1, "database")
+
+    async def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """The result of `work(connection)`; committed, or rolled back if it raises."""
+
+        def transaction() -> T:
+            with self._connection:
+                return work(self._connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._owner, transaction)
+
+    def close(self) -> None:
+        """Finish what was called and close the file."""
+        self._owner.shutdown()
+        self._connection.close()

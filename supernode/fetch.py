@@ -1,0 +1,328 @@
+"""Layers from a registry into the store: each one read once, converted while it downloads, whoever asks and how often.
+
+Single-flight per layer: a job is entered in `_jobs` before the first await and leaves when the layer is sealed or has
+failed, so that two resolves at once never start two downloads. Who follows a job sees its error when it fails; a
+later `start` tries again, after a hold-off that keeps a broken layer from being downloaded over and over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.oci.manifest import Descriptor
+from imgdist.oci.reference import is_sha256
+from imgdist.pack import records
+from imgdist.wire.control import LayerStatus
+from supernode.catalog import Catalog
+from supernode.registries import Registries
+from supernode.store import LocalStore
+from supernode.store.layout import INDEX
+
+log = logging.getLogger("imgdist.fetch")
+
+PIECE = 64 * 1024
+"""Bytes of an index stream read at a time: some 1,700 chunks."""
+HOLD_OFF_S = 1.0
+HOLD_OFF_MAX_S = 300.0
+"""Wait before a failed layer is tried again: doubled with each failure. Guesses; agents ask again every few seconds."""
+ORIGINS_MAX = 100_000
+"""Layers whose registry and size are remembered (~300 bytes each)."""
+
+
+class Result(Protocol):
+    """What a conversion found."""
+
+    @property
+    def pack_id(self) -> bytes: ...
+    @property
+    def diff_id(self) -> str: ...
+
+
+class Conversion(Protocol):
+    """One layer on its way into a part directory, outside this process's event loop."""
+
+    async def feed(self, data: bytes) -> None:
+        """Hand over the next bytes of the layer; waits while the converter lags. Raises what the layer is guilty of."""
+
+    async def finish(self) -> Result:
+        """All bytes are in and their digest is right: the unsealed pack."""
+
+    async def close(self) -> None:
+        """Let go, whatever the state; a conversion that is not finished is stopped."""
+
+
+Progress = Callable[[int], None]
+"""Called with the number of chunks written so far whenever the index has grown."""
+Converter = Callable[[str, Path, Progress], Awaitable[Conversion]]
+"""Starts a conversion: layer digest, part directory, progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a layer comes from and what its image says of it."""
+
+    host: str
+    repository: str
+    layer: Descriptor
+    diff_id: str
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the layer is declined without a look at its bytes."""
+        if self.layer.kind is None:
+            return f"layers of media type {self.layer.media_type} are not taken over"
+        if not is_sha256(self.layer.digest):
+            return f"layer digest {self.layer.digest[:16]}... is not sha256"
+        return None
+
+
+@dataclass(slots=True)
+class Job:
+    """A layer waiting for its turn or on its way. `changed` is set, and replaced, whenever anything moves."""
+
+    origin: Origin
+    part: Path | None = None
+    received_bytes: int = 0
+    chunks: int = 0
+    sealing_from: int | None = None
+    finished: bool = False
+    error: ImgdistError | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def moved(self) -> None:
+        """Wake who follows."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def progress(self, chunks: int) -> None:
+        """The converter wrote more."""
+        self.chunks = chunks
+        self.moved()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: ImgdistError
+    count: int
+    retry_at: float
+
+
+class Fetcher:
+    """Starts, runs and reports the conversion of layers. `run` does the work, `parallel` layers at a time."""
+
+    def __init__(
+        self,
+        store: LocalStore,
+        catalog: Catalog,
+        registries: Registries,
+        convert: Converter,
+        parallel: int,
+        observe_seconds: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._registries = registries
+        self._convert = convert
+        self._parallel = parallel
+        self._observe_seconds = observe_seconds
+        self._clock = clock
+        self._origins: dict[str, Origin] = {}
+        self._jobs: dict[str, Job] = {}
+        self._declined: dict[str, str] = {}
+        self._failed: dict[str, _Failed] = {}
+        # Bounded by the layers that were ever resolved: each has one job at most. Oldest image first, in it the
+        # biggest layer first, because the whole image waits for that one.
+        self._queue: asyncio.PriorityQueue[tuple[int, int, int, Job]] = asyncio.PriorityQueue()
+        self._images = itertools.count()
+        self._entered = itertools.count()
+
+    async def load(self) -> None:
+        """Remember the layers that an earlier run declined."""
+        self._declined = await self._catalog.declined()
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """Layers on their way, by digest."""
+        return self._jobs
+
+    @property
+    def declined(self) -> Mapping[str, str]:
+        """Reasons, by layer digest."""
+        return self._declined
+
+    def learn(self, origins: Sequence[Origin]) -> None:
+        """Remember where an image's layers come from; the longest unseen are forgotten."""
+        for origin in origins:
+            digest = origin.layer.digest
+            self._origins.pop(digest, None)
+            self._origins[digest] = origin
+            if origin.obstacle:
+                self._declined[digest] = origin.obstacle
+        while len(self._origins) > ORIGINS_MAX:
+            forgotten = next(iter(self._origins))
+            del self._origins[forgotten]
+            self._failed.pop(forgotten, None)
+
+    def start(self, origins: Sequence[Origin]) -> None:
+        """Convert those of an image's layers that are absent and not held off. No await: decides and marks at once."""
+        image = next(self._images)
+        for origin in origins:
+            digest = origin.layer.digest
+            failed = self._failed.get(digest)
+            if self.status(digest).state != "absent" or (failed and self._clock() < failed.retry_at):
+                continue
+            job = self._jobs[digest] = Job(origin)
+            self._queue.put_nowait((image, -origin.layer.size, next(self._entered), job))
+
+    def status(self, digest: str) -> LayerStatus:
+        """How far a layer is."""
+        origin = self._origins.get(digest)
+        size = origin.layer.size if origin else None
+        if job := self._jobs.get(digest):
+            return LayerStatus(digest, "converting", None, job.received_bytes, job.origin.layer.size, job.chunks)
+        if is_sha256(digest) and (pack_id := self._store.find(digest)):
+            return LayerStatus(digest, "ready", pack_id, size or 0, size)
+        if reason := self._declined.get(digest):
+            return LayerStatus(digest, "declined", None, 0, size, reason=reason)
+        failed = self._failed.get(digest)
+        return LayerStatus(digest, "absent", None, 0, size, reason=str(failed.error) if failed else None)
+
+    def known(self, digest: str) -> bool:
+        """Whether the layer was resolved, or is here."""
+        return digest in self._origins or self.status(digest).state != "absent"
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(self._parallel):
+                workers.create_task(self._work())
+
+    async def index(self, digest: str, start: int = 0) -> AsyncGenerator[bytes, None]:
+        """The raw index stream of a layer from record `start` on, followed to its seal while the layer converts.
+
+        Raises NotFoundError for a layer that is neither here nor on its way, else the error that stopped it.
+        """
+        job = self._jobs.get(digest)
+        if job is not None and (file := await self._open_index(job)) is not None:
+            with file:
+                async with aclosing(_follow(job, file, start)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            return
+        status = self.status(digest)
+        if status.pack_id is not None:
+            yield await asyncio.to_thread(self._store.index_bytes, status.pack_id, start)
+            return
+        if status.state == "declined":
+            raise DeclinedError(f"layer {digest}: {status.reason}")
+        if failed := self._failed.get(digest):
+            raise failed.error
+        raise NotFoundError(f"layer {digest} is neither here nor on its way: resolve an image that has it")
+
+    async def _open_index(self, job: Job) -> BinaryIO | None:
+        """The growing index, once there is one; None if the layer was sealed first. Raises the job's error."""
+        while not job.finished:
+            changed = job.changed
+            try:
+                if job.part is not None:
+                    return open(job.part / INDEX, "rb", buffering=0)  # noqa: ASYNC230 - on a local disk, just made
+            except FileNotFoundError:
+                pass
+            await changed.wait()
+        if job.error is not None:
+            raise job.error
+        return None
+
+    async def _work(self) -> None:
+        while True:
+            *_, job = await self._queue.get()
+            digest = job.origin.layer.digest
+            try:
+                await self._run_job(job)
+                self._failed.pop(digest, None)
+            except asyncio.CancelledError:
+                job.error = TemporaryError(f"layer {digest}: the supernode stops")
+                raise
+            except ImgdistError as error:
+                await self._fail(job, error)
+            except Exception as error:
+                log.exception("layer %s: conversion failed", digest)
+                await self._fail(job, TemporaryError(f"layer {digest}: conversion failed: {error}"))
+            finally:
+                job.finished = True
+                del self._jobs[digest]
+                job.moved()
+
+    async def _run_job(self, job: Job) -> None:
+        origin, digest = job.origin, job.origin.layer.digest
+        started = self._clock()
+        job.part = await asyncio.to_thread(self._store.begin, digest)
+        conversion = await self._convert(digest, job.part, job.progress)
+        try:
+            client = self._registries.client(origin.host)
+            async with aclosing(client.blob(origin.repository, origin.layer)) as pieces:
+                async for piece in pieces:
+                    job.received_bytes += len(piece)
+                    await conversion.feed(piece)
+                    job.moved()
+            result = await conversion.finish()
+        finally:
+            await conversion.close()
+        if result.diff_id != origin.diff_id:
+            raise CorruptError(
+                f"layer {digest} of {origin.host}/{origin.repository}: the image's configuration says diff ID "
+                f"{origin.diff_id}, its bytes have {result.diff_id}"
+            )
+        # The seal names a pack that nobody can open before the part is renamed: it is shown after that.
+        job.sealing_from = (job.part / INDEX).stat().st_size
+        await asyncio.to_thread(self._store.seal, digest, result.pack_id)
+        seconds = self._clock() - started
+        self._observe_seconds(seconds)
+        log.info("layer %s: pack %s, %d bytes in %.2f s", digest, result.pack_id.hex(), job.received_bytes, seconds)
+
+    async def _fail(self, job: Job, error: ImgdistError) -> None:
+        digest = job.origin.layer.digest
+        job.error = error
+        await asyncio.to_thread(self._store.abandon, digest)
+        if isinstance(error, DeclinedError):
+            log.info("layer %s is declined: %s", digest, error)
+            self._declined[digest] = str(error)
+            await self._catalog.keep_declined(digest, str(error))
+            return
+        log.warning("layer %s: %s", digest, error)
+        count = self._failed[digest].count + 1 if digest in self._failed else 1
+        hold_off_s = min(HOLD_OFF_MAX_S, HOLD_OFF_S * 2 ** (count - 1))
+        self._failed[digest] = _Failed(error, count, self._clock() + hold_off_s)
+
+
+async def _follow(job: Job, file: BinaryIO, start: int) -> AsyncGenerator[bytes, None]:
+    """The index from record `start` on, as it grows; ends with the job. Raises the job's error."""
+    position: int | None = 0 if start == 0 else None
+    while True:
+        changed, finished = job.changed, job.finished
+        end = None if finished else job.sealing_from
+        if position is None:
+            file.seek(0)
+            position = records.offset_of(file.read(), start)
+        if position is not None:
+            file.seek(position)
+            piece = file.read(PIECE if end is None else max(0, min(PIECE, end - position)))
+            if piece:
+                position += len(piece)
+                yield piece
+                continue
+        if finished:
+            if job.error is not None:
+                raise job.error
+            return
+        await changed.wait()

@@ -1,0 +1,60 @@
+"""The supernode's figures, as Prometheus reads them."""
+
+from __future__ import annotations
+
+import platform
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+import imgdist
+from imgdist.pack import FORMAT_VERSION
+
+_CONVERT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """Counters of one supernode. Also the registry client's Meter."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "imgdist_registry_requests", "Requests to registries", ["registry", "status"], registry=self._registry
+        )
+        self._bytes = Counter(
+            "imgdist_registry_bytes", "Body bytes from registries", ["registry"], registry=self._registry
+        )
+        self._convert = Histogram(
+            "imgdist_convert_seconds",
+            "Download and conversion of a layer",
+            buckets=_CONVERT_BUCKETS,
+            registry=self._registry,
+        )
+        self._layers = Gauge("imgdist_layers", "Layers by state", ["state"], registry=self._registry)
+        self._store = Gauge("imgdist_store_bytes", "Bytes on disk", ["what"], registry=self._registry)
+        build = Gauge(
+            "imgdist_build_info",
+            "Always 1",
+            ["version", "format_version", "python"],
+            registry=self._registry,
+        )
+        build.labels(imgdist.__version__, str(FORMAT_VERSION), platform.python_version()).set(1)
+
+    def request(self, registry: str, status: str) -> None:
+        """A registry answered, or did not ("error")."""
+        self._requests.labels(registry, status).inc()
+
+    def received(self, registry: str, size_bytes: int) -> None:
+        """Body bytes came from a registry."""
+        self._bytes.labels(registry).inc(size_bytes)
+
+    def converted(self, seconds: float) -> None:
+        """A layer was downloaded and converted."""
+        self._convert.observe(seconds)
+
+    def exposition(self, layers: dict[str, int], store_bytes: dict[str, int]) -> bytes:
+        """Everything, with the layers by state and the bytes on disk as they are now."""
+        for state, count in layers.items():
+            self._layers.labels(state).set(count)
+        for what, size in store_bytes.items():
+            self._store.labels(what).set(size)
+        return generate_latest(self._registry)

@@ -1,0 +1,117 @@
+"""From a reference to one platform's image, asking the registry only for what is not known already."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from imgdist.errors import ProtocolError, TemporaryError
+from imgdist.oci.manifest import (
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    chain_ids,
+    choose,
+    parse_config,
+    parse_manifest,
+)
+from imgdist.oci.platform import Platform
+from imgdist.oci.reference import Reference
+from imgdist.wire.control import Chain
+from supernode.catalog import Catalog
+from supernode.chains import Chains
+from supernode.registries import Registries
+from supernode.singleflight import SingleFlight
+
+log = logging.getLogger("imgdist.resolve")
+
+INDEX_DEPTH_MAX = 3
+"""Indexes inside indexes that are followed; one is what images have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A resolved image; `chain_ids` and the configuration's diff IDs are parallel to the manifest's layers."""
+
+    reference: Reference
+    manifest: Manifest
+    config: ImageConfig
+    chain_ids: tuple[str, ...]
+
+
+class Resolver:
+    """Documents that have a digest come from the catalog once seen. A tag is asked for anew each time; while its
+    registry does not answer, what it named last stands."""
+
+    def __init__(self, registries: Registries, catalog: Catalog, chains: Chains) -> None:
+        self._registries = registries
+        self._catalog = catalog
+        self._chains = chains
+        self._tags: SingleFlight[str] = SingleFlight()
+        self._documents: SingleFlight[tuple[str, bytes]] = SingleFlight()
+
+    async def resolve(self, reference: Reference, platform: Platform) -> Image:
+        """The image for `platform`; its chain IDs are registered.
+
+        Raises what the registry client raises, NotFoundError if the index has nothing for the platform,
+        DeclinedError for what is no image.
+        """
+        tag = reference.tag or "latest"
+        digest = reference.digest or await self._tags.do((reference.name, tag), lambda: self._digest(reference, tag))
+        manifest = await self._manifest(reference, digest, platform)
+        config = await self._config(reference, manifest)
+        image = Image(reference, manifest, config, tuple(chain_ids(config.diff_ids)))
+        await self._chains.keep(
+            [
+                Chain(chain, layer.digest, diff_id, reference.name, manifest.digest, str(config.platform))
+                for chain, layer, diff_id in zip(image.chain_ids, manifest.layers, config.diff_ids, strict=True)
+            ]
+        )
+        return image
+
+    async def _digest(self, reference: Reference, tag: str) -> str:
+        client = self._registries.client(reference.host)
+        known = await self._catalog.tag(reference.name, tag)
+        try:
+            if known is not None and await client.digest_of_tag(reference.repository, tag) == known:
+                return known
+            digest, media_type, raw = await client.resolve(reference)
+        except TemporaryError as error:
+            if known is None:
+                raise
+            log.warning("%s: the registry does not answer, going on with %s: %s", reference, known, error)
+            return known
+        await self._catalog.keep_document(digest, media_type, raw)
+        await self._catalog.keep_tag(reference.name, tag, digest)
+        return digest
+
+    async def _manifest(self, reference: Reference, digest: str, platform: Platform) -> Manifest:
+        for _ in range(INDEX_DEPTH_MAX):
+            media_type, raw = await self._documents.do(digest, partial(self._fetch_manifest, reference, digest))
+            document = parse_manifest(raw, media_type)
+            if not isinstance(document, Index):
+                return document
+            digest = choose(document, platform).digest
+        raise ProtocolError(f"{reference}: more than {INDEX_DEPTH_MAX} indexes inside each other")
+
+    async def _config(self, reference: Reference, manifest: Manifest) -> ImageConfig:
+        wanted = manifest.config
+        _, raw = await self._documents.do(wanted.digest, partial(self._fetch_config, reference, wanted))
+        return parse_config(raw, manifest)
+
+    async def _fetch_manifest(self, reference: Reference, digest: str) -> tuple[str, bytes]:
+        if known := await self._catalog.document(digest):
+            return known
+        by_digest = Reference(reference.host, reference.repository, digest=digest)
+        _, media_type, raw = await self._registries.client(reference.host).resolve(by_digest)
+        await self._catalog.keep_document(digest, media_type, raw)
+        return media_type, raw
+
+    async def _fetch_config(self, reference: Reference, descriptor: Descriptor) -> tuple[str, bytes]:
+        if known := await self._catalog.document(descriptor.digest):
+            return known
+        raw = await self._registries.client(reference.host).document(reference.repository, descriptor)
+        await self._catalog.keep_document(descriptor.digest, descriptor.media_type, raw)
+        return descriptor.media_type, raw
