@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,13 +147,22 @@ class Containerd:
             line = self.ctr(
                 "snapshots", "--snapshotter", snapshotter, "mounts", str(directory), key, namespace=namespace
             )
-            command("sh", "-ec", line)
+            _mount(line.split())
             try:
                 yield directory
             finally:
                 command("umount", str(directory))
         finally:
             self.ctr("snapshots", "--snapshotter", snapshotter, "rm", key, namespace=namespace)
+
+
+def _mount(argv: list[str]) -> None:
+    """Run a mount command as ctr prints it, lower directories made relative: together they may exceed a page."""
+    options = next((word for word in argv if "lowerdir=" in word), "")
+    lowers = [part for part in options.partition("lowerdir=")[2].split(",")[0].split(":") if part]
+    common = os.path.commonpath([os.path.dirname(lower) for lower in lowers]) if lowers else "/"
+    relative = [word.replace(f"{common}/", "") if word is options else word for word in argv]
+    subprocess.run(relative, cwd=common, check=True)
 
 
 @contextmanager
@@ -171,3 +181,26 @@ def containerd(directory: Path, setting: Setting, snapshotter_socket: Path, paus
         for pid in leftovers.processes_with("-address", str(daemon.socket)):
             leftovers.kill_with_children(pid)
         leftovers.unmount_below(directory)
+
+
+class CtrContainer:
+    """A container started by `ctr run`, with the part of `rig.cri.Container` that both share."""
+
+    def __init__(self, daemon: Containerd, name: str) -> None:
+        self._daemon, self._name, self._runs = daemon, name, 0
+
+    def run(self, *command: str) -> bytes:
+        """Run a command inside; its stdout. Raises ImgdistError unless it exits 0."""
+        self._runs += 1
+        return self._daemon.ctr("tasks", "exec", "--exec-id", f"x{self._runs}", self._name, *command).encode()
+
+
+@contextmanager
+def ctr_container(daemon: Containerd, reference: str, name: str, *argv: str) -> Iterator[CtrContainer]:
+    """A container of an image in the imgdist snapshotter, running `argv`; killed and removed at the end."""
+    daemon.ctr("run", "--detach", "--snapshotter", "imgdist", reference, name, *argv)
+    try:
+        yield CtrContainer(daemon, name)
+    finally:
+        daemon.ctr("tasks", "delete", "--force", name)
+        daemon.ctr("containers", "delete", name)

@@ -63,11 +63,15 @@ class Pushed:
 
     @property
     def chain_id(self) -> str:
-        """The top layer's chain ID (OCI image specification, "Layer ChainID")."""
-        first, *rest = (digest(layer) for layer in self.layers)
-        for diff_id in rest:
-            first = digest(f"{first} {diff_id}".encode())
-        return first
+        return chain_id(self.layers)
+
+
+def chain_id(layers: Sequence[bytes]) -> str:
+    """The top layer's chain ID (OCI image specification, "Layer ChainID")."""
+    chain, *rest = (digest(layer) for layer in layers)
+    for diff_id in rest:
+        chain = digest(f"{chain} {diff_id}".encode())
+    return chain
 
 
 def digest(content: bytes) -> str:

@@ -27,6 +27,10 @@ class Entry:
     twins: tuple[str, ...]
     """All paths that are hard links of this file; empty for a file with one name."""
 
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
 
 def read(root: Path) -> dict[str, Entry]:
     """Every path below `root` ("" is the root itself) to what it is."""
