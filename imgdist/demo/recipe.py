@@ -169,7 +169,6 @@ def _application(root: Path) -> None:
 
 
 def _configure(root: Path) -> None:
-    (root / "etc/hostname").write_text("demo\n")
     (root / "etc/motd").write_text("imgdist demo\n")
     (root / "etc/profile.d/app.sh").write_text("export APP=/app\n")
     (root / "app/settings.json").write_text(json.dumps({"rows": 1000, "verbose": False}))
