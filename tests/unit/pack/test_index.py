@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -86,7 +87,7 @@ def test_twins_share_a_pack_id() -> None:
 
 @pytest.mark.parametrize("at", range(len(BODY)))
 def test_the_pack_id_covers_every_record(at: int) -> None:
-    changes: dict[type[Record], dict[str, object]] = {
+    changes: dict[type[Record], dict[str, Any]] = {
         Chunk: {"digest": b"\x09" * 32, "zero": False},
         Metadata: {"blocks": 1},
         Superblock: {"content": b"other"},
@@ -95,7 +96,8 @@ def test_the_pack_id_covers_every_record(at: int) -> None:
         TarSplit: {"digest": bytes(32)},
     }
     altered = list(BODY)
-    altered[at] = replace(BODY[at], **changes[type(BODY[at])])
+    record: Any = BODY[at]
+    altered[at] = replace(record, **changes[type(record)])
     assert Index.load(stream(altered)).pack_id != Index.load(stream(BODY)).pack_id
 
 

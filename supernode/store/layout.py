@@ -1,0 +1,83 @@
+"""What lies where under a supernode's root, and how packs are named on disk and on the wire.
+
+::
+
+    packs/<pack id>/index       the record stream (imgdist.pack.records)
+    packs/<pack id>/chunks      encoded chunk bodies, one after another
+    packs/<pack id>/table       16 bytes a chunk: <QIBxxx offset, length, encoding in `chunks`
+    packs/<pack id>/tar-split   the tar-split stream, zstd
+    packs/.part-<layer>-v0/     the same, being written
+    layers/<layer>-v0           symlink to ../packs/<pack id>
+
+A writer appends a chunk's body, then its row, then its index record: whoever sees one finds what came before it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from imgdist.errors import UsageError
+from imgdist.pack import FORMAT_VERSION
+
+INDEX, CHUNKS, TABLE, TAR_SPLIT = "index", "chunks", "table", "tar-split"
+ROW = struct.Struct("<QIBxxx")
+PART_PREFIX = ".part-"
+_HEX = r"[0-9a-f]{64}"
+_PACK_NAME = re.compile(_HEX)
+_LAYER_NAME = re.compile(rf"sha256-({_HEX}-v[0-9]{{1,3}})")
+_LAYER_DIGEST = re.compile(rf"sha256:({_HEX})")
+
+
+class Layout:
+    """Paths of a store; knows no file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.packs = root / "packs"
+        self.layers = root / "layers"
+
+    def pack(self, pack_id: str) -> Path:
+        """Directory of a sealed pack. `UsageError` if `pack_id` is not 64 hexadecimal digits."""
+        if not _PACK_NAME.fullmatch(pack_id):
+            raise UsageError(f"pack id {pack_id!r}: expected 64 lower-case hexadecimal digits")
+        return self.packs / pack_id
+
+    def link(self, layer_digest: str) -> Path:
+        """The symlink that says which pack a layer is."""
+        return self.layers / _key(layer_digest)
+
+    def part(self, layer_digest: str) -> Path:
+        """Directory in which a layer's pack is being written."""
+        return self.packs / (PART_PREFIX + _key(layer_digest))
+
+    def candidates(self, name: str) -> tuple[Path, ...]:
+        """Where a pack may lie that the wire calls `name`, in the order to try; nothing for a name that is none.
+
+        The link is tried again after the part: the pack may have been sealed between the two looks.
+        """
+        if _PACK_NAME.fullmatch(name):
+            return (self.packs / name,)
+        if layer := _LAYER_NAME.fullmatch(name):
+            link = self.layers / layer[1]
+            return (link, self.packs / (PART_PREFIX + layer[1]), link)
+        return ()
+
+
+def digest_of_link(name: str) -> str | None:
+    """The layer digest that a name in `layers/` stands for; None if it is of another format version, or no link."""
+    key, _, version = name.partition("-v")
+    return f"sha256:{key}" if _PACK_NAME.fullmatch(key) and version == str(FORMAT_VERSION) else None
+
+
+def wire_name(layer_digest: str) -> str:
+    """What the wire calls a layer's pack before its pack id is known."""
+    return f"sha256-{_key(layer_digest)}"
+
+
+def _key(layer_digest: str) -> str:
+    match = _LAYER_DIGEST.fullmatch(layer_digest)
+    if match is None:
+        raise UsageError(f"layer digest {layer_digest!r}: expected sha256: and 64 lower-case hexadecimal digits")
+    return f"{match[1]}-v{FORMAT_VERSION}"

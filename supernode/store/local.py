@@ -1,0 +1,218 @@
+"""Packs on a local disk. What is visible under a pack id is whole: it was synced before it got that name.
+
+Crash rules. A part directory is never trusted after its process is gone: `open` removes it. Sealing renames the part,
+then links the layer: a crash between the two leaves a pack without a link, and `open` makes it from the header.
+Every pack is scrubbed at `open`: its seal verifies and its file sizes agree, or it goes, together with its links.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from imgdist.errors import CorruptError, ImgdistError, NotFoundError
+from imgdist.pack import records
+from imgdist.pack.index import Index
+from supernode.store.layout import INDEX, Layout, digest_of_link
+from supernode.store.reader import PackReader
+from supernode.store.scrub import bad_chunks, check_sizes, check_tar_split, sync_directory
+
+log = logging.getLogger("imgdist.store")
+_READERS_MAX = 512
+"""Open packs kept at hand, two descriptors each; a guess well below the usual limit of descriptors."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackInfo:
+    """A sealed pack: which layers it is (twins have several), what it takes on disk and what it stands for."""
+
+    pack_id: str
+    layers: tuple[str, ...]
+    disk_bytes: int
+    image_bytes: int
+    chunks: int
+
+
+class LocalStore:
+    """The packs under one root. One process seals and removes; any number of processes and threads read."""
+
+    def __init__(self, root: Path) -> None:
+        self._layout = Layout(root)
+        self._readers: OrderedDict[str, PackReader] = OrderedDict()
+        self._lock = Lock()
+        """Guards `_readers`."""
+        self._changing = Lock()
+        """Held while names change: twins that are sealed at once must not both find their pack missing."""
+
+    def recover(self) -> None:
+        """At the start of the writing process, before anything else: remove leftovers and what is broken."""
+        for directory in (self._layout.packs, self._layout.layers):
+            directory.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(self._layout.packs.iterdir()):
+            if entry.name.startswith("."):
+                log.info("removing what an earlier run left of %s", entry.name)
+                shutil.rmtree(entry)
+            else:
+                self._recover_pack(entry)
+        for link in self._layout.layers.iterdir():
+            if not link.exists():
+                link.unlink()
+
+    def open(self, name: str) -> PackReader | None:
+        """The reader of a pack id or of `sha256-<layer>-v0`, sealed or being written; None if there is no such."""
+        with self._lock:
+            reader = self._readers.get(name)
+            if reader is not None and not reader.gone:
+                self._readers.move_to_end(name)
+                return reader
+            reader = self._open(name)
+            if reader is not None:
+                self._readers[name] = reader
+                if len(self._readers) > _READERS_MAX:
+                    self._readers.popitem(last=False)
+            return reader
+
+    def find(self, layer_digest: str) -> str | None:
+        """Pack id of a layer's sealed pack."""
+        try:
+            return os.path.basename(os.readlink(self._layout.link(layer_digest)))
+        except FileNotFoundError:
+            return None
+
+    def index_bytes(self, pack_id: str, start: int = 0) -> bytes:
+        """The record stream of a sealed pack from record `start` on. `NotFoundError` if there is no such pack."""
+        try:
+            stream = (self._layout.pack(pack_id) / INDEX).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"pack {pack_id} is not in this store") from None
+        offset = records.offset_of(stream, start)
+        return b"" if offset is None else stream[offset:]
+
+    def index(self, pack_id: str) -> Index:
+        """The index of a sealed pack, verified."""
+        return Index.load(self.index_bytes(pack_id))
+
+    def begin(self, layer_digest: str) -> Path:
+        """A new part directory for a layer. What an earlier try left is removed."""
+        part = self._layout.part(layer_digest)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        return part
+
+    def abandon(self, layer_digest: str) -> None:
+        """Remove a layer's part directory, if there is one."""
+        shutil.rmtree(self._layout.part(layer_digest), ignore_errors=True)
+
+    def seal(self, layer_digest: str, pack_id: bytes) -> Index:
+        """Make the finished part of a layer the pack `pack_id`. A pack that exists already just gets another link.
+
+        The part's files are synced (`PackWriter.finish`). Raises `CorruptError` and keeps nothing if the part is not
+        that pack.
+        """
+        part = self._layout.part(layer_digest)
+        try:
+            index = _add_seal(part, pack_id)
+            check_sizes(part, index)
+        except ImgdistError:
+            self.abandon(layer_digest)
+            raise
+        target = self._layout.pack(pack_id.hex())
+        with self._changing:
+            if target.exists():
+                log.info("layer %s has the pack of a twin, %s", layer_digest, target.name)
+                self.abandon(layer_digest)
+            else:
+                part.rename(target)
+                sync_directory(self._layout.packs)
+            self._link(layer_digest, target.name)
+        return index
+
+    def verify(self, pack_id: str) -> list[str]:
+        """What is wrong with a pack, every byte read and hashed; an empty list if nothing is."""
+        index, directory = self.index(pack_id), self._layout.pack(pack_id)
+        wrong = [f"chunk {number}: {reason}" for number, reason in bad_chunks(directory, index)]
+        try:
+            check_tar_split(directory, index)
+        except CorruptError as error:
+            wrong.append(str(error))
+        return wrong
+
+    def packs(self) -> list[PackInfo]:
+        """Every sealed pack, by pack id."""
+        layers: dict[str, list[str]] = {}
+        for digest, pack_id in self.layers():
+            layers.setdefault(pack_id, []).append(digest)
+        return [self._info(pack_id, tuple(sorted(layers.get(pack_id, ())))) for pack_id in self._pack_ids()]
+
+    def layers(self) -> Iterator[tuple[str, str]]:
+        """(layer digest, pack id) of every link of this format version."""
+        for link in sorted(self._layout.layers.iterdir()):
+            digest = digest_of_link(link.name)
+            if digest is not None:
+                yield digest, os.path.basename(os.readlink(link))
+
+    def remove(self, pack_id: str) -> None:
+        """Remove a pack and its links. Readers that have it open finish what they read."""
+        grave = self._layout.packs / f".removed-{pack_id}"
+        with self._changing:
+            for link in self._layout.layers.iterdir():
+                if os.path.basename(os.readlink(link)) == pack_id:
+                    link.unlink()
+            try:
+                self._layout.pack(pack_id).rename(grave)
+            except FileNotFoundError:
+                return
+            shutil.rmtree(grave)
+
+    def _open(self, name: str) -> PackReader | None:
+        for directory in self._layout.candidates(name):
+            try:
+                return PackReader(directory)
+            except FileNotFoundError:
+                continue
+        self._readers.pop(name, None)
+        return None
+
+    def _recover_pack(self, directory: Path) -> None:
+        try:
+            index = self.index(directory.name)
+            if index.pack_id.hex() != directory.name:
+                raise CorruptError(f"it holds pack {index.pack_id.hex()}")
+            check_sizes(directory, index)
+        except (ImgdistError, OSError) as error:
+            log.warning("removing pack %s, which is broken: %s", directory.name, error)
+            shutil.rmtree(directory)
+            return
+        if index.layer_digest is not None and self.find(index.layer_digest) is None:
+            self._link(index.layer_digest, directory.name)
+
+    def _link(self, layer_digest: str, pack_id: str) -> None:
+        link = self._layout.link(layer_digest)
+        fresh = link.with_name(f".{link.name}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.join("..", "packs", pack_id))
+        fresh.rename(link)
+        sync_directory(self._layout.layers)
+
+    def _pack_ids(self) -> list[str]:
+        return sorted(entry.name for entry in self._layout.packs.iterdir() if not entry.name.startswith("."))
+
+    def _info(self, pack_id: str, layers: tuple[str, ...]) -> PackInfo:
+        index = self.index(pack_id)
+        disk = sum(entry.stat().st_blocks * 512 for entry in self._layout.pack(pack_id).iterdir())
+        return PackInfo(pack_id, layers, disk, index.image_size, index.chunk_count)
+
+
+def _add_seal(part: Path, pack_id: bytes) -> Index:
+    with open(part / INDEX, "ab") as file:
+        file.write(records.encode(records.Seal(pack_id)))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(part)
+    return Index.load((part / INDEX).read_bytes())

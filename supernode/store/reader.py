@@ -1,0 +1,56 @@
+"""Reading chunks of a pack, sealed or still being written."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+
+from imgdist.errors import CorruptError, NotFoundError
+from imgdist.pack import CHUNK_MAX, codec
+from supernode.store.layout import CHUNKS, ROW, TABLE
+
+_OFFSET_MAX = 1 << 62
+
+
+class PackReader:
+    """The encoded chunks of one pack. Thread-safe; its descriptors live as long as it is referenced,
+    whatever happens to the directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `FileNotFoundError` if no pack is there."""
+        self._table = os.open(directory / TABLE, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._table)
+        self._chunks = os.open(directory / CHUNKS, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._chunks)
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the file that holds the bodies."""
+        return self._chunks
+
+    @property
+    def gone(self) -> bool:
+        """Whether the pack was removed since: a new look may find another one under the same name."""
+        return os.fstat(self._chunks).st_nlink == 0
+
+    def row(self, number: int) -> tuple[int, int, int]:
+        """(offset, length, encoding) of a chunk's body.
+
+        `NotFoundError` where it is not there (yet), `CorruptError` for a row that cannot be.
+        """
+        row = os.pread(self._table, ROW.size, number * ROW.size)
+        if len(row) < ROW.size:
+            raise NotFoundError(f"chunk {number} is not in this pack, or not yet")
+        offset, length, encoding = ROW.unpack(row)
+        if offset > _OFFSET_MAX or length > CHUNK_MAX or encoding > codec.ZERO:
+            raise CorruptError(f"table row of chunk {number} says {length} bytes at {offset}, encoding {encoding}")
+        return offset, length, encoding
+
+    def body(self, number: int) -> tuple[int, bytes]:
+        """(encoding, body) of a chunk. `CorruptError` if the file ends before the body does."""
+        offset, length, encoding = self.row(number)
+        body = os.pread(self._chunks, length, offset)
+        if len(body) != length:
+            raise CorruptError(f"body of chunk {number} has {len(body)} bytes, its table row says {length}")
+        return encoding, body

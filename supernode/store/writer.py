@@ -1,0 +1,79 @@
+"""Writing a pack into its part directory. Runs in the conversion worker; a crash leaves a part that nothing trusts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from imgdist.pack import codec, records
+from imgdist.pack.index import IndexBuilder
+from supernode.store.layout import CHUNKS, INDEX, ROW, TABLE, TAR_SPLIT
+
+
+class PackWriter:
+    """Appends chunks and index records in order; what a reader of the growing files sees is always consistent.
+
+    The pack is not sealed here: `LocalStore.seal` adds the last record when it is sure of the layer.
+    """
+
+    def __init__(self, directory: Path, layer_digest: str) -> None:
+        """`directory` exists and is empty."""
+        self._builder = IndexBuilder(layer_digest)
+        self._chunks = _create(directory / CHUNKS)
+        self._table = _create(directory / TABLE)
+        self._index = _create(directory / INDEX)
+        self._split_file = _create(directory / TAR_SPLIT)
+        self._split = zstandard.ZstdCompressor(level=codec.LEVEL_FAST).stream_writer(self._split_file, closefd=False)
+        self._offset = 0
+        self.index_bytes = _write(self._index, self._builder.header)
+        """Bytes of index that a reader may see."""
+        self.chunks = 0
+        """Chunks that a reader may see."""
+
+    def add_chunk(self, chunk: records.Chunk, encoding: int, body: codec.Body) -> None:
+        """Append the next chunk: body, row, record."""
+        _write(self._chunks, body)
+        _write(self._table, ROW.pack(self._offset, len(body), encoding))
+        self._offset += len(body)
+        self.add_record(chunk)
+        self.chunks += 1
+
+    def add_record(self, record: records.Record) -> None:
+        """Append a record that has no body."""
+        self.index_bytes += _write(self._index, self._builder.add(record))
+
+    def add_split(self, data: bytes) -> None:
+        """Append to the tar-split stream."""
+        self._split.write(data)
+
+    def finish(self) -> bytes:
+        """Everything is in: make it durable. Returns the pack id."""
+        self._split.flush(zstandard.FLUSH_FRAME)
+        for file in self._files:
+            os.fsync(file.fileno())
+        self.close()
+        return self._builder.pack_id()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self._files:
+            file.close()
+
+    @property
+    def _files(self) -> tuple[BinaryIO, ...]:
+        return self._chunks, self._table, self._index, self._split_file
+
+
+def _create(path: Path) -> BinaryIO:
+    return open(path, "xb", buffering=0)
+
+
+def _write(file: BinaryIO, data: codec.Body) -> int:
+    """Write all of `data`: a raw file may take less, near a full disk or a signal."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+    return memoryview(data).nbytes
