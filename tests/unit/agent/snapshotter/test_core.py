@@ -1,0 +1,356 @@
+"""The snapshotter with layers that are plain directories: what is decided, recorded and returned."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from parts import require
+
+from agent.layers.mount import BusyError
+from agent.snapshotter import labels
+from agent.snapshotter.core import Snapshotter
+from agent.snapshotter.model import AlreadyExistsError, Kind, LayerRequest, Mount, PreconditionError, TakenLayer, Usage
+from imgdist.errors import DeclinedError, NotFoundError, TemporaryError, UsageError
+
+DIFF_IDS = [f"sha256:{digit * 64}" for digit in "123"]
+CHAIN = [DIFF_IDS[0]]
+for diff_id in DIFF_IDS[1:]:
+    CHAIN.append(labels.chain_id(CHAIN[-1], diff_id))
+
+
+class FakeLayers:
+    """Layers in directories; `known` maps chain IDs to what take_over returns or raises."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.known: dict[str, TakenLayer | BaseException] = {}
+        self.asked: list[LayerRequest] = []
+        self.mounted: set[str] = set()
+        self.busy: set[str] = set()
+        self.broken: set[str] = set()
+        self.hold: asyncio.Event | None = None
+        self.mounting: asyncio.Event | None = None
+        self.called = asyncio.Event()
+
+    def add(self, number: int, *implied: bytes) -> TakenLayer:
+        layer = TakenLayer(f"pack{number}", DIFF_IDS[number], implied)
+        self.known[CHAIN[number]] = layer
+        self.directory(number).mkdir()
+        return layer
+
+    def directory(self, number: int) -> Path:
+        return self.root / f"pack{number}"
+
+    async def take_over(self, request: LayerRequest) -> TakenLayer:
+        self.asked.append(request)
+        self.called.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        found = self.known.get(request.chain_id, DeclinedError("nobody knows it"))
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    async def ensure_mounted(self, pack_id: str) -> str:
+        if pack_id in self.broken:
+            raise TemporaryError(f"{pack_id} does not mount")
+        self.mounted.add(pack_id)
+        if self.mounting is not None:
+            self.mounting.set()
+            await asyncio.Event().wait()
+        return str(self.root / pack_id)
+
+    async def usage(self, pack_id: str) -> Usage:
+        return Usage(1000, 3)
+
+    async def release(self, pack_id: str) -> None:
+        if pack_id in self.busy:
+            raise BusyError(f"{pack_id} is in use by process 1 (init)")
+        self.mounted.discard(pack_id)
+        self.called.set()
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> FakeLayers:
+    (tmp_path / "l").mkdir()
+    return FakeLayers(tmp_path / "l")
+
+
+@pytest_asyncio.fixture
+async def core(tmp_path: Path, layers: FakeLayers) -> AsyncIterator[Snapshotter]:
+    snapshotter = Snapshotter(tmp_path / "root", layers)
+    yield snapshotter
+    snapshotter.close()
+
+
+async def prepare_layer(core: Snapshotter, number: int, parent: str = "", **more: str) -> list[Mount]:
+    return await core.prepare(f"n/1/extract-{number}-{parent}", parent, {labels.SNAPSHOT_REF: CHAIN[number], **more})
+
+
+async def take(core: Snapshotter, number: int, parent: str = "") -> None:
+    with pytest.raises(AlreadyExistsError):
+        await prepare_layer(core, number, parent)
+
+
+async def plain(core: Snapshotter, number: int, parent: str = "") -> str:
+    """A layer that was declined, unpacked and committed by containerd."""
+    mounts = await prepare_layer(core, number, parent)
+    name = f"n/2/{CHAIN[number]}"
+    assert mounts
+    await core.commit(name, f"n/1/extract-{number}-{parent}", {labels.SNAPSHOT_REF: CHAIN[number]})
+    return name
+
+
+def lowerdirs(mounts: list[Mount]) -> list[str]:
+    (mount,) = mounts
+    return next(option for option in mount.options if option.startswith("lowerdir="))[len("lowerdir=") :].split(":")
+
+
+async def test_an_ordinary_snapshotter_without_layers(tmp_path: Path) -> None:
+    core = Snapshotter(tmp_path / "r", None)
+    try:
+        (bind,) = await core.prepare("k1", "", {labels.SNAPSHOT_REF: CHAIN[0]})
+        assert (bind.type, bind.options) == ("bind", ("rw", "rbind"))
+        assert os.stat(bind.source).st_mode & 0o7777 == 0o755
+        Path(bind.source, "file").write_bytes(b"x" * 10000)
+        await core.commit("c1", "k1", {})
+        assert (await core.usage("c1")).size_bytes >= 12288 and (await core.usage("c1")).inodes == 2
+        (overlay,) = await core.prepare("k2", "c1", {})
+        assert lowerdirs([overlay]) == [bind.source] and not any("xino" in one for one in overlay.options)
+        assert await core.mounts("k2") == [overlay]
+        assert (await core.view("v", "c1", {}))[0] == Mount("bind", bind.source, ("ro", "rbind"))
+        with pytest.raises(PreconditionError):
+            await core.mounts("c1")
+    finally:
+        core.close()
+
+
+async def test_a_layer_is_taken_over_under_its_chain_id(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    layers.add(1)
+    source = {"containerd.io/snapshot/cri.image-ref": "r/i:1", "containerd.io/snapshot/cri.layer-digest": DIFF_IDS[2]}
+    with pytest.raises(AlreadyExistsError):
+        await prepare_layer(core, 0, **source)
+    request = layers.asked[0]
+    assert (request.chain_id, request.parent_chain_id) == (CHAIN[0], None)
+    assert request.source is not None and request.source.layer_digest == DIFF_IDS[2]
+    (found,) = await core.walk([f'labels."{labels.SNAPSHOT_REF}"=={CHAIN[0]},parent==""'])
+    assert (found.name, found.kind) == (CHAIN[0], Kind.COMMITTED)
+    assert await core.stat(CHAIN[0]) == found
+    await take(core, 1, found.name)
+    assert layers.asked[1].parent_chain_id == CHAIN[0]
+    mounts = await core.prepare("n/5/container", CHAIN[1], {})
+    assert lowerdirs(mounts) == [str(layers.directory(1)), str(layers.directory(0))]
+    assert "xino=on" in mounts[0].options
+    assert await core.usage(CHAIN[0]) == Usage(1000, 3)
+
+
+async def test_a_second_namespace_finds_the_same_snapshot(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    await take(core, 0)
+    await take(core, 0)
+    assert len(layers.asked) == 1 and len(await core.walk()) == 1
+
+
+async def test_simultaneous_prepares_ask_once(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    layers.hold = asyncio.Event()
+    calls = [asyncio.ensure_future(take(core, 0)) for _ in range(5)]
+    await layers.called.wait()
+    layers.hold.set()
+    await asyncio.gather(*calls)
+    assert len(layers.asked) == 1 and len(await core.walk()) == 1
+
+
+@pytest.mark.parametrize(
+    "failure", [DeclinedError("no"), RuntimeError("bug"), TemporaryError("later"), OSError(5, "io")]
+)
+async def test_any_failure_of_a_take_over_is_a_decline(
+    core: Snapshotter, layers: FakeLayers, failure: Exception
+) -> None:
+    layers.known[CHAIN[0]] = failure
+    (mount,) = await prepare_layer(core, 0)
+    assert mount.type == "bind" and mount.options[0] == "rw"
+
+
+async def test_a_take_over_is_bounded_in_time(tmp_path: Path, layers: FakeLayers) -> None:
+    layers.hold = asyncio.Event()
+    core = Snapshotter(tmp_path / "r", layers, take_over_timeout_s=0.01)
+    try:
+        assert (await prepare_layer(core, 0))[0].type == "bind"
+        slow = Snapshotter(tmp_path / "r2", layers)
+        try:
+            found = await slow.prepare("k", "", {labels.SNAPSHOT_REF: CHAIN[0]}, remaining_s=0.01)
+            assert found[0].type == "bind"
+        finally:
+            slow.close()
+    finally:
+        core.close()
+
+
+async def test_a_layer_with_another_diff_id_is_declined_and_released(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    layers.known[CHAIN[0]] = TakenLayer("pack0", DIFF_IDS[2])
+    layers.mounted.add("pack0")
+    assert (await prepare_layer(core, 0))[0].type == "bind"
+    await core.cleanup()
+    assert layers.mounted == set()
+
+
+async def test_parallel_unpacking_is_declined(core: Snapshotter, layers: FakeLayers) -> None:
+    """The client names a parent chain and gives no parent: ALREADY_EXISTS would cut the chain (containerd#13264)."""
+    layers.known[CHAIN[1]] = TakenLayer("pack1", DIFF_IDS[1])
+    assert (await prepare_layer(core, 1, **{labels.PARENT_CHAIN_ID: CHAIN[0]}))[0].type == "bind"
+    assert layers.asked == []
+
+
+async def test_mixed_chains(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(1)
+    bottom = await plain(core, 0)
+    await take(core, 1, bottom)
+    top = await plain(core, 2, CHAIN[1])
+    mounts = await core.prepare("container", top, {})
+    found = lowerdirs(mounts)
+    assert found[1] == str(layers.directory(1))
+    assert found[0].endswith("/fs") and found[2].endswith("/fs") and "xino=on" in mounts[0].options
+
+
+async def test_one_chain_id_on_two_parents_is_two_snapshots(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(1)
+    bottom = await plain(core, 0)
+    layers.add(0)
+    await take(core, 0)
+    await take(core, 1, bottom)
+    await take(core, 1, CHAIN[0])
+    found = await core.walk([f'labels."{labels.SNAPSHOT_REF}"=={CHAIN[1]}'])
+    assert {info.parent for info in found} == {bottom, CHAIN[0]} and len({info.name for info in found}) == 2
+    used = [await core.usage(info.name) for info in found]
+    assert used == [Usage(1000, 3), Usage()], "the pack is on the disk once"
+
+
+async def test_an_unknown_parent_is_the_callers_error(core: Snapshotter) -> None:
+    with pytest.raises(NotFoundError):
+        await prepare_layer(core, 1, "nowhere")
+    await core.prepare("active", "", {})
+    with pytest.raises(UsageError):
+        await prepare_layer(core, 1, "active")
+
+
+async def test_a_failed_mount_frees_the_key(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    await take(core, 0)
+    layers.broken.add("pack0")
+    with pytest.raises(TemporaryError):
+        await core.prepare("c", CHAIN[0], {})
+    layers.broken.clear()
+    assert (await core.prepare("c", CHAIN[0], {}))[0].type == "overlay"
+
+
+async def test_a_taken_layer_that_no_longer_mounts_is_declined(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    await take(core, 0)
+    layers.broken.add("pack0")
+    assert (await prepare_layer(core, 0))[0].type == "bind"
+
+
+async def test_removed_directories_go_with_cleanup(core: Snapshotter, tmp_path: Path) -> None:
+    (mount,) = await core.prepare("k", "", {})
+    (Path(mount.source) / "d").mkdir()
+    await core.remove("k")
+    assert Path(mount.source).exists(), "Remove touches rows only"
+    await core.cleanup()
+    assert list((tmp_path / "root/snapshots").iterdir()) == []
+
+
+async def test_a_held_layer_is_released_later(
+    core: Snapshotter, layers: FakeLayers, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers.add(0)
+    await take(core, 0)
+    layers.busy.add("pack0")
+    await core.remove(CHAIN[0])
+    await core.cleanup()
+    assert layers.mounted == {"pack0"} and "process 1 (init)" in caplog.text
+    layers.busy.clear()
+    layers.called.clear()
+    async with asyncio.timeout(5):
+        runner = asyncio.ensure_future(core.run())
+        await layers.called.wait()
+        runner.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await runner
+    assert layers.mounted == set()
+
+
+async def test_a_layer_taken_again_during_its_release_stays_mounted(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    await take(core, 0)
+    await core.remove(CHAIN[0])
+    await asyncio.gather(core.cleanup(), take(core, 0), core.cleanup())
+    assert layers.mounted == {"pack0"}
+    assert await core.packs_in_use() == ["pack0"]
+
+
+async def test_a_restart_mounts_and_reports(tmp_path: Path, layers: FakeLayers) -> None:
+    core = Snapshotter(tmp_path / "r", layers)
+    layers.add(0)
+    await take(core, 0)
+    (lost,) = await core.prepare("lost", "", {})
+    core.close()
+    Path(lost.source).rmdir()
+    (tmp_path / "r/snapshots/999").mkdir()
+    layers.mounted.clear()
+    again = Snapshotter(tmp_path / "r", layers)
+    try:
+        recovered = await again.recover()
+        assert recovered.missing == ("lost",) and recovered.unmounted == {} and layers.mounted == {"pack0"}
+        await again.cleanup()
+        assert not (tmp_path / "r/snapshots/999").exists()
+        layers.broken.add("pack0")
+        assert set((await again.recover()).unmounted) == {"pack0"}
+    finally:
+        again.close()
+
+
+async def test_a_cancelled_take_over_leaves_no_mount_behind(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    layers.mounting = asyncio.Event()
+    call = asyncio.ensure_future(prepare_layer(core, 0))
+    await layers.mounting.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await core.cleanup()
+    assert await core.walk() == [] and layers.mounted == set()
+
+
+async def test_id_mapping_labels_give_the_upper_to_the_mapped_root(core: Snapshotter) -> None:
+    require(os.getuid() == 0, "root")
+    mapping = {labels.UID_MAPPING: "0:100000:65536", labels.GID_MAPPING: "0:200000:65536"}
+    (mount,) = await core.prepare("k", "", mapping)
+    status = os.stat(mount.source)
+    assert (status.st_uid, status.st_gid) == (100000, 200000)
+    await core.commit("c", "k", {})
+    (child,) = await core.prepare("k2", "c", {})
+    upper = next(option for option in child.options if option.startswith("upperdir="))[len("upperdir=") :]
+    assert os.stat(upper).st_uid == 100000, "as containerd: the parent's owner"
+
+
+async def test_fix_up_lowers_stand_above_their_layer(core: Snapshotter, layers: FakeLayers) -> None:
+    require(os.getuid() == 0, "root")
+    bottom = await plain(core, 0)
+    (view,) = await core.view("look", bottom, {})
+    (Path(view.source) / "tmp").mkdir(mode=0o1777)
+    os.chmod(Path(view.source) / "tmp", 0o1777)
+    layers.add(1, b"tmp")
+    (layers.directory(1) / "tmp").mkdir()
+    await take(core, 1, bottom)
+    fixup, layer, _ = lowerdirs(await core.prepare("container", CHAIN[1], {}))
+    assert layer == str(layers.directory(1)) and os.stat(f"{fixup}/tmp").st_mode & 0o7777 == 0o1777
+    (overlay,) = await core.view("one", CHAIN[1], {})
+    assert overlay.type == "overlay" and len(lowerdirs([overlay])) == 3
