@@ -1,0 +1,98 @@
+"""Pax extended headers (POSIX.1-2017, pax, "pax Extended Header"), read as Go's archive/tar reads them."""
+
+from __future__ import annotations
+
+import re
+
+from imgdist.erofs.tar.header import Member, bounded_time
+from imgdist.errors import CorruptError
+
+XATTR_PREFIX = b"SCHILY.xattr."
+SPARSE_MAP = b"GNU.sparse.map"
+_INTEGER = re.compile(rb"[+-]?[0-9]+")
+_TEXT = (b"path", b"linkpath", b"uname", b"gname")
+
+
+def parse_records(body: bytes) -> dict[bytes, bytes]:
+    """Decode "length key=value\\n" records; the last one of a key wins.
+
+    Sparse format 0.0 repeats `GNU.sparse.offset` and `.numbytes`: they become one `GNU.sparse.map` as in 0.1.
+
+    Raises:
+        CorruptError: a length, key or value that the format does not allow.
+    """
+    records: dict[bytes, bytes] = {}
+    sparse: list[bytes] = []
+    start, end = 0, len(body)
+    while start < end:
+        key, value, start = _record(body, start)
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            if (len(sparse) % 2 == 0) != (key == b"GNU.sparse.offset") or b"," in value:
+                raise CorruptError(f"pax header: sparse record {key!r} out of order")
+            sparse.append(value)
+        else:
+            records[key] = value
+    if sparse:
+        records[SPARSE_MAP] = b",".join(sparse)
+    return records
+
+
+def _record(body: bytes, start: int) -> tuple[bytes, bytes, int]:
+    """Return (key, value, start of the next record)."""
+    space = body.find(b" ", start)
+    length = body[start:space] if space >= 0 else b""
+    if not _INTEGER.fullmatch(length) or len(length) > 19:
+        raise CorruptError(f"pax header: expected a length, saw {body[start : start + 20]!r}")
+    end = start + int(length)
+    if int(length) < 5 or end > len(body) or end <= space + 1 or body[end - 1] != ord("\n"):
+        raise CorruptError(f"pax header: record length {length!r} is wrong")
+    key, equals, value = body[space + 1 : end - 1].partition(b"=")
+    if not equals or not key or b"\0" in (value if key in _TEXT else key):
+        raise CorruptError(f"pax header: malformed record {key[:40]!r}")
+    return key, value, end
+
+
+def merge(member: Member, records: dict[bytes, bytes]) -> None:
+    """Let `records` override the fields of `member`; an empty value keeps the header's own.
+
+    Raises:
+        CorruptError: a number or time that is none.
+    """
+    for key, value in records.items():
+        if key.startswith(XATTR_PREFIX):
+            member.xattrs[key[len(XATTR_PREFIX) :]] = value
+        elif not value:
+            continue
+        elif key == b"path":
+            member.name = value
+        elif key == b"mtime":
+            member.mtime_s, member.mtime_ns = bounded_time(*_time(value))
+        elif key == b"size":
+            member.size = integer(value)
+        elif key == b"linkpath":
+            member.link = value
+        elif key == b"uid":
+            member.uid = integer(value)
+        elif key == b"gid":
+            member.gid = integer(value)
+        elif key in (b"atime", b"ctime"):
+            _time(value)
+
+
+def integer(value: bytes) -> int:
+    """Decode a decimal, signed 64-bit number (CorruptError if it is none)."""
+    if not _INTEGER.fullmatch(value) or len(value) > 100 or not -(1 << 63) <= int(value) < 1 << 63:
+        raise CorruptError(f"pax header: expected a number of 64 bits, saw {value[:40]!r}")
+    return int(value)
+
+
+def _time(value: bytes) -> tuple[int, int]:
+    """Return (seconds, nanoseconds) of a decimal time; digits beyond the ninth are cut."""
+    whole, _, fraction = value.partition(b".")
+    seconds = integer(whole)
+    if not fraction:
+        return seconds, 0
+    if not fraction.isdigit():
+        raise CorruptError(f"pax header: expected a time, saw {value[:40]!r}")
+    nanoseconds = int(fraction[:9].ljust(9, b"0"))
+    return seconds, -nanoseconds if whole.startswith(b"-") else nanoseconds

@@ -1,0 +1,292 @@
+"""The streaming tar reader: bytes in any pieces in, members and their data out to a sink. It does no I/O.
+
+The framing is that of Go's archive/tar (containerd's reader): global pax headers are handed on as members, sparse pax
+members become full files, a missing end of archive is fine, one zero block before more members is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from imgdist.erofs.limits import Limits
+from imgdist.erofs.tar import pax, sparse
+from imgdist.erofs.tar.header import HEADER_BYTES, Member, parse_header
+from imgdist.erofs.tar.split import SplitWriter
+from imgdist.errors import CorruptError, DeclinedError
+
+REGULAR_V7, REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"\x000123456"
+PAX, PAX_GLOBAL, GNU_NAME, GNU_LINK, GNU_SPARSE = b"xgLKS"
+_BODILESS = frozenset((LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO))
+_ZERO = bytes(HEADER_BYTES)
+
+
+class Body(Protocol):
+    """Where a member's data goes. `image_offset` is its place in the layer image, None if it has none."""
+
+    image_offset: int | None
+
+    def write(self, piece: memoryview) -> None:
+        """Take the next bytes."""
+
+    def zeros(self, count: int) -> None:
+        """Take `count` zero bytes, a hole of a sparse member."""
+
+    def end(self) -> None:
+        """All bytes are in."""
+
+
+class TarReader:
+    """Reads one tar. `begin(member)` is called for every member and says where its data goes.
+
+    `feed` and `finish` raise CorruptError for a malformed or truncated tar and DeclinedError for one beyond the
+    limits or of a kind that containerd refuses; the reader is of no use afterwards.
+    """
+
+    def __init__(self, begin: Callable[[Member], Body], split: SplitWriter, limits: Limits) -> None:
+        self._begin = begin
+        self._split = split
+        self._limits = limits
+        self._state: Callable[[memoryview], int] = self._header
+        self._carry = bytearray()  # of a header, extension or sparse map that is not whole yet
+        self._read = self._members = self._holes = 0
+        self._zero_block = False
+        self._body: Body
+        self._stored = 0  # bytes of the current body still to come
+        self._padding = 0
+        self._extension_kind = self._extension_size = 0
+        self._segments: list[sparse.Segment] = []
+        self._written = 0  # of a sparse member's real size
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the extension headers, which described one member."""
+        self._records: dict[bytes, bytes] = {}
+        self._long_name = self._long_link = b""
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take the next piece of the tar."""
+        self._read += len(data)
+        if self._read > self._limits.tar_bytes:
+            raise DeclinedError(f"layer: its tar is larger than {self._limits.tar_bytes} bytes")
+        view = memoryview(data)
+        at, end = 0, len(view)
+        while at < end:
+            at += self._state(view[at:] if at else view)
+
+    def finish(self) -> None:
+        """End the tar (CorruptError: in the middle of a member)."""
+        if self._state in (self._rest, self._pad) or (self._state == self._header and not self._carry):
+            return
+        raise CorruptError(f"layer: the tar is cut short after {self._read} bytes")
+
+    # States: each takes bytes from the front of the view and returns how many.
+
+    def _header(self, view: memoryview) -> int:
+        if not self._carry and len(view) >= HEADER_BYTES:
+            taken = HEADER_BYTES
+            block = view[:HEADER_BYTES].tobytes()
+        else:
+            taken = min(HEADER_BYTES - len(self._carry), len(view))
+            self._carry += view[:taken]
+            if len(self._carry) < HEADER_BYTES:
+                return taken
+            block = bytes(self._carry)
+            self._carry.clear()
+        self._split.literal(block)
+        if block == _ZERO:
+            if self._zero_block:
+                self._state = self._rest
+            self._zero_block = True
+        elif self._zero_block:
+            raise CorruptError("layer: a block of zeros in the tar is followed by another member")
+        else:
+            self._member(parse_header(block))
+        return taken
+
+    def _extension(self, view: memoryview) -> int:
+        taken = min(self._extension_size - len(self._carry), len(view))
+        piece = view[:taken]
+        self._split.literal(piece)
+        self._carry += piece
+        if len(self._carry) == self._extension_size:
+            body = bytes(self._carry)
+            self._carry.clear()
+            self._pad_next()
+            self._extended(body)
+        return taken
+
+    def _data(self, view: memoryview) -> int:
+        taken = min(self._stored, len(view))
+        piece = view[:taken]
+        self._body.write(piece)
+        if self._body.image_offset is None:
+            self._split.literal(piece)
+        self._stored -= taken
+        if not self._stored:
+            self._body.end()
+            self._pad_next()
+        return taken
+
+    def _pad(self, view: memoryview) -> int:
+        taken = min(self._padding, len(view))
+        self._split.literal(view[:taken])
+        self._padding -= taken
+        if not self._padding:
+            self._state = self._header
+        return taken
+
+    def _rest(self, view: memoryview) -> int:
+        self._split.literal(view)
+        return len(view)
+
+    def _sparse_map(self, view: memoryview) -> int:
+        taken = min(HEADER_BYTES - len(self._carry) % HEADER_BYTES, len(view), self._stored)
+        piece = view[:taken]
+        self._split.literal(piece)
+        self._carry += piece
+        self._stored -= taken
+        if len(self._carry) > self._limits.header_bytes:
+            raise DeclinedError(f"layer: a sparse map is larger than {self._limits.header_bytes} bytes")
+        if len(self._carry) % HEADER_BYTES == 0:
+            segments = sparse.map_from_body(bytes(self._carry))
+            if segments is not None:
+                self._carry.clear()
+                self._begin_sparse(segments)
+                return taken
+        if not self._stored:
+            raise CorruptError("sparse member: its map is cut short")
+        return taken
+
+    def _sparse_data(self, view: memoryview) -> int:
+        offset, length = self._segments[-1]
+        if self._written < offset:
+            self._hole(offset - self._written)
+        taken = min(offset + length - self._written, len(view))
+        piece = view[:taken]
+        self._body.write(piece)
+        if self._body.image_offset is None:
+            self._split.literal(piece)
+        else:
+            self._split.image(self._body.image_offset + self._written, taken)
+        self._written += taken
+        if self._written == offset + length:
+            self._next_segment()
+        return taken
+
+    # What a whole header or extension leads to.
+
+    def _member(self, member: Member) -> None:
+        kind = member.kind
+        if member.size < 0 and kind not in _BODILESS:
+            raise CorruptError(f"layer: member {member.name!r} has a negative size")
+        if kind in (PAX, PAX_GLOBAL, GNU_NAME, GNU_LINK):
+            if member.size > self._limits.header_bytes:
+                raise DeclinedError(f"layer: an extension header is larger than {self._limits.header_bytes} bytes")
+            self._extension_kind, self._extension_size = kind, member.size
+            self._extended_header = member
+            self._padding = -member.size % HEADER_BYTES
+            self._state = self._extension
+            if not member.size:
+                self._pad_next()
+                self._extended(b"")
+            return
+        if self._records:
+            pax.merge(member, self._records)
+        if self._long_name:
+            member.name = self._long_name
+        if self._long_link:
+            member.link = self._long_link
+        if kind == REGULAR_V7:
+            member.kind = kind = DIRECTORY if member.name.endswith(b"/") else REGULAR
+        if kind == GNU_SPARSE:
+            raise DeclinedError(f"layer: member {member.name!r} is in the old GNU sparse format, as containerd refuses")
+        self._count()
+        if kind in _BODILESS:
+            if self._records and sparse.is_sparse(member, self._records):
+                raise CorruptError(f"sparse member: {member.name!r} is no regular file")
+            self._padding = member.size = 0
+            self._start(member)
+            return
+        if member.size < 0:
+            raise CorruptError(f"layer: member {member.name!r} has a negative size")
+        self._stored = member.size
+        self._padding = -member.size % HEADER_BYTES
+        place = sparse.is_sparse(member, self._records) if self._records else None
+        if place is None:
+            self._start(member)
+            return
+        self._sparse_member = member
+        if place == "header":
+            self._begin_sparse(sparse.map_from_header(self._records))
+        elif self._stored:
+            self._state = self._sparse_map
+        else:
+            raise CorruptError("sparse member: its map is cut short")
+
+    def _extended(self, body: bytes) -> None:
+        """Keep what an extension header says of the next member; a global one is handed on as a member."""
+        if self._extension_kind == GNU_NAME:
+            self._long_name = body.split(b"\0", 1)[0]
+        elif self._extension_kind == GNU_LINK:
+            self._long_link = body.split(b"\0", 1)[0]
+        elif self._extension_kind == PAX:
+            self._records = pax.parse_records(body)
+        else:
+            self._count()
+            member = self._extended_header
+            member.name = pax.parse_records(body).get(b"path") or member.name
+            self._begin(member).end()
+            self._reset()
+
+    def _count(self) -> None:
+        self._members += 1
+        if self._members > self._limits.members:
+            raise DeclinedError(f"layer: more than {self._limits.members} members")
+
+    def _start(self, member: Member) -> None:
+        """Begin a member that is stored whole."""
+        self._body = body = self._begin(member)
+        if self._records or self._long_name or self._long_link:
+            self._reset()
+        if self._stored:
+            if body.image_offset is not None:
+                self._split.image(body.image_offset, self._stored)
+            self._state = self._data
+        else:
+            body.end()
+            self._pad_next()
+
+    def _begin_sparse(self, segments: list[sparse.Segment]) -> None:
+        member = self._sparse_member
+        sparse.check_map(segments, member.size, self._stored)
+        self._holes += member.size - self._stored
+        if self._holes > self._limits.hole_bytes:
+            raise DeclinedError(f"layer: holes of sparse members exceed {self._limits.hole_bytes} bytes")
+        self._stored = 0
+        self._body = self._begin(member)
+        self._reset()
+        self._written = 0
+        self._segments = segments[::-1]
+        self._state = self._sparse_data
+        self._next_segment(first=True)
+
+    def _next_segment(self, first: bool = False) -> None:
+        """Go to the next segment with data; after the last one fill up the file."""
+        if not first:
+            self._segments.pop()
+        while self._segments and not self._segments[-1][1]:
+            self._segments.pop()
+        if self._segments:
+            return
+        self._hole(self._sparse_member.size - self._written)
+        self._body.end()
+        self._pad_next()
+
+    def _hole(self, count: int) -> None:
+        if count:
+            self._body.zeros(count)
+            self._written += count
+
+    def _pad_next(self) -> None:
+        self._state = self._pad if self._padding else self._header

@@ -1,0 +1,96 @@
+"""The tar-split stream: what a layer's tar holds beside the bytes that the layer image keeps, so that both restore it.
+
+Format (little endian): magic `IMGDSPLT`, u32 version 0, then records until the stream ends:
+    1, u32 n, n bytes                      these bytes (headers, padding, small files, what follows the archive's end)
+    2, u64 offset, u64 n                   n bytes of the layer image from `offset` on (a file's data)
+Literal bytes are cut every 64 KiB, so the stream depends on the tar alone, not on how it was fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from struct import Struct
+
+from imgdist.errors import CorruptError, ProtocolError
+
+MAGIC = b"IMGDSPLT"
+VERSION = 0
+_HEAD = Struct("<8sI")
+_LITERAL = Struct("<BI")
+_IMAGE = Struct("<BQQ")
+_LITERAL_MAX = 64 * 1024
+_READ_MAX = 1 << 20
+
+
+class SplitWriter:
+    """Encodes the stream and hands it to `emit` in pieces; `emit` None: counts nothing, keeps nothing."""
+
+    def __init__(self, emit: Callable[[bytes], None] | None) -> None:
+        self._emit = emit
+        self._literal = bytearray()
+        self._out = bytearray(_HEAD.pack(MAGIC, VERSION))
+
+    def literal(self, piece: bytes | memoryview) -> None:
+        """Append bytes of the tar that the image does not hold."""
+        if self._emit is None:
+            return
+        self._literal += piece
+        if len(self._literal) >= _LITERAL_MAX:
+            self._cut(_LITERAL_MAX)
+
+    def image(self, offset: int, length: int) -> None:
+        """Append `length` bytes of the tar that stand in the image at byte `offset`."""
+        if self._emit is None or not length:
+            return
+        self._cut(1)
+        self._out += _IMAGE.pack(2, offset, length)
+
+    def finish(self) -> None:
+        """Hand out what is left."""
+        self._cut(1)
+        self._flush(1)
+
+    def _cut(self, least: int) -> None:
+        literal = self._literal
+        while len(literal) >= least:
+            piece = literal[:_LITERAL_MAX]
+            del literal[:_LITERAL_MAX]
+            self._out += _LITERAL.pack(1, len(piece)) + piece
+        self._flush(_LITERAL_MAX)
+
+    def _flush(self, least: int) -> None:
+        if self._emit is not None and len(self._out) >= least:
+            self._emit(bytes(self._out))
+            self._out.clear()
+
+
+def reassemble(stream: bytes | memoryview, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
+    """Yield the exact tar from its split stream; `read(offset, n)` returns n bytes of the layer image.
+
+    Raises:
+        ProtocolError: the stream is none, of another version, or cut short.
+        CorruptError: `read` returned fewer bytes than asked for.
+    """
+    view = memoryview(stream)
+    if len(view) < _HEAD.size or _HEAD.unpack_from(view) != (MAGIC, VERSION):
+        raise ProtocolError(f"tar-split stream: expected {MAGIC!r} version {VERSION}, saw {bytes(view[:12])!r}")
+    at = _HEAD.size
+    while at < len(view):
+        if view[at] == 1 and at + _LITERAL.size <= len(view):
+            length = _LITERAL.unpack_from(view, at)[1]
+            at += _LITERAL.size
+            if at + length > len(view):
+                raise ProtocolError("tar-split stream: cut short in a literal")
+            yield bytes(view[at : at + length])
+            at += length
+        elif view[at] == 2 and at + _IMAGE.size <= len(view):
+            _, offset, length = _IMAGE.unpack_from(view, at)
+            at += _IMAGE.size
+            for start in range(offset, offset + length, _READ_MAX):
+                want = min(_READ_MAX, offset + length - start)
+                piece = read(start, want)
+                if len(piece) != want:
+                    raise CorruptError(f"layer image: expected {want} bytes at {start}, got {len(piece)}")
+                yield piece
+        else:
+            raise ProtocolError(f"tar-split stream: unknown or cut record {view[at]} at {at}")
