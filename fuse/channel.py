@@ -1,0 +1,255 @@
+"""Messages between the view and the agent, one per SOCK_SEQPACKET datagram. Pure: values <-> bytes.
+
+Little-endian, first byte the type. `node` is a layer, `start`/`end`/`length` are bytes of its image. Decoding any
+bytes raises ProtocolError only.
+
+Agent -> view: Hello (with the descriptor of the agent's ring), Add (with those of image and present map), Remove,
+Synced (all layers are added), Ready (verified bytes stand in a ring buffer), Written (they stand in the image and are
+marked present), Fail. View -> agent: Hello, Added, Removed, Miss, Ack (the ring buffer is free again), Touched,
+Expired.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+
+from imgdist.errors import ProtocolError
+
+VERSION = 1
+MESSAGE_MAX = 65536
+"""Bytes of the longest message (a Touched of 3276 entries)."""
+TOUCHED_MAX = 200
+"""Entries of a Touched message: a trace reaches the agent while the start still runs, 200 reads at a time at most."""
+NAME_MAX = 13
+"""Bytes of a file name: a 64-bit node number in base 36."""
+
+RING_BUFFERS = 32
+RING_BUFFER_SIZE = 256 * 1024
+"""One chunk each (CHUNK_MAX)."""
+RING_SIZE = RING_BUFFERS * RING_BUFFER_SIZE
+
+_MAGIC = b"IVW"
+_HELLO = Struct("<B3sH")
+_ADD = Struct("<BQQ")
+_NODE = Struct("<BQ")
+_ADDED = Struct("<BQI")
+_READY = Struct("<BQQQI")
+_RANGE = Struct("<BQQQ")
+_FAIL = Struct("<BQQQI")
+_MISS = Struct("<BQQI")
+_ACK = Struct("<BI")
+_TOUCH = Struct("<QQI")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of both sides; other versions are refused."""
+
+    version: int = VERSION
+
+    def encode(self) -> bytes:
+        return _HELLO.pack(1, _MAGIC, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Show layer `node` of `size` bytes as file `name`; two descriptors come along: image, present map."""
+
+    node: int
+    size: int
+    name: bytes
+
+    def encode(self) -> bytes:
+        return _ADD.pack(2, self.node, self.size) + self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Forget layer `node`: its waiting reads fail with EIO, its descriptors are closed."""
+
+    node: int
+
+    def encode(self) -> bytes:
+        return _NODE.pack(3, self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """Every layer of this agent has been added: what is still unknown does not exist."""
+
+    def encode(self) -> bytes:
+        return b"\x04"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Verified bytes [start, end) stand at the beginning of ring buffer `slot`; they may not be in the image yet."""
+
+    node: int
+    start: int
+    end: int
+    slot: int
+
+    def encode(self) -> bytes:
+        return _READY.pack(5, self.node, self.start, self.end, self.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Bytes [start, end) stand in the image and are marked present."""
+
+    node: int
+    start: int
+    end: int
+
+    def encode(self) -> bytes:
+        return _RANGE.pack(6, self.node, self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Bytes [start, end) cannot be had now: reads that wait for them end with `errno`."""
+
+    node: int
+    start: int
+    end: int
+    errno: int
+
+    def encode(self) -> bytes:
+        return _FAIL.pack(7, self.node, self.start, self.end, self.errno)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Layer `node` can be opened (`errno` 0), or was refused."""
+
+    node: int
+    errno: int = 0
+
+    def encode(self) -> bytes:
+        return _ADDED.pack(8, self.node, self.errno)
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Layer `node` is gone."""
+
+    node: int
+
+    def encode(self) -> bytes:
+        return _NODE.pack(9, self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A read of `length` bytes at `start` waits for bytes that are not all present."""
+
+    node: int
+    start: int
+    length: int
+
+    def encode(self) -> bytes:
+        return _MISS.pack(10, self.node, self.start, self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The view is done with ring buffer `slot`."""
+
+    slot: int
+
+    def encode(self) -> bytes:
+        return _ACK.pack(11, self.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """Blocks read for the first time, in that order: (node, first block, blocks)."""
+
+    entries: tuple[tuple[int, int, int], ...]
+
+    def encode(self) -> bytes:
+        return b"\x0c" + b"".join(_TOUCH.pack(*entry) for entry in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A read of `length` bytes at `start` was failed with EIO at the deadline."""
+
+    node: int
+    start: int
+    length: int
+
+    def encode(self) -> bytes:
+        return _MISS.pack(13, self.node, self.start, self.length)
+
+
+Message = (
+    Hello | Add | Remove | Synced | Ready | Written | Fail | Added | Removed | Miss | Ack | Touched | Expired
+)  # fmt: skip
+
+
+def decode(data: bytes) -> Message:
+    """The message that one datagram holds. Raises ProtocolError."""
+    decoder = _DECODERS.get(data[0]) if data else None
+    if decoder is None:
+        raise ProtocolError(f"view channel: unknown message type {data[0] if data else 'of an empty datagram'}")
+    try:
+        return decoder(data)
+    except struct.error as error:
+        raise ProtocolError(f"view channel: message type {data[0]} of {len(data)} bytes: {error}") from None
+
+
+def _hello(data: bytes) -> Hello:
+    _, magic, version = _HELLO.unpack(data)
+    if magic != _MAGIC:
+        raise ProtocolError(f"view channel: expected a hello, the magic is {magic!r}")
+    return Hello(version)
+
+
+def _add(data: bytes) -> Add:
+    _, node, size = _ADD.unpack_from(data)
+    name = data[_ADD.size :]
+    if node < 2 or size == 0 or size % 4096 or not 0 < len(name) <= NAME_MAX or {0, 47, 46} & set(name):
+        raise ProtocolError(f"view channel: no layer can be node {node}, {size} bytes, {name!r}")
+    return Add(node, size, name)
+
+
+def _synced(data: bytes) -> Synced:
+    if len(data) != 1:
+        raise ProtocolError(f"view channel: expected a message of 1 byte, got {len(data)}")
+    return Synced()
+
+
+def _ready(data: bytes) -> Ready:
+    _, node, start, end, slot = _READY.unpack(data)
+    if not 0 < end - start <= RING_BUFFER_SIZE or start % 4096 or end % 4096 or slot >= RING_BUFFERS:
+        raise ProtocolError(f"view channel: no ring buffer {slot} holds bytes {start} to {end}")
+    return Ready(node, start, end, slot)
+
+
+def _touched(data: bytes) -> Touched:
+    try:
+        return Touched(tuple(_TOUCH.iter_unpack(data[1:])))
+    except struct.error as error:
+        raise ProtocolError(f"view channel: touched blocks: {error}") from None
+
+
+_DECODERS: dict[int, Callable[[bytes], Message]] = {
+    1: _hello,
+    2: _add,
+    3: lambda data: Remove(_NODE.unpack(data)[1]),
+    4: _synced,
+    5: _ready,
+    6: lambda data: Written(*_RANGE.unpack(data)[1:]),
+    7: lambda data: Fail(*_FAIL.unpack(data)[1:]),
+    8: lambda data: Added(*_ADDED.unpack(data)[1:]),
+    9: lambda data: Removed(_NODE.unpack(data)[1]),
+    10: lambda data: Miss(*_MISS.unpack(data)[1:]),
+    11: lambda data: Ack(_ACK.unpack(data)[1]),
+    12: _touched,
+    13: lambda data: Expired(*_MISS.unpack(data)[1:]),
+}

@@ -1,0 +1,62 @@
+"""One layer as the view knows it: its image, its present map, and which blocks were read already."""
+
+from __future__ import annotations
+
+import os
+
+from fuse.present import PresentMap
+from imgdist.errors import CorruptError
+from imgdist.pack import BLOCK
+
+
+class Layer:
+    """A layer image of `size_bytes` behind file `name`. Owns its descriptors.
+
+    They are closed when the last reference goes, never earlier: a device thread may be inside a read of a layer
+    that is being removed, and a number that is closed under it could by then belong to another layer's image.
+    """
+
+    __slots__ = ("_image_fd", "name", "node", "present", "size_bytes", "touched")
+
+    def __init__(self, node: int, size_bytes: int, name: bytes, image_fd: int, present_fd: int) -> None:
+        """Takes over both descriptors, also on failure. Raises CorruptError if the files do not fit the layer."""
+        self._image_fd = image_fd
+        try:
+            self.present = PresentMap(present_fd)
+        finally:
+            os.close(present_fd)
+        actual = os.fstat(image_fd).st_size
+        if actual < size_bytes or self.present.blocks < size_bytes // BLOCK:
+            raise CorruptError(
+                f"layer {name!r}: expected {size_bytes} bytes, the image has {actual} and its "
+                f"present map {self.present.blocks * BLOCK}"
+            )
+        self.node, self.size_bytes, self.name = node, size_bytes, name
+        self.touched = bytearray(size_bytes // BLOCK)
+
+    def __del__(self) -> None:
+        os.close(self._image_fd)
+
+    @property
+    def label(self) -> str:
+        """The file's name, for messages."""
+        return self.name.decode("ascii", "replace")
+
+    def has(self, offset: int, size: int) -> bool:
+        """Whether all bytes of [offset, offset + size) are present."""
+        first = offset // BLOCK
+        return not self.present.missing(first, -(-(offset + size) // BLOCK) - first)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from the image at `offset`. Raises OSError, CorruptError if the image ends before."""
+        count = os.preadv(self._image_fd, [buffer], offset)
+        if count != len(buffer):
+            raise CorruptError(f"the image ended {len(buffer) - count} bytes early")
+
+    def touch(self, offset: int, size: int) -> tuple[int, int, int] | None:
+        """(node, first block, blocks) if a block of the range is read for the first time."""
+        first, end = offset // BLOCK, -(-(offset + size) // BLOCK)
+        if self.touched.find(0, first, end) < 0:
+            return None
+        self.touched[first:end] = b"\1" * (end - first)
+        return self.node, first, end - first

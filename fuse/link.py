@@ -1,0 +1,271 @@
+"""The agent's side of the view channel: names layers, hears of misses, says when bytes are there.
+
+The link reconnects by itself when the view was restarted or replaced, names all layers again, and says Synced; then
+the view asks again for whatever is still parked. So nothing of a miss has to be remembered here, and a notice that
+could not be sent is not lost: `ready`, `written` and `fail` without a view do nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fuse import channel
+from fuse.channel import RING_BUFFER_SIZE, RING_BUFFERS, RING_SIZE
+from imgdist.errors import CorruptError, ProtocolError, TemporaryError
+
+log = logging.getLogger("imgdist.view")
+
+_SEND_TIMEOUT_S = 10  # a view that takes no message for so long is stopped or stuck: it is dropped, not waited for
+_RETRY_LEAST_S, _RETRY_MOST_S = 0.02, 1.0
+
+
+@dataclass(slots=True)
+class _Shown:
+    message: channel.Add
+    fds: tuple[int, int]
+    answered: threading.Event = field(default_factory=threading.Event)
+    errno: int = 0
+
+
+def _ignore(*_: object) -> None:
+    return
+
+
+class ViewLink:
+    """The one connection of this agent to the view. Thread-safe. Callbacks run on the link's own thread: they must
+    neither block nor call `add`, `remove` or `close`.
+
+    A read that missed is answered by `ready` or `written`, or ended by `fail`. Bytes announced by `ready` are written
+    afterwards, marked in the present map, and then announced by `written`. A `on_miss` for bytes that have become
+    present meanwhile must be answered by `written` too; then ranges that nobody missed need no notice at all.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        ring_fd: int | None,
+        on_miss: Callable[[int, int, int], None],
+        on_touched: Callable[[list[tuple[int, int, int]]], None] = _ignore,
+        on_connected: Callable[[], None] = _ignore,
+        on_expired: Callable[[int, int, int], None] = _ignore,
+    ) -> None:
+        """Link to the view that listens at `path`, from `start` on. Offsets and lengths in bytes.
+
+        `ring_fd`: memfd for the ring, sized here (None: one of our own; agents that overlap must not share one).
+        `on_miss(node, start, length)`; `on_touched([(node, first_block, blocks), ...])` in order of first touch;
+        `on_connected()` after each Synced; `on_expired(node, start, length)`: a read got EIO at the deadline.
+        """
+        self._path = path
+        self._on_miss, self._on_touched = on_miss, on_touched
+        self._on_connected, self._on_expired = on_connected, on_expired
+        self._ring_fd = os.memfd_create("imgdist-ring") if ring_fd is None else os.dup(ring_fd)
+        os.ftruncate(self._ring_fd, RING_SIZE)
+        self._ring = memoryview(mmap.mmap(self._ring_fd, RING_SIZE))
+        self._lock = threading.Lock()
+        self._free = deque(range(RING_BUFFERS))
+        self._sent: set[int] = set()
+        self._layers: dict[int, _Shown] = {}
+        self._removing: dict[int, threading.Event] = {}
+        self._socket: socket.socket | None = None
+        self._live = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="view-link", daemon=True)
+
+    def start(self) -> None:
+        """Connect, and stay connected."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave the view: it keeps its layers and parks what misses until the next agent comes."""
+        self._closed.set()
+        with self._lock:
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+        if self._thread.ident is not None:
+            self._thread.join()
+        for shown in self._layers.values():
+            _close(shown)
+        self._layers.clear()
+        os.close(self._ring_fd)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a view is there that knows all our layers."""
+        return self._live
+
+    def add(self, node: int, size: int, name: str, image_fd: int, present_fd: int, timeout_s: float = 30.0) -> None:
+        """Show layer `node` (>= 2) of `size` bytes as file `name`; returns once the view can open it.
+
+        The descriptors (image, readable; present map, writable) are duplicated. Raises CorruptError if the view refuses
+        them, TemporaryError if no view has answered in `timeout_s`; the layer is forgotten then.
+        """
+        assert threading.current_thread() is not self._thread, "the answer comes on this thread"
+        message = channel.Add(node, size, name.encode("ascii"))
+        shown = _Shown(message, (os.dup(image_fd), os.dup(present_fd)))
+        with self._lock:
+            old = self._layers.get(node)
+            self._layers[node] = shown
+            if self._live:
+                self._send(message, shown.fds)
+        if old is not None:
+            _close(old)
+        answered = shown.answered.wait(timeout_s)
+        if answered and not shown.errno:
+            return
+        self.remove(node)
+        if answered:
+            raise CorruptError(f"layer {name}: the view refuses its files ({os.strerror(shown.errno)})")
+        raise TemporaryError(f"layer {name}: no view at {self._path} has taken it in {timeout_s:.0f} s")
+
+    def remove(self, node: int, timeout_s: float = 5.0) -> None:
+        """Forget layer `node`; its waiting reads end with EIO. Returns when the view has closed its files."""
+        assert threading.current_thread() is not self._thread, "the answer comes on this thread"
+        gone = threading.Event()
+        with self._lock:
+            shown = self._layers.pop(node, None)
+            if shown is None:
+                return
+            _close(shown)
+            if not self._live:
+                return
+            self._removing[node] = gone
+            self._send(channel.Remove(node))
+        gone.wait(timeout_s)
+
+    def acquire_ring(self) -> int | None:
+        """A free ring buffer, or None: then write and say `written`. End its use by `ready` or `release_ring`."""
+        with self._lock:
+            return self._free.popleft() if self._live and self._free else None
+
+    def ring(self, slot: int) -> memoryview:
+        """The 256 KiB of ring buffer `slot`."""
+        return self._ring[slot * RING_BUFFER_SIZE : (slot + 1) * RING_BUFFER_SIZE]
+
+    def release_ring(self, slot: int) -> None:
+        """Give an acquired buffer back unused."""
+        with self._lock:
+            self._free.append(slot)
+
+    def ready(self, node: int, start: int, end: int, slot: int) -> None:
+        """Verified bytes [start, end) of the image stand in buffer `slot`, from its beginning; gives it away."""
+        with self._lock:
+            if not self._live:
+                self._free.append(slot)
+                return
+            self._sent.add(slot)
+            self._send(channel.Ready(node, start, end, slot))
+
+    def written(self, node: int, start: int, end: int) -> None:
+        """Bytes [start, end) are in the image and marked in the present map."""
+        self._notify(channel.Written(node, start, end))
+
+    def fail(self, node: int, start: int, end: int, number: int) -> None:
+        """Reads that wait for any byte of [start, end) end with errno `number`."""
+        self._notify(channel.Fail(node, start, end, number))
+
+    def _notify(self, message: channel.Message) -> None:
+        with self._lock:
+            if self._live:
+                self._send(message)
+
+    def _send(self, message: channel.Message, fds: tuple[int, ...] = ()) -> None:
+        """Send under the lock. A view that cannot take it is left; the link's thread connects to the next."""
+        assert self._socket is not None
+        try:
+            socket.send_fds(self._socket, [message.encode()], fds, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            log.warning("view at %s takes no messages: %s", self._path, error)
+            self._live = False
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # it hung up itself
+
+    def _run(self) -> None:
+        retry_s = _RETRY_LEAST_S
+        while not self._closed.is_set():
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                    self._connect(connection)
+                    retry_s = _RETRY_LEAST_S
+                    self._call(self._on_connected)
+                    while data := connection.recv(channel.MESSAGE_MAX):
+                        self._dispatch(channel.decode(data))
+            except (OSError, ProtocolError) as error:
+                log.info("no view at %s: %s", self._path, error)
+            finally:
+                self._disconnected()
+            self._closed.wait(retry_s)
+            retry_s = min(2 * retry_s, _RETRY_MOST_S)
+
+    def _connect(self, connection: socket.socket) -> None:
+        timeout = struct.pack("@ll", _SEND_TIMEOUT_S, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        connection.connect(self._path)
+        with self._lock:
+            if self._closed.is_set():
+                raise ConnectionAbortedError("closed")
+            self._socket = connection
+        socket.send_fds(connection, [channel.Hello().encode()], [self._ring_fd], socket.MSG_NOSIGNAL)
+        answer = channel.decode(connection.recv(channel.MESSAGE_MAX))
+        if answer != channel.Hello():
+            raise ProtocolError(f"view channel: expected {channel.Hello()}, got {answer}")
+        with self._lock:  # an `add` or `remove` of another thread comes wholly before this, or after
+            self._live = True
+            for shown in self._layers.values():
+                self._send(shown.message, shown.fds)
+            self._send(channel.Synced())
+
+    def _disconnected(self) -> None:
+        with self._lock:
+            self._socket = None
+            self._live = False
+            self._free.extend(self._sent)  # its reader is gone; whatever it did not answer is asked again
+            self._sent.clear()
+            for gone in self._removing.values():
+                gone.set()
+            self._removing.clear()
+
+    def _dispatch(self, message: channel.Message) -> None:
+        match message:
+            case channel.Miss(node, start, length):
+                self._call(self._on_miss, node, start, length)
+            case channel.Ack(slot):
+                with self._lock:
+                    if slot in self._sent:
+                        self._sent.remove(slot)
+                        self._free.append(slot)
+            case channel.Touched(entries):
+                self._call(self._on_touched, list(entries))
+            case channel.Expired(node, start, length):
+                self._call(self._on_expired, node, start, length)
+            case channel.Added(node, number):
+                if (shown := self._layers.get(node)) is not None:
+                    shown.errno = number
+                    shown.answered.set()
+            case channel.Removed(node):
+                with self._lock:
+                    gone = self._removing.pop(node, None)
+                if gone is not None:
+                    gone.set()
+            case _:
+                raise ProtocolError(f"view channel: a view does not send {message}")
+
+    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            callback(*arguments)
+        except Exception:  # a fault in one layer's policy must not cut off all others
+            log.exception("view link: %r%r failed", callback, arguments)
+
+
+def _close(shown: _Shown) -> None:
+    for fd in shown.fds:
+        os.close(fd)

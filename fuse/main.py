@@ -1,0 +1,90 @@
+"""The view process: `python -m fuse.main [--deadline SECONDS]`, started by the holder.
+
+Two device threads serve the kernel; this thread serves the agent. Killed at any time, it loses nothing: session, slots
+and parked requests are the holder's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from fuse.device import Device, KernelReplies
+from fuse.outbox import Outbox
+from fuse.port import Port
+from fuse.slots import Slots
+from fuse.view import View
+from imgdist import holder_client
+
+log = logging.getLogger("imgdist.view")
+
+DEADLINE_S = 60.0
+"""Below the kernel's hung-task warning (120 s)."""
+SESSION_LOST = 75
+"""Exit status (EX_TEMPFAIL, sysexits.h) that tells the holder: the mount is gone, make a new session."""
+_THREADS = 2
+_SWITCH_INTERVAL_S = 0.0005  # the default 5 ms is what a hit would wait for the other device thread at worst
+
+
+def main() -> int:
+    """Serve until the holder is gone."""
+    parser = argparse.ArgumentParser(prog="python -m fuse.main", description=__doc__.partition("\n")[0])
+    parser.add_argument("--deadline", type=float, default=DEADLINE_S, help="seconds a read may wait; 0: for ever")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    check_deadline(arguments.deadline)
+    holder = holder_client.connect()
+    slots = Slots(holder.fds["slots"])
+    fd = holder.fds["fuse"]
+    replies, outbox = KernelReplies(fd), Outbox()
+    view = View(replies, outbox, slots, slots.parked())
+    device = Device(fd, slots, replies, view)
+    if slots.generation:
+        _recover(device, replies, view)
+    for index in range(_THREADS):
+        threading.Thread(target=_serve, args=(device, index), name=f"device-{index}", daemon=True).start()
+    listener = socket.socket(fileno=holder.fds["socket:view"])
+    holder.ready()
+    Port(listener, outbox, view, arguments.deadline, holder.fileno()).run()
+    os._exit(0)  # the device threads are inside read(); there is nothing that an orderly end could save
+
+
+def check_deadline(deadline_s: float) -> None:
+    """Warn if the kernel would abort the session before we fail a read (Linux 6.16, fs.fuse.max_request_timeout)."""
+    try:
+        limit_s = int(Path("/proc/sys/fs/fuse/max_request_timeout").read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return
+    if limit_s and not 0 < deadline_s < limit_s:
+        log.warning(
+            "reads may wait %s s, but fs.fuse.max_request_timeout ends the session after %d s: raise it or lower ours",
+            deadline_s or "any number of",
+            limit_s,
+        )
+
+
+def _recover(device: Device, replies: KernelReplies, view: View) -> None:
+    parked = len(view.parking)
+    adopted = device.adopt()
+    resent = replies.ask_again()
+    log.info("took over %d parked and %d unanswered requests, resend %s", parked, adopted, "asked" if resent else "no")
+
+
+def _serve(device: Device, index: int) -> None:
+    try:
+        device.serve(index)
+    except OSError:
+        log.exception("device thread %d cannot go on; the next view answers what is left", index)
+        os._exit(1)
+    log.error("the FUSE session is over (unmounted or aborted)")
+    os._exit(SESSION_LOST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What device threads have to tell without waiting: blocks touched, reads failed. The port's thread passes it on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from typing import Protocol
+
+from fuse.channel import TOUCHED_MAX, Touched
+
+log = logging.getLogger("imgdist.view")
+
+_TOUCHED_KEPT = 65536  # as many as a trace may have
+_FAULTS_KEPT = 100  # lines of log; the counters count on
+
+
+class Agent(Protocol):
+    """Where messages go (fuse/outbox.py); neither call waits."""
+
+    def put(self, message: bytes) -> None:
+        """Send one encoded message, or drop it if no agent is there."""
+
+    def ring(self) -> None:
+        """Wake the port's thread."""
+
+
+class Notes:
+    """Touched blocks in order, failures by reason, and one ring of the bell for all that comes between two flushes."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._touched: deque[tuple[int, int, int]] = deque(maxlen=_TOUCHED_KEPT)
+        self._faults: deque[str] = deque(maxlen=_FAULTS_KEPT)
+        self._lock = threading.Lock()
+        self._rung = False
+        self.failed = {"deadline": 0, "table_full": 0, "image": 0, "unknown_layer": 0, "internal": 0}
+
+    def touched(self, entry: tuple[int, int, int]) -> None:
+        """(node, first block, blocks) were read for the first time."""
+        self._touched.append(entry)
+        if len(self._touched) == TOUCHED_MAX:
+            self._agent.ring()
+        else:
+            self.ring_once()
+
+    def failure(self, reason: str, text: str) -> None:
+        """A read failed. Logged by the port's thread: whoever reads our standard error may be slow."""
+        with self._lock:
+            self.failed[reason] += 1
+        self._faults.append(text)
+        self.ring_once()
+
+    def ring_once(self) -> None:
+        """Wake the port's thread, unless it has been rung since its last flush."""
+        if not self._rung:
+            self._rung = True
+            self._agent.ring()
+
+    def flush(self, listening: bool) -> None:
+        """Log the failures; send what was touched if an agent is `listening`, else keep it."""
+        self._rung = False  # before draining: what is noted from here on rings again
+        while self._faults:
+            log.error("%s", self._faults.popleft())
+        while listening and self._touched:
+            batch = [self._touched.popleft() for _ in range(min(TOUCHED_MAX, len(self._touched)))]
+            self._agent.put(Touched(tuple(batch)).encode())
+
+    @property
+    def touched_waiting(self) -> int:
+        """Touched entries not sent yet."""
+        return len(self._touched)

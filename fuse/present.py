@@ -1,0 +1,143 @@
+"""The present map of a layer image: which 4 KiB blocks hold verified bytes. Shared by agent (writes) and view (reads).
+
+File layout, little-endian: [0:8] magic, [8:12] u32 version, [12:16] u32 clean flag, [16:52] boot id (ASCII),
+[64:72] u64 CLOCK_MONOTONIC ns of the last read (written by the view), [72:80] u64 reads parked now (written by the
+view); from byte 4096 on one byte a block, 1 = present. A byte a block lets the view test a read with one `find`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from struct import Struct
+
+from imgdist.errors import CorruptError
+
+HEADER_SIZE = 4096
+
+_MAGIC = b"IMGDPRES"
+_VERSION = 1
+_HEADER = Struct("<8sII36s")
+_CLEAN = Struct("<I")
+_CLEAN_OFFSET = 12
+_LAST_READ_WORD, _PARKED_WORD = 64 // 8, 72 // 8
+_BOOT_ID_SIZE = 36
+
+
+def current_boot_id() -> str:
+    """This boot's id, 36 characters: the page cache that vouches for unsynced bytes is this boot's."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+class PresentMap:
+    """A mapped present map of `blocks` blocks. Marking is idempotent; each block turns present once and stays so."""
+
+    def __init__(self, fd: int) -> None:
+        """Map the open file `fd` (read-write; it may be closed afterwards). Raises CorruptError."""
+        size = os.fstat(fd).st_size
+        if size < HEADER_SIZE:
+            raise CorruptError(f"present map: expected at least {HEADER_SIZE} bytes, the file has {size}")
+        self._map = mmap.mmap(fd, size)
+        magic, version, _, _ = _HEADER.unpack_from(self._map)
+        if (magic, version) != (_MAGIC, _VERSION):
+            raise CorruptError(
+                f"present map: expected {_MAGIC!r} version {_VERSION}, found {magic!r} version {version}"
+            )
+        self.blocks = size - HEADER_SIZE
+        # One aligned 8-byte store each: the agent never reads half a time stamp.
+        self._words = memoryview(self._map)[:HEADER_SIZE].cast("Q")
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], blocks: int, boot_id: str) -> PresentMap:
+        """Make the map of a new image, nothing present, not clean. Raises FileExistsError."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, HEADER_SIZE + blocks)
+            os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, 0, boot_id.encode("ascii")), 0)
+            return cls(fd)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> PresentMap:
+        """Open an existing map. Raises CorruptError, FileNotFoundError."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return cls(fd)
+        finally:
+            os.close(fd)
+
+    def mark(self, first: int, count: int) -> None:
+        """Blocks [first, first + count) hold verified bytes, already written to the image."""
+        self._check(first, count)
+        start = HEADER_SIZE + first
+        self._map[start : start + count] = b"\1" * count
+
+    def clear(self, first: int, count: int) -> None:
+        """Blocks [first, first + count) are not to be trusted (found corrupt, or unproven after an unclean boot)."""
+        self._check(first, count)
+        start = HEADER_SIZE + first
+        self._map[start : start + count] = bytes(count)
+
+    def missing(self, first: int, count: int) -> bool:
+        """Whether any block of [first, first + count) is absent; blocks beyond the end do not count."""
+        start = HEADER_SIZE + first
+        return self._map.find(b"\0", start, start + count) >= 0
+
+    def all_present(self) -> bool:
+        """Whether the image is complete."""
+        return self._map.find(b"\0", HEADER_SIZE) < 0
+
+    def count(self) -> int:
+        """Blocks present."""
+        return self._map[HEADER_SIZE:].count(1)
+
+    def flush(self) -> None:
+        """Write the map to disk (msync); the image's own bytes must be there first (fdatasync)."""
+        self._map.flush()
+
+    @property
+    def boot_id(self) -> str:
+        """The boot under which blocks were last marked."""
+        return bytes(self._map[16 : 16 + _BOOT_ID_SIZE]).rstrip(b"\0").decode("ascii", "replace")
+
+    @boot_id.setter
+    def boot_id(self, boot_id: str) -> None:
+        self._map[16 : 16 + _BOOT_ID_SIZE] = boot_id.encode("ascii").ljust(_BOOT_ID_SIZE, b"\0")
+
+    @property
+    def clean(self) -> bool:
+        """Whether image and map were synced together, so that any boot may trust them."""
+        return bool(_CLEAN.unpack_from(self._map, _CLEAN_OFFSET)[0])
+
+    @clean.setter
+    def clean(self, clean: bool) -> None:
+        _CLEAN.pack_into(self._map, _CLEAN_OFFSET, int(clean))
+
+    @property
+    def last_read_ns(self) -> int:
+        """CLOCK_MONOTONIC of the last read through the view, 0 if there was none."""
+        return self._words[_LAST_READ_WORD]
+
+    @last_read_ns.setter
+    def last_read_ns(self, now_ns: int) -> None:
+        self._words[_LAST_READ_WORD] = now_ns
+
+    @property
+    def parked(self) -> int:
+        """Reads that wait for bytes in the view now."""
+        return self._words[_PARKED_WORD]
+
+    @parked.setter
+    def parked(self, count: int) -> None:
+        self._words[_PARKED_WORD] = count
+
+    def close(self) -> None:
+        """Unmap. The map must not be used afterwards."""
+        self._words.release()
+        self._map.close()
+
+    def _check(self, first: int, count: int) -> None:
+        if first < 0 or count < 0 or first + count > self.blocks:
+            raise ValueError(f"present map of {self.blocks} blocks: no blocks {first} to {first + count}")

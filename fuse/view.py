@@ -1,0 +1,242 @@
+"""The view's decisions: present -> read the image, else park the request and ask the agent.
+
+One View stands behind both transports (fuse/device.py, fuse/libfuse.py). Any thread may call `handle`; none ever waits
+for a chunk. The agent's messages come in on one thread (fuse/port.py).
+
+The order that loses no read: a reader parks first and looks at the present map again afterwards; the agent marks
+blocks first and says `Written` afterwards. Whichever is later sees the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterable
+
+from fuse import protocol
+from fuse.answers import Answers, Replies
+from fuse.channel import Expired, Miss
+from fuse.layer import Layer
+from fuse.notes import Agent, Notes
+from fuse.parking import Parked, Parking, Table
+from fuse.protocol import ROOT_NODE, Request
+from fuse.slots import NAME_MAX, ParkedEntry
+from imgdist.pack import BLOCK
+
+_LOOKS = frozenset({protocol.LOOKUP, protocol.GETATTR, protocol.OPEN, protocol.OPENDIR, protocol.READDIR})
+_ACKNOWLEDGED = frozenset({protocol.RELEASE, protocol.RELEASEDIR, protocol.DESTROY})
+
+
+class View:
+    """All layers, what is parked on them, and what was touched. Times are CLOCK_MONOTONIC nanoseconds."""
+
+    def __init__(
+        self,
+        replies: Replies,
+        agent: Agent,
+        table: Table,
+        adopted: Iterable[ParkedEntry] = (),
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._replies, self._agent, self._clock = replies, agent, clock
+        self._layers: dict[int, Layer] = {}
+        self._nodes: dict[bytes, int] = {}
+        self._confirmed: set[int] = set()
+        self._complete = False  # the list of layers has been whole once: what it lacks does not exist
+        self._asking = False  # an agent that has named all its layers is there
+        self.notes = Notes(agent)
+        self.parking = Parking(table, self._show_parked, adopted)
+        self._answers = Answers(replies, self.parking, self.notes)
+
+    # Requests, from any thread.
+
+    def handle(self, request: Request, buffer: memoryview) -> None:
+        """Answer `request` or park it. `buffer` (protocol.MAX_READ bytes) is the caller's, for a read's data."""
+        opcode, unique = request.opcode, request.unique
+        if opcode == protocol.READ:
+            self._read(request, buffer)
+        elif opcode in _ACKNOWLEDGED:
+            self._replies.error(unique, 0)
+        elif opcode == protocol.INTERRUPT:
+            self._interrupt(request)
+        elif opcode in _LOOKS:
+            self._look(request)
+        elif opcode == protocol.STATFS:
+            blocks = sum(layer.size_bytes for layer in list(self._layers.values())) // BLOCK
+            self._replies.statfs(unique, blocks, len(self._layers))
+        else:
+            self._replies.error(unique, errno.EROFS if opcode in protocol.MODIFYING else errno.ENOSYS)
+
+    def _read(self, request: Request, buffer: memoryview) -> None:
+        layer = self._layers.get(request.node)
+        if layer is None:
+            self._unknown(request, errno.EIO)
+            return
+        offset = request.offset
+        size = min(request.size, layer.size_bytes - offset)
+        if size <= 0:
+            self._replies.data(request.unique)
+            return
+        now = self._clock()
+        layer.present.last_read_ns = now
+        touched = layer.touch(offset, size)
+        if touched is not None:
+            self.notes.touched(touched)
+        if layer.has(offset, size):
+            self._answers.from_image(layer, request.unique, buffer[:size], offset)
+        else:
+            self._park_read(layer, request, size, now)
+
+    def _park_read(self, layer: Layer, request: Request, size: int, now_ns: int) -> None:
+        parked = self.parking.park(request, now_ns)
+        if parked is None:
+            self.notes.failure("table_full", f"{_place(layer, request)}: too many reads wait already, EIO")
+            self._replies.error(request.unique, errno.EIO)
+            return
+        self.notes.ring_once()
+        if layer.has(request.offset, size):
+            self._answers.parked_from_image(layer, parked)
+        elif self._asking:
+            self._agent.put(Miss(layer.node, request.offset, size).encode())
+
+    def _look(self, request: Request) -> None:
+        opcode, unique = request.opcode, request.unique
+        node = self._nodes.get(request.name, 0) if opcode == protocol.LOOKUP else request.node
+        layer = self._layers.get(node)
+        if layer is None and (node != ROOT_NODE or (opcode == protocol.READDIR and not self._complete)):
+            self._unknown(request, errno.ENOENT)
+        elif opcode == protocol.LOOKUP and layer is not None:
+            self._replies.entry(unique, node, layer.size_bytes)
+        elif opcode == protocol.GETATTR:
+            self._replies.attr(unique, node, layer.size_bytes if layer else 0)
+        elif opcode == protocol.READDIR:
+            entries = sorted((layer.node, layer.name) for layer in list(self._layers.values()))
+            self._replies.listing(unique, entries, request.offset, request.size)
+        else:
+            self._replies.opened(unique, node)
+
+    def _unknown(self, request: Request, number: int) -> None:
+        """Not there - or not told yet: a new view knows no layers until its agent has named them all."""
+        if self._complete or len(request.name) > NAME_MAX:
+            if request.opcode == protocol.READ:
+                self.notes.failure("unknown_layer", f"read of node {request.node}, which is no layer: EIO")
+            self._replies.error(request.unique, number)
+            return
+        parked = self.parking.park(request, self._clock())
+        if parked is None:
+            self._replies.error(request.unique, errno.EIO)
+            return
+        self.notes.ring_once()
+        if self._complete:  # it became so before the request was parked: nobody will look at it again
+            self._retry(parked)
+
+    def _interrupt(self, request: Request) -> None:
+        """The reader was killed: let it go. Not parked (yet): EAGAIN makes the kernel ask again."""
+        parked = self.parking.find(request.target)
+        if parked is None or not self._answers.parked_fails(parked, errno.EINTR):
+            self._replies.error(request.unique, errno.EAGAIN)
+
+    # Messages of the agent, from the port's thread.
+
+    def add(self, layer: Layer) -> None:
+        """Show `layer`, or take its new descriptors if it is known."""
+        old = self._layers.get(layer.node)
+        if old is not None:
+            self._nodes.pop(old.name, None)
+            if old.size_bytes == layer.size_bytes:
+                layer.touched = old.touched
+        self._layers[layer.node] = layer
+        self._nodes[layer.name] = layer.node
+        self._confirmed.add(layer.node)
+        self.parking.recount(layer.node)
+
+    def remove(self, node: int) -> None:
+        """Forget a layer; what waits for it gets EIO."""
+        layer = self._layers.pop(node, None)
+        if layer is not None:
+            self._nodes.pop(layer.name, None)
+        self._confirmed.discard(node)
+        for parked in self.parking.waiting(node):
+            self._answers.parked_fails(parked, errno.EIO)
+
+    def agent_gone(self) -> None:
+        """Nobody to ask: misses wait for the next agent, which names its layers anew."""
+        self._asking = False
+        self._confirmed.clear()
+
+    def synced(self) -> None:
+        """The agent has named all its layers: drop the others, look at everything parked again, ask for the rest."""
+        for node in set(self._layers) - self._confirmed:
+            self.remove(node)
+        self._complete = self._asking = True
+        for parked in self.parking.all():
+            request = parked.request
+            layer = self._layers.get(request.node)
+            if request.opcode != protocol.READ or layer is None:
+                self._retry(parked)
+                continue
+            size = min(request.size, layer.size_bytes - request.offset)
+            if size <= 0 or layer.has(request.offset, size):
+                self._answers.parked_from_image(layer, parked)
+            else:
+                self._agent.put(Miss(layer.node, request.offset, size).encode())
+
+    def ready(self, node: int, start: int, data: memoryview) -> None:
+        """Verified bytes `data` of the image at `start`: answer the reads that they complete.
+
+        A layer that is not known (removed meanwhile, never added) has nobody waiting.
+        """
+        layer = self._layers.get(node)
+        if layer is not None:
+            for parked in self.parking.waiting(node):
+                self._answers.parked_from_ring(layer, parked, start, data)
+
+    def written(self, node: int, start: int, end: int) -> None:
+        """Blocks of [start, end) were marked present: answer the reads that are complete now (the map says which)."""
+        layer = self._layers.get(node)
+        if layer is None:
+            return
+        for parked in self.parking.waiting(node):
+            offset = parked.request.offset
+            size = min(parked.request.size, layer.size_bytes - offset)
+            if offset < end and offset + size > start and layer.has(offset, size):
+                self._answers.parked_from_image(layer, parked)
+
+    def fail(self, node: int, start: int, end: int, number: int) -> None:
+        """Reads that wait for a byte of [start, end) end with errno `number`. Not sticky: a new read asks again."""
+        for parked in self.parking.waiting(node):
+            if parked.request.offset < end and parked.request.offset + parked.request.size > start:
+                self._answers.parked_fails(parked, number)
+
+    # Time, from the port's thread.
+
+    def expire(self, deadline_ns: int) -> None:
+        """Fail with EIO what has waited longer than `deadline_ns`, and say which."""
+        now = self._clock()
+        for parked in self.parking.all():
+            if now - parked.since_ns >= deadline_ns and self._answers.parked_fails(parked, errno.EIO):
+                request = parked.request
+                waited_s = (now - parked.since_ns) / 1e9
+                place = _place(self._layers.get(request.node), request)
+                self.notes.failure("deadline", f"{place}: no bytes after {waited_s:.1f} s, EIO")
+                self._agent.put(Expired(request.node, request.offset, request.size).encode())
+
+    def flush_notes(self) -> None:
+        """Send what was touched since the last time, if an agent listens; log the failures."""
+        self.notes.flush(self._asking)
+
+    def _retry(self, parked: Parked) -> None:
+        """Handle a request that had to wait for the list of layers."""
+        if self.parking.claim(parked):
+            self.handle(parked.request, memoryview(bytearray(parked.request.size)))
+            self.parking.done(parked)
+
+    def _show_parked(self, node: int, waiting: int) -> None:
+        layer = self._layers.get(node)
+        if layer is not None:
+            layer.present.parked = waiting
+
+
+def _place(layer: Layer | None, request: Request) -> str:
+    name = layer.label if layer else f"of node {request.node}"
+    return f"layer {name}: {request.size} bytes at {request.offset}"
