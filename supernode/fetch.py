@@ -11,26 +11,22 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from types import TracebackType
+from typing import Protocol
 
-from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci.manifest import Descriptor
 from imgdist.oci.reference import is_sha256
-from imgdist.pack import records
 from imgdist.wire.control import LayerStatus
 from supernode.catalog import Catalog
 from supernode.registries import Registries
 from supernode.store import LocalStore
-from supernode.store.layout import INDEX
 
 log = logging.getLogger("imgdist.fetch")
 
-PIECE = 64 * 1024
-"""Bytes of an index stream read at a time: some 1,700 chunks."""
 HOLD_OFF_S = 1.0
 HOLD_OFF_MAX_S = 300.0
 """Wait before a failed layer is tried again: doubled with each failure. Guesses; agents ask again every few seconds."""
@@ -38,32 +34,40 @@ ORIGINS_MAX = 100_000
 """Layers whose registry and size are remembered (~300 bytes each)."""
 
 
-class Result(Protocol):
-    """What a conversion found."""
+class Progress(Protocol):
+    """How far a conversion is."""
 
     @property
-    def pack_id(self) -> bytes: ...
+    def chunks(self) -> int: ...
+
+
+class Result(Protocol):
+    """A sealed pack; `pack_id` in hexadecimal."""
+
     @property
-    def diff_id(self) -> str: ...
+    def pack_id(self) -> str: ...
 
 
 class Conversion(Protocol):
-    """One layer on its way into a part directory, outside this process's event loop."""
+    """One layer on its way into the store, outside this process's event loop (`supernode.convert.Conversion`).
 
-    async def feed(self, data: bytes) -> None:
-        """Hand over the next bytes of the layer; waits while the converter lags. Raises what the layer is guilty of."""
+    Inside `async with`: `feed` all of it, then `finish`. Leaving without that keeps nothing. Any number may `follow`.
+    """
 
-    async def finish(self) -> Result:
-        """All bytes are in and their digest is right: the unsealed pack."""
+    async def __aenter__(self) -> Conversion: ...
 
-    async def close(self) -> None:
-        """Let go, whatever the state; a conversion that is not finished is stopped."""
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
+    @property
+    def progress(self) -> Progress: ...
 
-Progress = Callable[[int], None]
-"""Called with the number of chunks written so far whenever the index has grown."""
-Converter = Callable[[str, Path, Progress], Awaitable[Conversion]]
-"""Starts a conversion: layer digest, part directory, progress."""
+    async def feed(self, data: bytes) -> None: ...
+
+    async def finish(self) -> Result: ...
+
+    def follow(self, start: int = 0) -> AsyncIterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +89,18 @@ class Origin:
         return None
 
 
+Converter = Callable[[Origin], Conversion]
+
+
 @dataclass(slots=True)
 class Job:
-    """A layer waiting for its turn or on its way. `changed` is set, and replaced, whenever anything moves."""
+    """A layer waiting for its turn or on its way. `begun` is set once `conversion` or `error` is."""
 
     origin: Origin
-    part: Path | None = None
     received_bytes: int = 0
-    chunks: int = 0
-    sealing_from: int | None = None
-    finished: bool = False
+    conversion: Conversion | None = None
     error: ImgdistError | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def moved(self) -> None:
-        """Wake who follows."""
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def progress(self, chunks: int) -> None:
-        """The converter wrote more."""
-        self.chunks = chunks
-        self.moved()
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +183,8 @@ class Fetcher:
         origin = self._origins.get(digest)
         size = origin.layer.size if origin else None
         if job := self._jobs.get(digest):
-            return LayerStatus(digest, "converting", None, job.received_bytes, job.origin.layer.size, job.chunks)
+            chunks = job.conversion.progress.chunks if job.conversion else 0
+            return LayerStatus(digest, "converting", None, job.received_bytes, job.origin.layer.size, chunks)
         if is_sha256(digest) and (pack_id := self._store.find(digest)):
             return LayerStatus(digest, "ready", pack_id, size or 0, size)
         if reason := self._declined.get(digest):
@@ -212,12 +207,13 @@ class Fetcher:
 
         Raises NotFoundError for a layer that is neither here nor on its way, else the error that stopped it.
         """
-        job = self._jobs.get(digest)
-        if job is not None and (file := await self._open_index(job)) is not None:
-            with file:
-                async with aclosing(_follow(job, file, start)) as pieces:
-                    async for piece in pieces:
-                        yield piece
+        if job := self._jobs.get(digest):
+            await job.begun.wait()
+            if job.conversion is None:
+                assert job.error is not None
+                raise job.error
+            async for piece in job.conversion.follow(start):
+                yield piece
             return
         status = self.status(digest)
         if status.pack_id is not None:
@@ -228,20 +224,6 @@ class Fetcher:
         if failed := self._failed.get(digest):
             raise failed.error
         raise NotFoundError(f"layer {digest} is neither here nor on its way: resolve an image that has it")
-
-    async def _open_index(self, job: Job) -> BinaryIO | None:
-        """The growing index, once there is one; None if the layer was sealed first. Raises the job's error."""
-        while not job.finished:
-            changed = job.changed
-            try:
-                if job.part is not None:
-                    return open(job.part / INDEX, "rb", buffering=0)  # noqa: ASYNC230 - on a local disk, just made
-            except FileNotFoundError:
-                pass
-            await changed.wait()
-        if job.error is not None:
-            raise job.error
-        return None
 
     async def _work(self) -> None:
         while True:
@@ -259,41 +241,28 @@ class Fetcher:
                 log.exception("layer %s: conversion failed", digest)
                 await self._fail(job, TemporaryError(f"layer {digest}: conversion failed: {error}"))
             finally:
-                job.finished = True
                 del self._jobs[digest]
-                job.moved()
+                job.begun.set()
 
     async def _run_job(self, job: Job) -> None:
-        origin, digest = job.origin, job.origin.layer.digest
-        started = self._clock()
-        job.part = await asyncio.to_thread(self._store.begin, digest)
-        conversion = await self._convert(digest, job.part, job.progress)
-        try:
+        origin, started = job.origin, self._clock()
+        async with self._convert(origin) as conversion:
+            job.conversion = conversion
+            job.begun.set()
             client = self._registries.client(origin.host)
             async with aclosing(client.blob(origin.repository, origin.layer)) as pieces:
                 async for piece in pieces:
                     job.received_bytes += len(piece)
                     await conversion.feed(piece)
-                    job.moved()
             result = await conversion.finish()
-        finally:
-            await conversion.close()
-        if result.diff_id != origin.diff_id:
-            raise CorruptError(
-                f"layer {digest} of {origin.host}/{origin.repository}: the image's configuration says diff ID "
-                f"{origin.diff_id}, its bytes have {result.diff_id}"
-            )
-        # The seal names a pack that nobody can open before the part is renamed: it is shown after that.
-        job.sealing_from = (job.part / INDEX).stat().st_size
-        await asyncio.to_thread(self._store.seal, digest, result.pack_id)
         seconds = self._clock() - started
         self._observe_seconds(seconds)
-        log.info("layer %s: pack %s, %d bytes in %.2f s", digest, result.pack_id.hex(), job.received_bytes, seconds)
+        digest = origin.layer.digest
+        log.info("layer %s: pack %s, %d bytes in %.2f s", digest, result.pack_id, job.received_bytes, seconds)
 
     async def _fail(self, job: Job, error: ImgdistError) -> None:
         digest = job.origin.layer.digest
         job.error = error
-        await asyncio.to_thread(self._store.abandon, digest)
         if isinstance(error, DeclinedError):
             log.info("layer %s is declined: %s", digest, error)
             self._declined[digest] = str(error)
@@ -303,26 +272,3 @@ class Fetcher:
         count = self._failed[digest].count + 1 if digest in self._failed else 1
         hold_off_s = min(HOLD_OFF_MAX_S, HOLD_OFF_S * 2 ** (count - 1))
         self._failed[digest] = _Failed(error, count, self._clock() + hold_off_s)
-
-
-async def _follow(job: Job, file: BinaryIO, start: int) -> AsyncGenerator[bytes, None]:
-    """The index from record `start` on, as it grows; ends with the job. Raises the job's error."""
-    position: int | None = 0 if start == 0 else None
-    while True:
-        changed, finished = job.changed, job.finished
-        end = None if finished else job.sealing_from
-        if position is None:
-            file.seek(0)
-            position = records.offset_of(file.read(), start)
-        if position is not None:
-            file.seek(position)
-            piece = file.read(PIECE if end is None else max(0, min(PIECE, end - position)))
-            if piece:
-                position += len(piece)
-                yield piece
-                continue
-        if finished:
-            if job.error is not None:
-                raise job.error
-            return
-        await changed.wait()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -58,3 +61,13 @@ class Metrics:
         for what, size in store_bytes.items():
             self._store.labels(what).set(size)
         return generate_latest(self._registry)
+
+
+def disk_bytes(directory: Path) -> int:
+    """Bytes that the files below a directory take on disk; what vanishes meanwhile does not count."""
+    total = 0
+    for path, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+    return total

@@ -1,0 +1,64 @@
+"""What every daemon does around its work: log lines on stderr, and the word that it serves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+
+_LEVELS = {"WARNING": "warning", "INFO": "info", "ERROR": "error", "DEBUG": "debug", "CRITICAL": "critical"}
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return _moment(record)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _moment(record),
+            "level": _LEVELS.get(record.levelname, record.levelname),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _moment(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"
+
+
+def configure_logging(log_format: str) -> None:
+    """Log to stderr, one line each: "text" for people, "json" for collectors. INFO and above; times are UTC."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def announce_ready() -> None:
+    """Say on stderr and to systemd (sd_notify(3), if it asks) that this daemon serves."""
+    notify("READY=1")
+    print("ready", file=sys.stderr, flush=True)
+
+
+def notify(state: str) -> None:
+    """Send a state to the service manager; nothing if there is none. A broken one is not worth failing for."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+        try:
+            manager.connect("\0" + path[1:] if path.startswith("@") else path)
+            manager.send(state.encode())
+        except OSError as error:
+            logging.getLogger("imgdist.daemon").warning("cannot notify the service manager at %s: %s", path, error)

@@ -1,0 +1,280 @@
+"""The control API: HTTP/1.1, JSON unless said (imgdist.wire.control has the documents; docs list the routes)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+import imgdist
+from imgdist.errors import ImgdistError, NotFoundError, UsageError
+from imgdist.oci.platform import Platform
+from imgdist.oci.reference import Reference, is_digest, parse
+from imgdist.pack import FORMAT_VERSION
+from imgdist.wire.address import Address
+from imgdist.wire.control import Layer, Resolution, ResolveRequest, failure
+from supernode.chains import Chains
+from supernode.fetch import Fetcher, Origin
+from supernode.metrics import Metrics, disk_bytes
+from supernode.resolve import Image, Resolver
+from supernode.store import LocalStore
+from supernode.traces import TRACE_MAX, Traces
+
+log = logging.getLogger("imgdist.api")
+
+MSGPACK = "application/msgpack"
+STREAM = "application/octet-stream"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the API speaks for. `chunks` tells where chunk bodies are served, None while they are not."""
+
+    root: Path
+    resolver: Resolver
+    fetcher: Fetcher
+    store: LocalStore
+    chains: Chains
+    traces: Traces
+    metrics: Metrics
+    chunks: Callable[[], Address | None]
+
+
+def application(parts: Parts) -> web.Application:
+    """The control API."""
+    api = _Api(parts)
+    app = web.Application(middlewares=[_errors], client_max_size=TRACE_MAX)
+    app.add_routes(
+        [
+            web.post("/v1/resolve", api.resolve),
+            web.get("/v1/layers/{digest}", api.layer),
+            web.get("/v1/layers/{digest}/index", api.index),
+            web.get("/v1/chains/{chain_id}", api.chain),
+            web.get("/v1/traces/{manifest_digest}", api.trace),
+            web.put("/v1/traces/{manifest_digest}", api.put_trace),
+            web.get("/v1/status", api.status),
+            web.get("/metrics", api.metrics),
+            web.get("/healthz", api.healthy),
+            web.get("/readyz", api.ready),
+        ]
+    )
+    return app
+
+
+def metrics_application(parts: Parts) -> web.Application:
+    """/metrics alone, for `--metrics-listen`."""
+    app = web.Application()
+    app.add_routes([web.get("/metrics", _Api(parts).metrics)])
+    return app
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ImgdistError as error:
+        status, document = failure(error)
+        return _json(document, status)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _json({"error": error.text or error.reason, "kind": "usage"}, error.status)
+
+
+class _Api:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._image_sizes: dict[str, int] = {}
+
+    async def resolve(self, request: web.Request) -> web.Response:
+        """POST /v1/resolve"""
+        try:
+            asked = msgspec.json.decode(await request.read(), type=ResolveRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"resolve request: {error}") from None
+        platform = Platform.parse(asked.platform) if asked.platform else Platform.of_this_machine()
+        image = await self._parts.resolver.resolve(_reference(asked), platform)
+        origins = [
+            Origin(image.reference.host, image.reference.repository, layer, diff_id)
+            for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
+        ]
+        self._parts.fetcher.learn(origins)
+        if asked.convert:
+            self._parts.fetcher.start(origins)
+        return _json(await self._resolution(image, request))
+
+    async def layer(self, request: web.Request) -> web.Response:
+        """GET /v1/layers/DIGEST"""
+        digest = _digest(request)
+        if not self._parts.fetcher.known(digest):
+            raise NotFoundError(f"layer {digest}: nobody has resolved an image that has it")
+        return _json(self._parts.fetcher.status(digest))
+
+    async def index(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/layers/DIGEST/index?from=RECORD"""
+        start = request.query.get("from", "0")
+        if not start.isdecimal():
+            raise UsageError(f"from={start!r}: expected the number of a record")
+        async with aclosing(self._parts.fetcher.index(_digest(request), int(start))) as stream:
+            # The first piece, or the error instead of it, decides the status.
+            first = await anext(stream, b"")
+            response = web.StreamResponse(headers={"Content-Type": STREAM})
+            response.enable_chunked_encoding()
+            await response.prepare(request)
+            await _send(request, response, first, stream)
+        return response
+
+    async def chain(self, request: web.Request) -> web.Response:
+        """GET /v1/chains/CHAIN_ID"""
+        chain_id = request.match_info["chain_id"]
+        chain = await self._parts.chains.find(chain_id)
+        if chain is None:
+            raise NotFoundError(f"chain ID {chain_id}: no image with it was resolved here")
+        return _json(chain)
+
+    async def trace(self, request: web.Request) -> web.Response:
+        """GET /v1/traces/MANIFEST_DIGEST (msgpack)"""
+        digest = request.match_info["manifest_digest"]
+        raw = await self._parts.traces.get(digest)
+        if raw is None:
+            raise NotFoundError(f"image {digest}: no start was recorded")
+        return web.Response(body=raw, content_type=MSGPACK)
+
+    async def put_trace(self, request: web.Request) -> web.Response:
+        """PUT /v1/traces/MANIFEST_DIGEST (msgpack)"""
+        merged = await self._parts.traces.put(request.match_info["manifest_digest"], await request.read())
+        return _json({"entries": len(merged.entries) // 6})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """GET /v1/status"""
+        fetcher = self._parts.fetcher
+        return _json(
+            {
+                "version": imgdist.__version__,
+                "format_version": FORMAT_VERSION,
+                "root": str(self._parts.root),
+                "chunks": self._chunks(request),
+                "layers": await asyncio.to_thread(self._layers),
+                "store_bytes": await asyncio.to_thread(self._store_bytes),
+                "converting": [fetcher.status(digest) for digest in fetcher.jobs],
+            }
+        )
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """GET /metrics"""
+        layers = await asyncio.to_thread(self._layers)
+        sizes = await asyncio.to_thread(self._store_bytes)
+        body = self._parts.metrics.exposition(layers, sizes)
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def healthy(self, request: web.Request) -> web.Response:
+        """GET /healthz: the event loop runs."""
+        return web.Response(text="ok\n")
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """GET /readyz: chunk bodies are served, too."""
+        if self._parts.chunks():
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="chunk bodies are not served at the moment\n")
+
+    async def _resolution(self, image: Image, request: web.Request) -> Resolution:
+        manifest, config = image.manifest, image.config
+        layers = []
+        for layer, diff_id, chain_id in zip(manifest.layers, config.diff_ids, image.chain_ids, strict=True):
+            status = self._parts.fetcher.status(layer.digest)
+            size = await asyncio.to_thread(self._image_bytes, status.pack_id) if status.pack_id else None
+            layers.append(
+                Layer(
+                    layer.digest,
+                    layer.media_type,
+                    layer.size,
+                    diff_id,
+                    chain_id,
+                    status.state,
+                    status.pack_id,
+                    size,
+                    status.reason,
+                )
+            )
+        return Resolution(
+            reference=str(image.reference),
+            name=image.reference.name,
+            manifest_digest=manifest.digest,
+            manifest_media_type=manifest.media_type,
+            config_digest=manifest.config.digest,
+            platform=str(config.platform),
+            size_bytes=sum(layer.size for layer in manifest.layers),
+            chunks=self._chunks(request),
+            format_version=FORMAT_VERSION,
+            trace=self._parts.traces.exists(manifest.digest),
+            layers=tuple(layers),
+        )
+
+    def _chunks(self, request: web.Request) -> str | None:
+        """Where the caller finds chunk bodies: a wildcard listener is reached by the host that reached us."""
+        address = self._parts.chunks()
+        if address is None:
+            return None
+        return Address(request.url.host or "", address.port).url if address.is_wildcard else address.url
+
+    def _image_bytes(self, pack_id: str) -> int | None:
+        """Size of a layer image; reading an index takes some 10 ms, a size is kept (100 bytes a pack)."""
+        if pack_id not in self._image_sizes:
+            try:
+                self._image_sizes[pack_id] = self._parts.store.index(pack_id).image_size
+            except NotFoundError:  # removed meanwhile
+                return None
+        return self._image_sizes[pack_id]
+
+    def _layers(self) -> dict[str, int]:
+        fetcher = self._parts.fetcher
+        ready = sum(1 for _ in self._parts.store.layers())
+        return {"ready": ready, "converting": len(fetcher.jobs), "declined": len(fetcher.declined)}
+
+    def _store_bytes(self) -> dict[str, int]:
+        return {what: disk_bytes(self._parts.root / what) for what in ("packs", "traces")}
+
+
+async def _send(
+    request: web.Request, response: web.StreamResponse, first: bytes, rest: AsyncGenerator[bytes, None]
+) -> None:
+    """Send an index stream. An error in the middle cuts the connection, so that the stream does not look whole."""
+    try:
+        await response.write(first)
+        async for piece in rest:
+            await response.write(piece)
+        await response.write_eof()
+    except ConnectionResetError:
+        log.debug("%s: the reader left", request.path)
+    except ImgdistError as error:
+        log.info("%s ends early: %s", request.path, error)
+        if request.transport is not None:
+            request.transport.abort()
+
+
+def _reference(asked: ResolveRequest) -> Reference:
+    reference = parse(asked.reference)
+    if asked.manifest_digest is None:
+        return reference
+    if not is_digest(asked.manifest_digest):
+        raise UsageError(f"manifest_digest {asked.manifest_digest[:80]!r}: expected sha256: and 64 hex digits")
+    return Reference(reference.host, reference.repository, reference.tag, asked.manifest_digest)
+
+
+def _digest(request: web.Request) -> str:
+    digest = request.match_info["digest"]
+    if not is_digest(digest):
+        raise UsageError(f"layer {digest[:80]!r}: expected sha256: and 64 hex digits")
+    return digest
+
+
+def _json(document: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(document), status=status, content_type="application/json")

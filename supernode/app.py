@@ -1,0 +1,201 @@
+"""The supernode daemon: builds every part, serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from pathlib import Path
+from socket import socket
+
+from aiohttp import web
+
+from imgdist import daemon, holder_client
+from imgdist.config import SupernodeConfig
+from imgdist.errors import ImgdistError, UsageError
+from imgdist.oci import transport
+from imgdist.oci.credentials import Keychain
+from imgdist.wire.address import Address
+from supernode.api import Parts, application, metrics_application
+from supernode.catalog import Catalog
+from supernode.chains import Chains
+from supernode.chunkprocess import ChunkProcess
+from supernode.convert import Conversion
+from supernode.database import Database
+from supernode.fetch import Fetcher, Origin
+from supernode.metrics import Metrics
+from supernode.registries import Registries
+from supernode.resolve import Resolver
+from supernode.store import LocalStore
+from supernode.traces import Traces
+
+SHUTDOWN_S = 1.0
+"""How long answers under way may take after SIGTERM. Who follows an index resumes at the next supernode."""
+
+
+def main(config: SupernodeConfig) -> int:
+    """Run the daemon in the foreground. Returns the exit code; raises ImgdistError for what keeps it from starting."""
+    daemon.configure_logging(config.log_format)
+    stopped_by = asyncio.run(serve(config))
+    return 128 + signal.SIGINT if stopped_by == signal.SIGINT else 0
+
+
+async def serve(config: SupernodeConfig) -> int:
+    """Serve until SIGTERM or SIGINT, and return which. Raises UsageError for addresses that need --allow-plain,
+    ImgdistError for a root or an address that cannot be had."""
+    listen, chunks, metrics = addresses(config)
+    try:
+        with ExitStack() as held:
+            root = held.enter_context(_root(config.root))
+            listener = held.enter_context(_listening(listen))
+            held.enter_context(_listening(chunks)).close()  # only to tell at once, and in one line, that it is taken
+            metrics_listener = held.enter_context(_listening(metrics)) if metrics else None
+            return await _serve(config, root, listener, chunks, metrics_listener)
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+def addresses(config: SupernodeConfig) -> tuple[Address, Address, Address | None]:
+    """Where to listen: control API, chunk bodies, metrics. Raises UsageError."""
+    listen = Address.parse(config.listen)
+    chunks = Address.parse(config.chunk_listen) if config.chunk_listen else beside(listen)
+    metrics = Address.parse(config.metrics_listen) if config.metrics_listen else None
+    for flag, address in (("--listen", listen), ("--chunk-listen", chunks), ("--metrics-listen", metrics)):
+        if address and not address.is_local and not config.allow_plain:
+            raise UsageError(
+                f"{flag} {address}: without TLS only loopback addresses and unix sockets are allowed; "
+                "--allow-plain listens there all the same"
+            )
+    return listen, chunks, metrics
+
+
+def beside(listen: Address) -> Address:
+    """Where chunk bodies are served unless said: the next port, or chunks.sock in the same directory."""
+    if listen.path:
+        return Address(path=os.path.join(os.path.dirname(listen.path), "chunks.sock"))
+    return Address(listen.host, listen.port + 1)
+
+
+async def _serve(
+    config: SupernodeConfig, root: Path, listener: socket, chunks: Address, metrics_listener: socket | None
+) -> int:
+    async with AsyncExitStack() as held:
+        store = LocalStore(root)
+        await asyncio.to_thread(store.recover)
+        database = _database(root / "supernode.db")
+        held.callback(database.close)
+        http = await held.enter_async_context(transport.session())
+        metrics = Metrics()
+        keychain = Keychain(config.registry.docker_config or None)
+        registries = Registries(http, metrics, config.plain_http, keychain.find)
+        catalog, chains = Catalog(database), Chains(database)
+
+        def convert(origin: Origin) -> Conversion:
+            return Conversion(
+                store,
+                origin.layer.digest,
+                diff_id=origin.diff_id,
+                threads=config.convert.threads,
+                level=config.convert.level,
+            )
+
+        fetcher = Fetcher(store, catalog, registries, convert, config.convert.layers, metrics.converted)
+        await fetcher.load()
+        chunk_process = ChunkProcess(root, chunks)
+        advertised = Address.parse(config.chunk_advertise) if config.chunk_advertise else None
+        parts = Parts(
+            root=root,
+            resolver=Resolver(registries, catalog, chains),
+            fetcher=fetcher,
+            store=store,
+            chains=chains,
+            traces=Traces(root / "traces"),
+            metrics=metrics,
+            chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            work = [tasks.create_task(fetcher.run()), tasks.create_task(chunk_process.run())]
+            await chunk_process.wait_ready()
+            sites = [(application(parts), listener)]
+            if metrics_listener is not None:
+                sites.append((metrics_application(parts), metrics_listener))
+            async with AsyncExitStack() as servers:
+                for app, bound in sites:
+                    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+                    await runner.setup()
+                    servers.push_async_callback(runner.cleanup)
+                    await web.SockSite(runner, bound, backlog=1024).start()
+                stopped_by = await _until_told_to_stop()
+            for task in work:
+                task.cancel()
+        return stopped_by
+
+
+async def _until_told_to_stop() -> int:
+    """Say that we serve; return the number of the signal that ends it. A holder that goes away is as good as one."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[int] = loop.create_future()
+
+    def stop(number: int) -> None:
+        if not told.done():
+            told.set_result(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    if holder_client.under_holder():
+        holder = holder_client.connect()
+        loop.add_reader(holder.fileno(), stop, signal.SIGTERM)
+        holder.ready()
+        stopped_by = await told
+        loop.remove_reader(holder.fileno())
+        return stopped_by
+    daemon.announce_ready()
+    return await told
+
+
+@contextmanager
+def _root(path: str) -> Iterator[Path]:
+    """The root directory, made, and held against a second supernode for as long as this one runs."""
+    root = Path(path).absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "traces").mkdir(exist_ok=True)
+        lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ImgdistError(f"--root {root}: expected a writable directory: {error.strerror}; choose another") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield root
+    except BlockingIOError:
+        raise ImgdistError(f"--root {root}: another supernode uses it; stop it or choose another directory") from None
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _listening(address: Address) -> Iterator[socket]:
+    """A listening socket; its file, if it has one, goes with it."""
+    with address.listen() as listener:
+        try:
+            yield listener
+        finally:
+            if address.path:
+                with suppress(FileNotFoundError):
+                    os.unlink(address.path)
+
+
+def _database(path: Path) -> Database:
+    try:
+        return Database(path)
+    except sqlite3.Error as error:
+        raise ImgdistError(f"{path}: cannot open the database: {error}; if it is damaged, remove it") from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that made a task group end; the others followed from it."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
