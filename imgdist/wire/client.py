@@ -24,7 +24,7 @@ OnChunk = Callable[[int, int, memoryview], None]
 class ChunkClient:
     """Asks one chunk server. Thread-safe; each call has a connection of its own while it runs.
 
-    The two priorities never share a connection: a fill's bytes in a socket buffer would make demand wait.
+    Priorities never share a connection: a fill's bytes in a socket buffer would make demand wait.
     """
 
     def __init__(

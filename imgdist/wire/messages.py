@@ -2,7 +2,7 @@
 
 A request has no body::
 
-    GET /v1/chunks/<name>/<numbers>?p=demand|fill HTTP/1.1
+    GET /v1/chunks/<name>/<numbers>?p=demand|trace|fill HTTP/1.1
 
 `<name>` is a pack id (64 hex digits) or, while the layer is still being converted, `sha256-<hex>-v<format version>`.
 `<numbers>` lists at most `REQUEST_CHUNKS` chunks, single or as inclusive ranges: `3-7,9`. The answer's body is, for
@@ -36,7 +36,7 @@ ENCODINGS = 3
 
 _FRAME = struct.Struct("<IBxxxII")
 _TARGET = re.compile(
-    rb"/v1/chunks/([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})/([0-9,-]{1,800})(?:\?p=(demand|fill))?"
+    rb"/v1/chunks/([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})/([0-9,-]{1,800})(?:\?p=(demand|trace|fill))?"
 )
 _NUMBERS_PART = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2})(?: [\t -~]*)?")
@@ -45,9 +45,10 @@ _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 503: "Service Unava
 
 
 class Priority(Enum):
-    """Whether somebody waits for the bytes (`DEMAND`) or they only complete a layer (`FILL`)."""
+    """How urgent: somebody waits (`DEMAND`), a start will want it next (`TRACE`), or it completes a layer (`FILL`)."""
 
     DEMAND = "demand"
+    TRACE = "trace"
     FILL = "fill"
 
 
@@ -199,7 +200,9 @@ def _parse_request(head: bytes) -> ChunkRequest:
         raise ProtocolError(f"request: expected GET <path> HTTP/1.1, got {first[:80]!r}")
     target = _TARGET.fullmatch(words[1])
     if target is None:
-        raise ProtocolError(f"request: expected /v1/chunks/<name>/<numbers>?p=demand|fill, got {words[1][:120]!r}")
+        raise ProtocolError(
+            f"request: expected /v1/chunks/<name>/<numbers>?p=demand|trace|fill, got {words[1][:120]!r}"
+        )
     fields = _parse_fields(lines)
     if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
         raise ProtocolError("request: expected no body")

@@ -1,8 +1,8 @@
 """Serves chunk bodies: threads, `sendfile`, demand before fill.
 
-One thread accepts and watches idle connections, and never touches a disk. Whole requests go to two bounded groups of
-threads (8 demand, 4 fill), so that cold disk pages or slow readers hold up a slot and nothing else. Between two chunks
-a fill waits while a demand request is being served.
+One thread accepts and watches idle connections, and never touches a disk. Whole requests go to bounded groups of
+threads, one a priority, so that cold disk pages or slow readers hold up a slot and nothing else. Between two chunks a
+fill waits while a demand or trace request is being served.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from imgdist.wire.messages import ChunkRequest, Frame, Priority, RequestDecoder,
 
 _log = logging.getLogger("imgdist.wire")
 
-DEMAND_SLOTS = 8
-FILL_SLOTS = 4
+SLOTS = {Priority.DEMAND: 8, Priority.TRACE: 8, Priority.FILL: 4}
+"""Traces have their own: one node's eight requests on a slow link must not hold up the misses of all others."""
 QUEUE_PER_SLOT = 32
 """Requests that may wait for a slot, per slot: beyond it 503 is kinder than a queue (a guess: ~30 ms at 1 ms each)."""
 CONNECTIONS_MAX = 4096
@@ -35,7 +35,7 @@ IDLE_S = 120.0
 SEND_TIMEOUT_S = 20.0
 """How long one chunk may take to leave; below 105 kbit/s a reader is given up."""
 YIELD_S = 0.1
-"""Longest wait of a fill for demand, per chunk: at steady demand a fill keeps a low share instead of dying."""
+"""Longest wait of a fill for what is urgent, per chunk: it then keeps a low share instead of dying."""
 FILL_UNSENT = 128 * 1024
 """TCP_NOTSENT_LOWAT of a connection that fills: what lies in the socket's buffer can no longer let demand pass."""
 _BUSY_RETRY_S = 1
@@ -93,9 +93,8 @@ class ChunkServer:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._connections: dict[int, _Connection] = {}
         self._queues: dict[Priority, SimpleQueue[_Connection | None]] = {p: SimpleQueue() for p in Priority}
-        self._slots = {Priority.DEMAND: DEMAND_SLOTS, Priority.FILL: FILL_SLOTS}
         self._quiet = threading.Condition()
-        self._demand = 0
+        self._urgent = 0
         self._lock = threading.Lock()
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -107,7 +106,7 @@ class ChunkServer:
             self._poll.register(fd, select.EPOLLIN)
         self._poll.register(self._wake, select.EPOLLIN)
         self._threads = [threading.Thread(target=self._watch, name="chunks-watch", daemon=True)]
-        for priority, count in self._slots.items():
+        for priority, count in SLOTS.items():
             for i in range(count):
                 name = f"chunks-{priority.value}-{i}"
                 self._threads.append(threading.Thread(target=self._serve, args=(priority,), name=name, daemon=True))
@@ -120,7 +119,7 @@ class ChunkServer:
             return
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        for priority, count in self._slots.items():
+        for priority, count in SLOTS.items():
             for _ in range(count):
                 self._queues[priority].put(None)
         deadline = time.monotonic() + grace_s
@@ -208,7 +207,7 @@ class ChunkServer:
     def _dispatch(self, connection: _Connection) -> None:
         priority = connection.pending[0].priority
         queue = self._queues[priority]
-        if queue.qsize() < QUEUE_PER_SLOT * self._slots[priority]:
+        if queue.qsize() < QUEUE_PER_SLOT * SLOTS[priority]:
             queue.put(connection)
             return
         connection.pending.clear()
@@ -237,19 +236,19 @@ class ChunkServer:
     def _serve(self, priority: Priority) -> None:
         while (connection := self._queues[priority].get()) is not None:
             request = connection.pending.popleft()
-            if priority is Priority.DEMAND:
+            if priority is not Priority.FILL:
                 with self._quiet:
-                    self._demand += 1
+                    self._urgent += 1
             try:
                 alive = self._answer(connection, request) and not self._stopping
             except OSError as error:
                 _log.debug("sending chunks of %s: %s", request.name, error)
                 alive = False
             finally:
-                if priority is Priority.DEMAND:
+                if priority is not Priority.FILL:
                     with self._quiet:
-                        self._demand -= 1
-                        if not self._demand:
+                        self._urgent -= 1
+                        if not self._urgent:
                             self._quiet.notify_all()
             if not alive:
                 self._close(connection)
@@ -275,7 +274,7 @@ class ChunkServer:
         head = encode_head(200, sum(16 + length for _, length, _ in rows), keep_alive=request.keep_alive)
         for number, (offset, length, encoding) in zip(request.numbers, rows, strict=True):
             if fills:
-                self._yield_to_demand()
+                self._yield()
             raw_size = length if encoding == 0 else 0
             head += encode_frame(Frame(number, encoding, length, raw_size))
             _send_chunk(connection.socket, head, reader.fd, offset, length)
@@ -284,10 +283,10 @@ class ChunkServer:
                 self._on_sent(request.priority, length)
         return request.keep_alive
 
-    def _yield_to_demand(self) -> None:
+    def _yield(self) -> None:
         with self._quiet:
-            if self._demand:
-                self._quiet.wait_for(lambda: not self._demand, YIELD_S)
+            if self._urgent:
+                self._quiet.wait_for(lambda: not self._urgent, YIELD_S)
 
     def _refuse(self, connection: _Connection, status: int, reason: str, retry_after_s: int | None = None) -> bool:
         """Send a short answer; False if that failed. Called by the watcher too, hence never blocks."""

@@ -140,7 +140,8 @@ def test_demand_is_served_while_every_fill_slot_is_held(client: ChunkClient, she
 
     shelf.on_open = hold
     threads = [
-        threading.Thread(target=fetch, args=(client, [2], Priority.FILL)) for _ in range(server_module.FILL_SLOTS)
+        threading.Thread(target=fetch, args=(client, [2], Priority.FILL))
+        for _ in range(server_module.SLOTS[Priority.FILL])
     ]
     for thread in threads:
         thread.start()

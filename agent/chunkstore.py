@@ -1,0 +1,148 @@
+"""The packs on an agent's disk: ROOT/packs/<pack id>/{index,image,present}.
+
+A chunk counts as present only if its bytes are proven (see `LayerStore`): within one boot the page cache vouches for
+what was written after verification, over a clean mark the disk does, and otherwise present chunks are hashed again.
+Directories that are half made (`.new-*`) or half removed (`.gone-*`) are cleared away at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.database import Database
+from agent.layerstore import LayerStore
+from fuse.present import PresentMap, current_boot_id
+from imgdist.errors import CorruptError, ProtocolError
+from imgdist.pack import BLOCK
+from imgdist.pack.index import Index
+
+__all__ = ["ChunkStore", "LayerStore"]
+
+_PACK_ID = re.compile("[0-9a-f]{64}")
+
+_log = logging.getLogger("imgdist.agent")
+
+
+class ChunkStore:
+    """All packs under one directory. Creation, removal and look-up may come from any thread."""
+
+    def __init__(self, packs: Path, database: Database) -> None:
+        self._packs = packs
+        self._database = database
+        self._boot_id = current_boot_id()
+        self._lock = threading.Lock()  # guards the table; held for look-ups only
+        self._making = threading.Lock()  # one pack is made, opened or removed at a time: two jobs may share a layer
+        self._stores: dict[bytes, LayerStore] = {}
+        packs.mkdir(parents=True, exist_ok=True)
+
+    def recover(self) -> list[LayerStore]:
+        """At start: open what is on disk, hashing what no boot vouches for; what is broken is removed and named."""
+        for path in sorted(self._packs.iterdir()):
+            if path.name.startswith((".new-", ".gone-")):
+                shutil.rmtree(path)
+            elif _PACK_ID.fullmatch(path.name):
+                self._recover(path)
+        for node, pack_id in self._database.packs().items():
+            if pack_id not in self._stores:
+                self._database.forget(node)
+        return self.stores()
+
+    def stores(self) -> list[LayerStore]:
+        """Every open pack."""
+        with self._lock:
+            return list(self._stores.values())
+
+    def get(self, pack_id: bytes) -> LayerStore | None:
+        """The open pack of that id."""
+        with self._lock:
+            return self._stores.get(pack_id)
+
+    def twins(self, store: LayerStore) -> list[tuple[int, LayerStore, int]]:
+        """(chunk, other store, its chunk): where else on this disk a pack's chunks are, or will be, to copy from."""
+        found = self._database.twins(store.node)
+        by_node = {other.node: other for other in self.stores()}
+        return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
+
+    def create(self, index_data: bytes) -> LayerStore:
+        """The store of the pack whose sealed index stream is given; the same one if it is here already.
+
+        Disk space for the whole image is taken now: OSError (ENOSPC) leaves nothing behind. Raises CorruptError or
+        ProtocolError for a bad index.
+        """
+        index = Index.load(index_data)
+        with self._making:
+            store = self.get(index.pack_id)
+            if store is not None:
+                return store
+            fresh = self._packs / f".new-{index.pack_id.hex()}"
+            shutil.rmtree(fresh, ignore_errors=True)
+            try:
+                LayerStore.lay_out(fresh, index, index_data, self._boot_id)
+                fresh.rename(self._packs / index.pack_id.hex())
+            except BaseException:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+            return self._open(self._packs / index.pack_id.hex())
+
+    def remove(self, store: LayerStore) -> None:
+        """Free a pack's space once transfers let go of it. No view and no loop device may use it any more."""
+        gone = self._packs / f".gone-{store.pack_id.hex()}"
+        with self._making:
+            with self._lock:
+                self._stores.pop(store.pack_id, None)
+            self._database.forget(store.node)
+            store.abandon()
+            shutil.rmtree(gone, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                store.directory.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def close(self) -> None:
+        """Sync and close every pack."""
+        with self._lock:
+            stores, self._stores = list(self._stores.values()), {}
+        for store in stores:
+            try:
+                store.close()
+            except OSError as error:
+                _log.error("pack %s: cannot be synced, a reboot will hash it: %s", store.pack_id.hex(), error)
+
+    def _recover(self, directory: Path) -> None:
+        try:
+            self._open(directory)
+        except (CorruptError, ProtocolError, FileNotFoundError) as error:
+            _log.error("%s is broken and is removed; it is fetched again when needed: %s", directory, error)
+            shutil.rmtree(directory)
+        except OSError as error:
+            _log.error("%s cannot be opened and is left alone until the next start: %s", directory, error)
+
+    def _open(self, directory: Path) -> LayerStore:
+        index = Index.load((directory / "index").read_bytes())
+        if index.pack_id.hex() != directory.name:
+            raise CorruptError(f"{directory} holds the index of pack {index.pack_id.hex()}")
+        image_size = (directory / "image").stat().st_size
+        present = PresentMap.open(directory / "present")
+        if (image_size, present.blocks) != (index.image_size, index.image_size // BLOCK):
+            present.close()
+            raise CorruptError(f"{directory}: image of {image_size} bytes, its index says {index.image_size}")
+        node = self._database.node_of(index.pack_id)
+        self._database.add_chunks(node, _findable(index))
+        store = LayerStore(directory, index, node, present)
+        try:
+            store.make_trustworthy(self._boot_id)
+        except BaseException:
+            store.abandon()
+            raise
+        with self._lock:
+            self._stores[index.pack_id] = store
+        return store
+
+
+def _findable(index: Index) -> Iterator[tuple[int, bytes]]:
+    return ((chunk, index.digest(chunk)) for chunk in range(index.chunk_count) if not index.is_zero(chunk))

@@ -1,0 +1,128 @@
+"""What an agent remembers in ROOT/agent.db: its packs, their node numbers, and which chunk digests they hold.
+
+One thread owns the SQLite connection; every call is a job for it. Losing the last transactions to a power cut is
+harmless: packs are found on disk again, and no view survives that could know a lost node number.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE packs (node INTEGER PRIMARY KEY AUTOINCREMENT, pack_id BLOB NOT NULL UNIQUE);
+CREATE TABLE chunks (prefix INTEGER, node INTEGER, number INTEGER, PRIMARY KEY (prefix, node, number)) WITHOUT ROWID;
+CREATE INDEX chunks_of_node ON chunks (node);
+INSERT INTO sqlite_sequence (name, seq) VALUES ('packs', 1);
+"""
+_TWINS = """
+SELECT mine.number, other.node, other.number FROM chunks AS mine
+JOIN chunks AS other ON other.prefix = mine.prefix AND other.node != mine.node WHERE mine.node = ?
+"""
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """Chunk `number` of the pack asked about has (by the first 8 bytes of its digest) a copy in another pack."""
+
+    number: int
+    other_node: int
+    other_number: int
+
+
+def node_name(node: int) -> str:
+    """A node number in base 36: the layer's file name in the view, its mount point's name, at most 13 bytes."""
+    digits = ""
+    while node:
+        node, digit = divmod(node, 36)
+        digits = _DIGITS[digit] + digits
+    return digits or "0"
+
+
+class Database:
+    """Opens or creates the file at `path`. Methods block until the owner thread has done the job."""
+
+    def __init__(self, path: Path) -> None:
+        self._owner = ThreadPoolExecutor(1, thread_name_prefix="database")
+        try:
+            self._connection = self._owner.submit(_open, path).result()
+        except BaseException:
+            self._owner.shutdown()
+            raise
+
+    def node_of(self, pack_id: bytes) -> int:
+        """The pack's node number, >= 2: given at the first call, the same until `forget`, never given twice."""
+
+        def job(connection: sqlite3.Connection) -> int:
+            connection.execute("INSERT OR IGNORE INTO packs (pack_id) VALUES (?)", (pack_id,))
+            (node,) = connection.execute("SELECT node FROM packs WHERE pack_id = ?", (pack_id,)).fetchone()
+            return int(node)
+
+        return self._run(job)
+
+    def packs(self) -> dict[int, bytes]:
+        """Node number to pack id of every pack known."""
+        rows = self._run(
+            lambda connection: connection.execute("SELECT node, pack_id FROM packs ORDER BY node").fetchall()
+        )
+        return dict(rows)
+
+    def add_chunks(self, node: int, digests: Iterable[tuple[int, bytes]]) -> None:
+        """Record (chunk number, digest) of a pack; idempotent."""
+        rows = [(_prefix(digest), node, number) for number, digest in digests]
+        self._run(lambda connection: connection.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", rows))
+
+    def twins(self, node: int) -> list[Twin]:
+        """Chunks of a pack that other packs have too, wherever their bytes are present by now or not."""
+        rows = self._run(lambda connection: connection.execute(_TWINS, (node,)).fetchall())
+        return [Twin(*row) for row in rows]
+
+    def forget(self, node: int) -> None:
+        """The pack is gone, and its chunks."""
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM chunks WHERE node = ?", (node,))
+            connection.execute("DELETE FROM packs WHERE node = ?", (node,))
+
+        self._run(job)
+
+    def close(self) -> None:
+        """Finish what was asked and close the file."""
+        self._owner.submit(self._connection.close).result()
+        self._owner.shutdown()
+
+    def _run(self, job: Callable[[sqlite3.Connection], _T]) -> _T:
+        def transaction() -> _T:
+            with self._connection:
+                return job(self._connection)
+
+        return self._owner.submit(transaction).result()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+        elif version != _SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"{path}: schema version {version}, this release reads {_SCHEMA_VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prefix(digest: bytes) -> int:
+    """Eight bytes are enough to find a twin; its bytes are verified against the whole digest before use."""
+    return int.from_bytes(digest[:8], "little", signed=True)

@@ -1,0 +1,217 @@
+"""One layer's image on an agent's disk: `index`, `image`, `present` in a directory named by the pack id in hex."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+from agent.database import node_name
+from fuse.present import PresentMap
+from imgdist.errors import CorruptError, ImgdistError
+from imgdist.pack import BLOCK, CHUNK_MAX
+from imgdist.pack.index import Index
+
+_log = logging.getLogger("imgdist.agent")
+
+
+class LayerStore:
+    """One layer's image on disk, growing chunk by chunk. Several threads write, each chunk by one at a time.
+
+    Bytes are written before they are marked, so after kill -9 the map is true (same boot). `complete` and `close` sync
+    image, then map, then set the clean flag, so that any boot may trust them.
+    """
+
+    def __init__(self, directory: Path, index: Index, node: int, present: PresentMap) -> None:
+        self.directory = directory
+        self.index = index
+        self.node = node
+        self.present = present
+        self.name = node_name(node)
+        self.image_fd = os.open(directory / "image", os.O_RDWR | os.O_CLOEXEC)
+        self._direct_fd = _open_direct(directory / "image")
+        self._idle = threading.Condition()
+        self._users = 0
+        self._closed = False
+
+    @classmethod
+    def lay_out(cls, directory: Path, index: Index, index_data: bytes, boot_id: str) -> None:
+        """Make the files of a new pack in `directory`, which must not exist; block 0 and zero chunks are present."""
+        directory.mkdir()
+        (directory / "index").write_bytes(index_data)
+        fd = os.open(directory / "image", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # Up front: 4 extents instead of 47, and a full disk is found before the layer is mounted.
+            os.posix_fallocate(fd, 0, index.image_size)
+            _write_at(fd, memoryview(index.block0()), 0)
+        finally:
+            os.close(fd)
+        present = PresentMap.create(directory / "present", index.image_size // BLOCK, boot_id)
+        present.mark(0, 1)
+        for chunk in range(index.chunk_count):
+            if index.is_zero(chunk):
+                present.mark(index.start(chunk) // BLOCK, index.size(chunk) // BLOCK)
+        present.close()
+
+    @property
+    def pack_id(self) -> bytes:
+        """The pack's identity; in hex the name of its directory and its name on the wire."""
+        return self.index.pack_id
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[bool]:
+        """Keep the descriptors open within the block; False if they are closed already (then touch nothing)."""
+        with self._idle:
+            usable = not self._closed
+            self._users += usable
+        try:
+            yield usable
+        finally:
+            with self._idle:
+                self._users -= usable
+                if not self._users:
+                    self._idle.notify_all()
+
+    def has(self, chunk: int) -> bool:
+        """Whether the chunk's verified bytes are in the image."""
+        return not self.present.missing(self.index.start(chunk) // BLOCK, self.index.size(chunk) // BLOCK)
+
+    def missing_chunks(self) -> list[int]:
+        """Numbers of the chunks that are not present."""
+        if self.present.all_present():
+            return []
+        return [chunk for chunk in range(self.index.chunk_count) if not self.has(chunk)]
+
+    def verify(self, chunk: int, raw: memoryview) -> None:
+        """Raise CorruptError unless `raw` is this chunk's bytes."""
+        if blake3(raw).digest() != self.index.digest(chunk):
+            raise CorruptError(f"chunk {chunk} of pack {self.pack_id.hex()}: its bytes do not match its digest")
+
+    def write(self, chunk: int, raw: memoryview, *, direct: bool = False) -> None:
+        """Put verified bytes into the image and mark them present.
+
+        `direct` passes the page cache by (`raw` must then start at a page: a chunk in an anonymous mmap): for bytes
+        that nobody is about to read. [measured: 0.4 CPU-s/GB against 1.9-4.5 buffered]
+        """
+        fd = self._direct_fd if direct and self._direct_fd is not None else self.image_fd
+        _write_at(fd, raw, self.index.start(chunk))
+        self.present.mark(self.index.start(chunk) // BLOCK, self.index.size(chunk) // BLOCK)
+
+    def read_into(self, chunk: int, out: memoryview) -> None:
+        """Read a present chunk's bytes into `out`, which has exactly its size. Unverified: the disk may rot."""
+        count = os.preadv(self.image_fd, [out], self.index.start(chunk))
+        if count != len(out):
+            raise CorruptError(
+                f"image of pack {self.pack_id.hex()}: {count} bytes of chunk {chunk}, expected {len(out)}"
+            )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk is present."""
+        return self.present.all_present()
+
+    def complete(self) -> None:
+        """Make a full image durable, once: from now on any boot trusts it unseen."""
+        if not self.is_complete:
+            raise ImgdistError(f"pack {self.pack_id.hex()} is not complete")
+        if not self.present.clean:
+            self._sync()
+
+    def close(self) -> None:
+        """Wait for users, sync what is there, so that a reboot need not hash it, and give the descriptors back."""
+        self._await_users()
+        try:
+            if not self.present.clean:
+                self._sync()
+        finally:
+            self._release()
+
+    def abandon(self) -> None:
+        """As `close`, without syncing: the directory is being removed."""
+        self._await_users()
+        self._release()
+
+    def make_trustworthy(self, boot_id: str) -> None:
+        """At open: hash what is present if another boot left it without a clean mark, then begin this boot's record."""
+        if self.present.clean and self.is_complete:
+            return
+        if self.present.boot_id == boot_id and not self.present.clean:
+            return
+        if not self.present.clean:
+            self._verify_present()
+        # On disk before the first new mark can get there: a later power cut must not find `clean` over torn bytes.
+        self.present.clean = False
+        self.present.boot_id = boot_id
+        self.present.flush()
+
+    def _verify_present(self) -> None:
+        buffer = memoryview(mmap.mmap(-1, CHUNK_MAX))
+        kept = lost = 0
+        for chunk in range(self.index.chunk_count):
+            first, count = self.index.start(chunk) // BLOCK, self.index.size(chunk) // BLOCK
+            if self.present.missing(first, count):
+                self.present.clear(first, count)
+                continue
+            raw = buffer[: self.index.size(chunk)]
+            try:
+                self.read_into(chunk, raw)
+                self.verify(chunk, raw)
+                kept += 1
+            except (CorruptError, OSError):
+                self.present.clear(first, count)
+                lost += 1
+        _write_at(self.image_fd, memoryview(self.index.block0()), 0)
+        self.present.mark(0, 1)
+        _log.warning(
+            "pack %s was left by an unclean stop of the machine: %d chunks verified, %d to be fetched again",
+            self.pack_id.hex(), kept, lost,
+        )  # fmt: skip
+
+    def _await_users(self) -> None:
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._users)
+
+    def _release(self) -> None:
+        self.present.close()
+        os.close(self.image_fd)
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+
+    def _sync(self) -> None:
+        os.fdatasync(self.image_fd)
+        for path in (self.directory / "index", self.directory, self.directory.parent):
+            _fsync(path)
+        self.present.clean = True
+        self.present.flush()
+
+
+def _open_direct(path: Path) -> int | None:
+    """A descriptor that passes the page cache by, or None where the file system has no such thing."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
+def _write_at(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

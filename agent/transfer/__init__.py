@@ -1,0 +1,1 @@
+"""How a layer's bytes come onto this node: what to fetch next (policy), from whom, and landing it verified."""

@@ -1,0 +1,185 @@
+"""Carries out one request: ask the sources in turn, decode, verify, answer who waits, write, mark present."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent.layerstore import LayerStore
+from agent.transfer.scheduler import Fetch, Kind
+from agent.transfer.sources import ChunkSource
+from imgdist.errors import CorruptError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.pack import CHUNK_MAX
+from imgdist.pack.codec import decode_into
+from imgdist.wire.messages import Priority
+
+_log = logging.getLogger("imgdist.agent")
+
+TWINS_KEPT = 4
+"""Copies of a chunk that are remembered; the first present one is used."""
+
+
+class View(Protocol):
+    """What transfers tell the view (fuse.link.ViewLink). Offsets are bytes of the layer's image."""
+
+    def acquire_ring(self) -> int | None:
+        """A free buffer of the ring, or None."""
+
+    def ring(self, slot: int) -> memoryview:
+        """That buffer, CHUNK_MAX bytes."""
+
+    def ready(self, node: int, start: int, end: int, slot: int) -> None:
+        """[start, end) stands verified in the ring buffer, which the view gives back."""
+
+    def written(self, node: int, start: int, end: int) -> None:
+        """[start, end) stands in the image and is marked present."""
+
+    def fail(self, node: int, start: int, end: int, error: int) -> None:
+        """Reads of [start, end) end with this errno."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A layer that is being transferred, and the copies of its chunks elsewhere on this disk."""
+
+    store: LayerStore
+    name_on_wire: str
+    node: int
+    twins: dict[int, list[tuple[LayerStore, int]]] = field(default_factory=dict)
+
+    def add_twin(self, chunk: int, other: LayerStore, other_chunk: int) -> None:
+        """Remember a copy."""
+        copies = self.twins.setdefault(chunk, [])
+        if len(copies) < TWINS_KEPT:
+            copies.append((other, other_chunk))
+
+
+class Desk(Protocol):
+    """Where a landing asks and reports (Transfers)."""
+
+    def sources(self) -> list[ChunkSource]:
+        """Whom to ask now, in turn."""
+
+    def source_failed(self, source: ChunkSource, error: ImgdistError) -> None:
+        """A source could not serve."""
+
+    def source_lied(self, source: ChunkSource, reason: str) -> None:
+        """A source sent what it must not."""
+
+    def is_wanted(self, node: int, chunk: int) -> bool:
+        """Whether a reader waits for the chunk."""
+
+    def landed(self, job: Job, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float) -> bool:
+        """A verified chunk is in the image. True if a reader waited for it."""
+
+
+class _Buffer(threading.local):
+    """A chunk's worth of page-aligned memory per thread, as O_DIRECT wants it."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(mmap.mmap(-1, CHUNK_MAX))
+
+
+_buffer = _Buffer()
+_PRIORITY = {
+    Kind.DEMAND: Priority.DEMAND,
+    Kind.NOW: Priority.DEMAND,
+    Kind.TRACE: Priority.TRACE,
+    Kind.FILL: Priority.FILL,
+}
+
+
+class Landing:
+    """One request's way. What does not land is left to the scheduler to ask for again."""
+
+    def __init__(self, desk: Desk, view: View, clock: Callable[[], float]) -> None:
+        self._desk = desk
+        self._view = view
+        self._clock = clock
+
+    def run(self, job: Job, fetch: Fetch) -> float | None:
+        """Land the chunks; returns when the answer's first byte came, if one source served all of it."""
+        with job.store.use() as usable:
+            if not usable:
+                return None
+            try:
+                rest = [chunk for chunk in fetch.chunks if not self._copy(job, chunk, fetch.kind)]
+                return self._ask_in_turn(job, fetch, rest) if rest else None
+            except OSError as error:
+                _log.error("pack %s: cannot write its image: %s", job.store.pack_id.hex(), error)
+                return None
+
+    def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int]) -> float | None:
+        whole = len(rest) == len(fetch.chunks)
+        for source in self._desk.sources():
+            first_byte: list[float] = []
+            try:
+                self._ask(job, fetch.kind, source, rest, first_byte)
+            except (CorruptError, ProtocolError) as error:
+                _log.warning("pack %s from %s: %s", job.store.pack_id.hex(), source.name, error)
+                self._desk.source_lied(source, _reason(error))
+            except (NotFoundError, TemporaryError) as error:
+                _log.debug("pack %s from %s: %s", job.store.pack_id.hex(), source.name, error)
+                self._desk.source_failed(source, error)
+            if not rest:
+                return first_byte[0] if whole and first_byte else None
+            whole = False
+        return None
+
+    def _ask(self, job: Job, kind: Kind, source: ChunkSource, rest: list[int], first_byte: list[float]) -> None:
+        """Fetch `rest` from one source, taking from it what lands."""
+
+        def on_chunk(number: int, encoding: int, body: memoryview) -> None:
+            raw = _buffer.view[: job.store.index.size(number)]
+            decode_into(encoding, body, raw)
+            job.store.verify(number, raw)
+            self._land(job, number, raw, kind, source, len(body))
+            rest.remove(number)
+
+        def on_head() -> None:
+            first_byte.append(self._clock())
+
+        source.fetch(job.name_on_wire, tuple(rest), _PRIORITY[kind], on_chunk, on_head)
+
+    def _copy(self, job: Job, chunk: int, kind: Kind) -> bool:
+        """Take the chunk from another pack on this disk, if it is there and its bytes are right."""
+        for other, other_chunk in job.twins.get(chunk, ()):
+            with other.use() as usable, contextlib.suppress(CorruptError):
+                size = job.store.index.size(chunk)
+                if usable and other.index.size(other_chunk) == size and other.has(other_chunk):
+                    raw = _buffer.view[:size]
+                    other.read_into(other_chunk, raw)
+                    job.store.verify(chunk, raw)
+                    self._land(job, chunk, raw, kind, None, size)
+                    return True
+        return False
+
+    def _land(
+        self, job: Job, chunk: int, raw: memoryview, kind: Kind, source: ChunkSource | None, body_bytes: int
+    ) -> None:
+        start = job.store.index.start(chunk)
+        end = start + len(raw)
+        answered_at = None
+        if kind is Kind.DEMAND or self._desk.is_wanted(job.node, chunk):
+            # A copy, not the ring buffer itself: the view gives that back, and so to others, while we still write.
+            slot = self._view.acquire_ring()
+            if slot is not None:
+                self._view.ring(slot)[: len(raw)] = raw
+                self._view.ready(job.node, start, end, slot)
+                answered_at = self._clock()
+        # Buffered where a reader is about to come back for the neighbouring blocks, past the page cache otherwise.
+        job.store.write(chunk, raw, direct=kind in (Kind.TRACE, Kind.FILL))
+        if self._desk.landed(job, chunk, source, body_bytes, answered_at or self._clock()):
+            # Only then: each read that the view parks is told to us as a miss, so nobody else is waiting for this.
+            self._view.written(job.node, start, end)
+
+
+def _reason(error: ImgdistError) -> str:
+    if isinstance(error, CorruptError):
+        return "digest"
+    return "protocol"

@@ -1,0 +1,315 @@
+"""The transfers of one node: events in (misses, jobs, traces, fill), requests out, threads that carry them out.
+
+`Scheduler` decides under one lock; what it decides goes to eight demand threads or eight bulk threads, which run
+`Landing`. A ticker thread calls again when time alone changes the decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from agent.layerstore import LayerStore
+from agent.transfer.figures import Figures
+from agent.transfer.landing import Job, Landing, View
+from agent.transfer.scheduler import BULK_SLOTS, DEMAND_SLOTS, Fetch, Kind, Scheduler
+from agent.transfer.sources import ChunkSource, SourceBook
+from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
+
+_log = logging.getLogger("imgdist.agent")
+
+BULK_NICE = 5
+"""Niceness of bulk threads. More would let them be preempted for long while they hold the GIL (a guess)."""
+NOW_DEADLINE_S = 60.0
+
+Twins = Callable[[LayerStore], Iterable[tuple[int, LayerStore, int]]]
+_Task = Callable[[], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A job that waits for chunks of a layer."""
+
+    node: int
+    chunks: set[int]
+    deadline: float
+    future: Future[None]
+
+
+class Transfers:
+    """Fetches the chunks of layers, verified, into their stores. Every method may be called from any thread.
+
+    `twins` says where else on this disk a layer's chunks are (ChunkStore.twins). `on_layer_complete(store)` is called
+    in a bulk thread once the image is whole and durable, also for a layer that is whole when it is added.
+    `read_deadline_s` is the view's.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        sources: Sequence[ChunkSource],
+        *,
+        twins: Twins = lambda store: (),
+        on_layer_complete: Callable[[LayerStore], None] = lambda store: None,
+        read_deadline_s: float = 60.0,
+        registry: CollectorRegistry = REGISTRY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._view = view
+        self._twins = twins
+        self._on_layer_complete = on_layer_complete
+        self._figures = Figures(registry)
+        self._clock = clock
+        self._book = SourceBook(sources)
+        self._scheduler = Scheduler(random.random, read_deadline_s)
+        self._jobs: dict[int, Job] = {}
+        self._waiters: list[_Waiter] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._queues: tuple[SimpleQueue[_Task | None], ...] = (SimpleQueue(), SimpleQueue())
+        self._threads = [threading.Thread(target=self._tick, name="transfer-tick", daemon=True)]
+        for i in range(DEMAND_SLOTS):
+            self._threads.append(threading.Thread(target=self._work, args=(0, 0), name=f"demand-{i}", daemon=True))
+        for i in range(BULK_SLOTS):
+            self._threads.append(
+                threading.Thread(target=self._work, args=(1, BULK_NICE), name=f"bulk-{i}", daemon=True)
+            )
+        for thread in self._threads:
+            thread.start()
+
+    # Layers.
+
+    def add(self, store: LayerStore, name_on_wire: str, node: int) -> None:
+        """Begin to serve a layer; `name_on_wire` is its pack id in hex or its in-progress name.
+
+        Add it here before the view learns of it. Adding it again changes nothing.
+        """
+        found = list(self._twins(store))
+        missing = store.missing_chunks()
+        with self._changed:
+            if node in self._jobs:
+                return
+            job = self._jobs[node] = Job(store, name_on_wire, node)
+            for chunk, other, other_chunk in found:
+                job.add_twin(chunk, other, other_chunk)
+                other_job = self._jobs.get(other.node)
+                if other_job is not None:
+                    other_job.add_twin(other_chunk, store, chunk)
+            if self._scheduler.add(node, store.index, missing):
+                self._queues[1].put(lambda: self._complete(job))
+
+    def remove(self, node: int) -> None:
+        """Stop serving a layer; returns when nothing of it is in flight any more (at most a few time-outs)."""
+        with self._changed:
+            if self._jobs.pop(node, None) is None:
+                return
+            self._scheduler.remove(node)
+            self._fail_waiters(lambda waiter: waiter.node == node, NotFoundError(f"layer {node} was removed"))
+            self._changed.wait_for(lambda: not self._scheduler.in_flight(node))
+
+    # Events.
+
+    def miss(self, node: int, start: int, length: int) -> None:
+        """The view: a reader waits for the image's bytes [start, start + length)."""
+        with self._changed:
+            wanted = self._scheduler.miss(node, start, length, self._clock())
+            if wanted:
+                self._pump()
+        if wanted is None:
+            _log.warning("the view asks for layer %d, which is not here", node)
+            self._view.fail(node, start, start + length, errno.EIO)
+        elif not wanted:
+            self._view.written(node, start, start + length)
+
+    def fetch_now(self, store: LayerStore, chunks: Iterable[int], deadline_s: float = NOW_DEADLINE_S) -> Future[None]:
+        """Fetch chunks that a job waits for, nearly as urgent as a miss, in runs.
+
+        The future ends when all are in the image; with TemporaryError at the deadline, NotFoundError if the layer is
+        removed. Cancelling it withdraws what is not yet in flight.
+        """
+        future: Future[None] = Future()
+        with self._changed:
+            if store.node not in self._jobs:
+                raise NotFoundError(f"layer {store.name} (node {store.node}): add it before fetching its chunks")
+            absent = self._scheduler.want(store.node, chunks)
+            if not absent:
+                future.set_result(None)
+                return future
+            self._waiters.append(_Waiter(store.node, set(absent), self._clock() + deadline_s, future))
+            self._pump()
+        return future
+
+    def trace(self, store: LayerStore, chunks: Iterable[int]) -> None:
+        """As `trace_order`, for one layer."""
+        self.trace_order((store, chunk) for chunk in chunks)
+
+    def trace_order(self, order: Iterable[tuple[LayerStore, int]]) -> None:
+        """Chunks in the order that a start will touch them, fetched ahead of it; unknown layers are left out."""
+        entries = [(store.node, chunk) for store, chunk in order]
+        with self._changed:
+            self._scheduler.trace(entries)
+            self._pump()
+
+    def fill(self, store: LayerStore) -> None:
+        """Complete a layer in the background, after those asked before, while nothing starts on the node."""
+        with self._changed:
+            if store.node in self._jobs:
+                self._scheduler.fill(store.node)
+                self._pump()
+
+    def drain(self, deadline_s: float) -> list[int]:
+        """Fill every layer at full speed for at most `deadline_s`; returns the nodes that are not complete."""
+        with self._changed:
+            self._scheduler.drain(True)
+            self._pump()
+            self._changed.wait_for(lambda: self._stopping or not self._scheduler.incomplete(), deadline_s)
+            self._scheduler.drain(False)
+            return self._scheduler.incomplete()
+
+    def stop(self) -> None:
+        """Cut what is in flight, end all threads and close the sources."""
+        with self._changed:
+            if self._stopping:
+                return
+            self._stopping = True
+            self._fail_waiters(lambda waiter: True, TemporaryError("the agent is stopping"))
+            self._changed.notify_all()
+        self._book.close()
+        for queue, count in zip(self._queues, (DEMAND_SLOTS, BULK_SLOTS), strict=True):
+            for _ in range(count):
+                queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    # What Landing asks and tells.
+
+    def sources(self) -> list[ChunkSource]:
+        """Whom to ask now, in turn."""
+        with self._changed:
+            return [] if self._stopping else self._book.order(self._clock())
+
+    def source_failed(self, source: ChunkSource, error: ImgdistError) -> None:
+        """A source could not serve."""
+        with self._changed:
+            retry_after_s = error.retry_after_s if isinstance(error, TemporaryError) else None
+            self._book.failed(source, self._clock(), retry_after_s)
+
+    def source_lied(self, source: ChunkSource, reason: str) -> None:
+        """A source sent what it must not."""
+        self._figures.rejected(source.kind, reason)
+        with self._changed:
+            self._book.lied(source, self._clock())
+
+    def is_wanted(self, node: int, chunk: int) -> bool:
+        """Whether a reader waits for the chunk."""
+        with self._changed:
+            return self._scheduler.is_wanted(node, chunk)
+
+    def landed(self, job: Job, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float) -> bool:
+        """A verified chunk is in the image (`source` None: copied on this disk). True if a reader waited for it."""
+        raw_bytes = job.store.index.size(chunk)
+        self._figures.landed(source.kind if source else "dedup", body_bytes if source else raw_bytes)
+        with self._changed:
+            if source is not None:
+                self._book.succeeded(source)
+                self._scheduler.window.received(body_bytes, raw_bytes)
+            landed = self._scheduler.landed(job.node, chunk, answered_at)
+            for waiter in [w for w in self._waiters if w.node == job.node and chunk in w.chunks]:
+                waiter.chunks.discard(chunk)
+                if not waiter.chunks:
+                    self._waiters.remove(waiter)
+                    _settle(waiter.future, None)
+        if landed.completes:
+            self._queues[1].put(lambda: self._complete(job))
+        if landed.waited_s is None:
+            return False
+        self._figures.waited(landed.waited_s)
+        return True
+
+    # Threads.
+
+    def _pump(self) -> None:
+        """Hand out what is due; the lock is held."""
+        if self._stopping:
+            return
+        for fetch in self._scheduler.due(self._clock()):
+            urgent = fetch.kind in (Kind.DEMAND, Kind.NOW)
+            job = self._jobs[fetch.node]
+            self._queues[0 if urgent else 1].put(lambda job=job, fetch=fetch: self._run(job, fetch))  # type: ignore[misc]
+
+    def _run(self, job: Job, fetch: Fetch) -> None:
+        first_byte = None
+        try:
+            first_byte = Landing(self, self._view, self._clock).run(job, fetch)
+        finally:
+            with self._changed:
+                self._scheduler.finished(fetch, self._clock(), first_byte)
+                self._pump()
+                self._changed.notify_all()
+
+    def _work(self, queue: int, nice: int) -> None:
+        if nice:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        while (task := self._queues[queue].get()) is not None:
+            try:
+                task()
+            except Exception:
+                _log.exception("a transfer failed in a way that is a defect; it is tried again")
+
+    def _complete(self, job: Job) -> None:
+        try:
+            with job.store.use() as usable:
+                if not usable:
+                    return
+                job.store.complete()
+        except OSError as error:
+            _log.error("pack %s is whole, but cannot be made durable: %s", job.store.pack_id.hex(), error)
+            return
+        job.twins.clear()
+        with self._changed:
+            self._changed.notify_all()
+        self._on_layer_complete(job.store)
+
+    def _tick(self) -> None:
+        with self._changed:
+            while not self._stopping:
+                now = self._clock()
+                self._fail_waiters(lambda waiter: waiter.future.cancelled(), None)
+                self._fail_waiters(
+                    lambda waiter, now=now: waiter.deadline <= now,  # type: ignore[misc]
+                    TemporaryError("no source served the chunks in time"),
+                )
+                self._pump()
+                times = [waiter.deadline for waiter in self._waiters]
+                wake_at = self._scheduler.wake_at(now)
+                if wake_at is not None:
+                    times.append(wake_at)
+                self._changed.wait(max(0.001, min(times) - self._clock()) if times else None)
+
+    def _fail_waiters(self, concerned: Callable[[_Waiter], bool], error: ImgdistError | None) -> None:
+        """Take jobs off that no longer wait, and what only they wanted; the lock is held."""
+        gone = [waiter for waiter in self._waiters if concerned(waiter)]
+        self._waiters = [waiter for waiter in self._waiters if waiter not in gone]
+        for waiter in gone:
+            others = {chunk for other in self._waiters if other.node == waiter.node for chunk in other.chunks}
+            self._scheduler.give_up(waiter.node, waiter.chunks - others)
+            if error is not None:
+                _settle(waiter.future, error)
+
+
+def _settle(future: Future[None], error: ImgdistError | None) -> None:
+    """End a future that its owner may be cancelling at this moment."""
+    with contextlib.suppress(Exception):
+        if future.set_running_or_notify_cancel():
+            future.set_exception(error) if error else future.set_result(None)

@@ -1,0 +1,56 @@
+"""How many bytes to have in flight: link x round trip, measured as the transfers go. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+WINDOW_MIN = 2 * 1024 * 1024
+"""Where it starts and the least it gets: 200 Mbit/s x 80 ms."""
+WINDOW_MAX = 32 * 1024 * 1024
+_GAIN = 2.0
+"""As BBR's start-up: while the window is what limits, the measured rate is window / round trip, so it doubles."""
+_RATES_KEPT = 16
+_ROUND_TRIPS_KEPT = 64
+
+
+class Window:
+    """Delivery rate (largest of the last samples) x round trip (smallest of the last), and how well chunks compress."""
+
+    def __init__(self) -> None:
+        self._rates: deque[float] = deque(maxlen=_RATES_KEPT)
+        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS_KEPT)
+        self._delivered = 0
+        self._ratio = 0.5
+
+    @property
+    def delivered(self) -> int:
+        """Body bytes received so far; note it when a request starts."""
+        return self._delivered
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """From a request to the first byte of its answer, serving included; None before the first answer."""
+        return min(self._round_trips, default=None)
+
+    @property
+    def size_bytes(self) -> int:
+        """Body bytes to keep in flight."""
+        if not self._rates or not self._round_trips:
+            return WINDOW_MIN
+        return int(min(max(_GAIN * max(self._rates) * min(self._round_trips), WINDOW_MIN), WINDOW_MAX))
+
+    def estimate(self, raw_bytes: int) -> int:
+        """Body bytes that so many raw bytes will be."""
+        return int(raw_bytes * self._ratio)
+
+    def received(self, body_bytes: int, raw_bytes: int) -> None:
+        """A chunk came."""
+        self._delivered += body_bytes
+        if raw_bytes:
+            self._ratio += (body_bytes / raw_bytes - self._ratio) / 32
+
+    def answered(self, delivered_before: int, started: float, first_byte: float, finished: float) -> None:
+        """A request was answered in full; `delivered_before` is what `delivered` said at its start."""
+        self._round_trips.append(first_byte - started)
+        if finished > started:
+            self._rates.append((self._delivered - delivered_before) / (finished - started))

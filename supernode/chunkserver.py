@@ -1,0 +1,61 @@
+"""The process that serves a supernode's chunk bodies, apart from its control port: `python -m supernode.chunkserver`.
+
+Prints one JSON line once it listens, `{"address": "http://127.0.0.1:41231"}`, so that port 0 can be asked for. SIGTERM
+and SIGINT end it after the requests in progress.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from imgdist.errors import ImgdistError
+from imgdist.wire.address import Address
+from imgdist.wire.server import ChunkServer
+from supernode.store import LocalStore
+
+_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+def serve(root: Path, address: Address) -> None:
+    """Serve the packs under `root` until SIGTERM or SIGINT. Raises ImgdistError if it cannot listen."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread: all inherit it, and sigwait gets them
+    listener = address.listen()
+    server = ChunkServer(LocalStore(root), [listener])
+    server.start()
+    print(json.dumps({"address": _bound(address, listener).url}), flush=True)
+    signal.sigwait(_SIGNALS)
+    server.stop()
+    if address.path:
+        Path(address.path).unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and serve; the exit code."""
+    parser = argparse.ArgumentParser(prog="supernode.chunkserver", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="the supernode's directory")
+    parser.add_argument("--listen", required=True, help="HOST:PORT or unix:///PATH")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        serve(parsed.root, Address.parse(parsed.listen))
+    except ImgdistError as error:
+        print(f"chunk server: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _bound(address: Address, listener: socket.socket) -> Address:
+    """The address with the port that the kernel chose."""
+    return address if address.path else replace(address, port=listener.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
