@@ -89,7 +89,9 @@ class Report:
         widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
         lines = [f"{self.name}  ({self.machine})", ""]
         for line in (head, *body):
-            cells = [line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
+            cells = [line[0].ljust(widths[0])] + [
+                cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)
+            ]
             lines.append("  ".join(cells).rstrip())
         verdict = "holds" if self.holds else "DOES NOT HOLD"
         lines += ["", f"worst ratio {self.ratio:.3g}, goal {self.goal:g}: {verdict}"]

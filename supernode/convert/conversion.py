@@ -1,0 +1,228 @@
+"""A running conversion, as the event loop sees it: a worker process that is fed, watched and followed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+import weakref
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from imgdist.errors import CorruptError, DeclinedError, ImgdistError, TemporaryError
+from imgdist.pack import codec, records
+from supernode.store.layout import INDEX
+from supernode.store.local import LocalStore
+
+log = logging.getLogger("imgdist.convert")
+_READ_MAX = 256 * 1024
+"""Bytes of index that a follower gets at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a conversion is: bytes fed to it, chunks that can be served, bytes of index that can be followed."""
+
+    fed_bytes: int
+    chunks: int
+    index_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A sealed pack. `pack_id` in hexadecimal, sizes in bytes; `seconds` from start to seal."""
+
+    pack_id: str
+    diff_id: str
+    image_bytes: int
+    chunks: int
+    files: int
+    tar_bytes: int
+    seconds: float
+
+
+class Conversion:
+    """Converts one layer into the store; `async with`, `feed` all of it, `finish`.
+
+    Leaving the block without a finished result, also by cancellation, kills the worker and removes what it wrote.
+    One task feeds and finishes; any number follow. A second conversion of the same layer must not run beside it.
+    """
+
+    def __init__(
+        self,
+        store: LocalStore,
+        layer_digest: str,
+        *,
+        diff_id: str | None = None,
+        threads: int = 2,
+        level: int = codec.LEVEL_FAST,
+    ) -> None:
+        """`diff_id`: what the image's configuration says the layer is; a layer that differs is not sealed."""
+        self._store = store
+        self._layer_digest = layer_digest
+        self._expected_diff_id = diff_id
+        self._settings = {"layer": layer_digest, "threads": threads, "level": level}
+        self._process: Process | None = None
+        self._watcher: asyncio.Task[dict[str, Any]] | None = None
+        self._index_fd: int | None = None
+        self._started = time.monotonic()
+        self._state = Progress(0, 0, 0)
+        self._ended = False
+        self._error: ImgdistError | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        return self._state
+
+    async def __aenter__(self) -> Self:
+        self._part = await asyncio.to_thread(self._store.begin, self._layer_digest)
+        plan = json.dumps(self._settings | {"part": str(self._part)})
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "supernode.convert.worker", plan, stdin=PIPE, stdout=PIPE
+        )
+        self._watcher = asyncio.create_task(self._watch(self._process))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended:
+            self._end(error if isinstance(error, ImgdistError) else self._abandoned())
+        await asyncio.shield(self._clean_up())
+
+    async def feed(self, data: bytes) -> None:
+        """Give the worker the next bytes of the compressed layer. Waits while it has enough to do.
+
+        Raises what `finish` would raise, as soon as the worker has given up.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            await self._outcome()
+            raise
+        self._state = Progress(self._state.fed_bytes + len(data), self._state.chunks, self._state.index_bytes)
+
+    async def finish(self) -> Result:
+        """All of the layer was fed, and its digest is right: wait for the worker, check the diff ID, seal the pack.
+
+        Raises `DeclinedError` where only an ordinary pull will do, `CorruptError` for a layer that is not what it
+        should be, `TemporaryError` if the worker died or the disk is full. Nothing is kept then.
+        """
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            done = await self._outcome()
+            if self._expected_diff_id not in (None, done["diff_id"]):
+                raise CorruptError(
+                    f"layer {self._layer_digest} unpacks to {done['diff_id']}, "
+                    f"but the image's configuration says {self._expected_diff_id}"
+                )
+            index_fd = self._open_index()
+            await asyncio.to_thread(self._store.seal, self._layer_digest, bytes.fromhex(done["pack_id"]))
+        except ImgdistError as error:
+            self._end(error)
+            raise
+        self._advance(done["chunks"], os.fstat(index_fd).st_size)
+        self._end(None)
+        return Result(
+            pack_id=done["pack_id"],
+            diff_id=done["diff_id"],
+            image_bytes=done["image_bytes"],
+            chunks=done["chunks"],
+            files=done["files"],
+            tar_bytes=done["tar_bytes"],
+            seconds=time.monotonic() - self._started,
+        )
+
+    async def follow(self, start: int = 0) -> AsyncIterator[bytes]:
+        """The index stream from record `start` on, as it grows. Ends after the seal, when the pack has its name.
+
+        Raises the conversion's error if it fails. Usable after the `async with` block has ended, too.
+        """
+        offset = None if start else 0
+        while True:
+            changed, ended, size = self._changed, self._ended, self._state.index_bytes
+            if self._error is not None:
+                raise self._error
+            if offset is None and size:
+                offset = records.offset_of(os.pread(self._open_index(), size, 0), start)
+            if offset is not None and offset < size:
+                piece = os.pread(self._open_index(), min(size - offset, _READ_MAX), offset)
+                offset += len(piece)
+                yield piece
+            elif ended:
+                return
+            else:
+                await changed.wait()
+
+    async def _outcome(self) -> dict[str, Any]:
+        """What the worker ended with; raises its error."""
+        assert self._watcher is not None
+        outcome = await asyncio.shield(self._watcher)
+        reason = f"layer {self._layer_digest}: "
+        if "declined" in outcome:
+            raise DeclinedError(reason + outcome["declined"])
+        if "corrupt" in outcome:
+            raise CorruptError(reason + outcome["corrupt"])
+        if "done" not in outcome:
+            raise TemporaryError(reason + outcome["failed"])
+        done: dict[str, Any] = outcome["done"]
+        return done
+
+    async def _watch(self, process: Process) -> dict[str, Any]:
+        """Read the worker's reports to the end. Returns its last word, or that it died without one."""
+        assert process.stdout is not None
+        last: dict[str, Any] = {}
+        async for line in process.stdout:
+            last = json.loads(line)
+            if "progress" in last:
+                self._open_index()
+                self._advance(last["progress"]["chunks"], last["progress"]["index_bytes"])
+        code = await process.wait()
+        if last.keys() & {"done", "declined", "corrupt", "failed"}:
+            return last
+        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        return {"failed": f"the conversion worker ended {how}"}
+
+    def _advance(self, chunks: int, index_bytes: int) -> None:
+        self._state = Progress(self._state.fed_bytes, chunks, index_bytes)
+        self._notify()
+
+    def _open_index(self) -> int:
+        """The index file, once the worker has made it; followers keep it whatever becomes of the part directory."""
+        if self._index_fd is None:
+            self._index_fd = os.open(self._part / INDEX, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._index_fd)
+        return self._index_fd
+
+    def _end(self, error: ImgdistError | None) -> None:
+        self._ended, self._error = True, error
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _abandoned(self) -> ImgdistError:
+        return TemporaryError(f"conversion of layer {self._layer_digest} was abandoned")
+
+    async def _clean_up(self) -> None:
+        assert self._process is not None
+        assert self._watcher is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._watcher
+        if self._error is not None:
+            await asyncio.to_thread(self._store.abandon, self._layer_digest)
