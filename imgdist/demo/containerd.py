@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,8 +134,11 @@ class Containerd:
         else:
             cri.pull(self.socket, reference)
 
-    def run(self, reference: str, name: str, *argv: str, timeout_s: float = 300.0) -> Run:
-        """Run a container to its end and note its first output. Raises ImgdistError if it cannot be started in time."""
+    def run(self, reference: str, name: str, *argv: str, linger_s: float | None = None) -> Run:
+        """Run a container and note its first output. Raises ImgdistError if it fails.
+
+        It runs to its end, or (`linger_s`, for programs that serve) is killed so long after its first output.
+        """
         arguments = [*self._ctr(), "run", "--rm", "--snapshotter", self.snapshotter, reference, name, *argv]
         errors = self.directory / f"{name}.err"
         started = time.monotonic()
@@ -147,18 +151,24 @@ class Containerd:
                 env=self.environment,
                 start_new_session=True,
             )
-            with child:
-                try:
-                    assert child.stdout is not None
-                    first = child.stdout.read(1)
-                    first_at = time.monotonic() if first else None
-                    output = first + child.stdout.read()
-                    code = child.wait(timeout_s)
-                except BaseException:
-                    child.kill()
-                    raise
+        killed = threading.Event()
+        killer = threading.Timer(linger_s or 0, self._kill, (name, killed))
+        with child:
+            try:
+                assert child.stdout is not None
+                first = child.stdout.read(1)
+                first_at = time.monotonic() if first else None
+                if linger_s is not None:
+                    killer.start()
+                output = first + child.stdout.read()
+                code = child.wait()
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                killer.cancel()
         ended = time.monotonic()
-        if code:
+        if code and not killed.is_set():
             said = errors.read_text(errors="replace").strip()[-500:]
             raise ImgdistError(f"ctr run {reference} {' '.join(argv)}: expected exit 0, seen {code}: {said}")
         return Run(started, first_at, ended, code, output)
@@ -171,6 +181,13 @@ class Containerd:
         for pid in leftovers.processes_with("-address", str(self.socket)):
             leftovers.kill_with_children(pid)
         leftovers.unmount_below(self.directory)
+
+    def _kill(self, name: str, killed: threading.Event) -> None:
+        killed.set()
+        try:
+            self.ctr("tasks", "kill", "--signal", "SIGKILL", name)
+        except ImgdistError:
+            return  # it has just ended by itself
 
     def _end_containers(self) -> None:
         try:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from imgdist.demo.processes import command, wait_until
@@ -63,16 +63,12 @@ def detach_loops_below(directory: Path) -> list[str]:
 
 def processes_with(*words: str) -> list[int]:
     """Pids whose command line holds all `words` as whole arguments."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if all(word in arguments for word in words):
-                found.append(int(entry.name))
-    return found
+    return [pid for pid, arguments in _command_lines() if all(word in arguments for word in words)]
+
+
+def processes_below(directory: Path) -> list[int]:
+    """Pids with an argument that is a path at or below `directory`."""
+    return [pid for pid, arguments in _command_lines() if any(str(directory) in argument for argument in arguments)]
 
 
 def kill_with_children(pid: int) -> None:
@@ -84,6 +80,15 @@ def kill_with_children(pid: int) -> None:
         except ProcessLookupError:
             continue
     wait_until(_all_gone(family), f"processes {family} gone after SIGKILL", 20)
+
+
+def _command_lines() -> Iterator[tuple[int, list[str]]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                yield int(entry.name), (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue  # gone since the listing
 
 
 def _descendants(pid: int) -> list[int]:

@@ -6,8 +6,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from imgdist.demo import leftovers
 from imgdist.demo.agent import Agent, Supernode
 from imgdist.demo.containerd import Containerd, Install
 from imgdist.demo.image import Image
+from imgdist.demo.interrupts import shielded
 from imgdist.demo.link import Link
 from imgdist.demo.processes import Process, wait_until
 from imgdist.demo.push import push
@@ -38,16 +39,15 @@ class Pushed:
 
 
 class Stack:
-    """A context manager; everything is undone at the end. `keep` leaves the directory with logs and data behind.
+    """A context manager; everything is undone at the end, whatever happened in between.
 
     `rtt_ms` > 0 puts a relay that adds this round-trip time before registry and supernode.
     """
 
-    def __init__(self, install: Install, *, bits_per_s: int, rtt_ms: float = 0.0, keep: bool = False) -> None:
+    def __init__(self, install: Install, *, bits_per_s: int, rtt_ms: float = 0.0) -> None:
         self.install = install
         self._bits_per_s = bits_per_s
         self._rtt_ms = rtt_ms
-        self._keep = keep
         self._nodes = 0
         self._undo = ExitStack()
 
@@ -85,7 +85,8 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._undo.close()
+        with shielded():
+            self._undo.close()
 
     def push(self, image: Image, tag: str) -> Pushed:
         """Upload at full speed what the registry lacks. Another tag is another manifest (and trace), same layers."""
@@ -101,10 +102,18 @@ class Stack:
         self.supernode.preheat(pushed.reference)
         return time.monotonic() - started
 
-    def plain(self, what: str, pushed: Pushed, argv: Sequence[str]) -> Start:
+    def plain(self, what: str, pushed: Pushed, argv: Sequence[str], *, linger_s: float | None = None) -> Start:
         """An ordinary pull and start on a fresh containerd, measured."""
         with Containerd(self.install, self._fresh("plain"), plain_http=[self.registry]) as containerd:
-            return cold_start(what, containerd, self.link.received_bytes, pushed.reference, argv, warm=self._warm())
+            return cold_start(
+                what,
+                containerd,
+                self.link.received_bytes,
+                pushed.reference,
+                argv,
+                warm=self._warm(),
+                linger_s=linger_s,
+            )
 
     def lazy(
         self,
@@ -114,16 +123,37 @@ class Stack:
         *,
         filled: bool = False,
         traced: bool = False,
+        linger_s: float | None = None,
         settings: Sequence[str] = (),
     ) -> Start:
         """The same on a fresh agent and a fresh containerd. `filled`: measure until the background fill has ended.
 
         `traced`: afterwards wait until the supernode knows which chunks this start touched.
         """
+        with self.node(settings) as (agent, containerd):
+            start = cold_start(
+                what,
+                containerd,
+                self.link.received_bytes,
+                pushed.reference,
+                argv,
+                warm=self._warm(),
+                linger_s=linger_s,
+                wait_filled=agent.wait_complete if filled else None,
+            )
+            if traced:
+                known = f"trace of {pushed.manifest_digest} at the supernode"
+                wait_until(lambda: self.supernode.has_trace(pushed.manifest_digest), known, TRACE_TIMEOUT_S)
+            return start
+
+    @contextmanager
+    def node(self, settings: Sequence[str] = ()) -> Iterator[tuple[Agent, Containerd]]:
+        """A fresh agent and a fresh containerd that uses it."""
         directory = self._fresh("lazy")
         # On SIGTERM the agent completes layers in use; nobody will use these again.
+        settings = ["stop_timeout_s=0", *settings]
         with (
-            Agent(directory / "a", [self.supernode.url], settings=["stop_timeout_s=0", *settings]) as agent,
+            Agent(directory / "a", [self.supernode.url], settings=settings) as agent,
             Containerd(
                 self.install,
                 directory / "c",
@@ -132,19 +162,7 @@ class Stack:
                 plain_http=[self.registry],
             ) as containerd,
         ):
-            start = cold_start(
-                what,
-                containerd,
-                self.link.received_bytes,
-                pushed.reference,
-                argv,
-                warm=self._warm(),
-                wait_filled=agent.wait_complete if filled else None,
-            )
-            if traced:
-                known = f"trace of {pushed.manifest_digest} at the supernode"
-                wait_until(lambda: self.supernode.has_trace(pushed.manifest_digest), known, TRACE_TIMEOUT_S)
-            return start
+            yield agent, containerd
 
     def _relay(self, public: str, own: str) -> Process:
         ports = (REGISTRY_PORT, SUPERNODE_PORT, SUPERNODE_PORT + 1)
@@ -160,10 +178,7 @@ class Stack:
 
     def _fresh(self, name: str) -> Path:
         self._nodes += 1
-        directory = self.directory / f"{name}{self._nodes}"
-        if name == "lazy":
-            directory.mkdir()
-        return directory
+        return self.directory / f"{name}{self._nodes}"
 
     def _warm(self) -> list[Path]:
         """What a node and a datacenter in use have in memory, on both sides: programs, the registry, the packs."""
@@ -171,7 +186,9 @@ class Stack:
         return [*programs, self.directory / "registry", self.supernode.root]
 
     def _remove(self) -> None:
+        """The second net: an interrupt may have cut a part's own clean-up short."""
+        for pid in leftovers.processes_below(self.directory):
+            leftovers.kill_with_children(pid)
         leftovers.unmount_below(self.directory)
         leftovers.detach_loops_below(self.directory)
-        if not self._keep:
-            shutil.rmtree(self.directory)
+        shutil.rmtree(self.directory)

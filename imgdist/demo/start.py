@@ -89,10 +89,12 @@ def cold_start(
     argv: Iterable[str],
     *,
     warm: Iterable[Path] = (),
+    linger_s: float | None = None,
     wait_filled: Callable[[], None] | None = None,
 ) -> Start:
-    """Drop the page cache, read `warm` back into it, pull `reference` and run `argv` in it to the end.
+    """Drop the page cache, read `warm` back into it, pull `reference` and run `argv` (empty: its own command) in it.
 
+    `linger_s`: see `Containerd.run`.
     `wait_filled` returns when the background fill has ended; then `bytes_total` is everything that crossed.
     """
     caches.drop()
@@ -100,7 +102,7 @@ def cold_start(
     with Meter(counter) as meter:
         containerd.pull(reference)
         pulled = time.monotonic() - meter.started_s
-        run = containerd.run(reference, "demo", *argv)
+        run = containerd.run(reference, "demo", *argv, linger_s=linger_s)
         ended = run.ended_s - meter.started_s
         first = ended if run.first_output_s is None else run.first_output_s - meter.started_s
         filled = None
