@@ -19,6 +19,7 @@ MARK = "IMGDIST_TEST_SESSION"
 _CLONE_NEWNS = 0x00020000
 _MS_REC_PRIVATE = 0x4000 | (1 << 18)
 _GRACE_S = 5.0  # a process that was told to end, and the loop device of a lazily unmounted layer, take a moment
+_IP_NETNS = "/run/netns"  # ip(8) mounts it over itself once, for good
 _HARNESS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")  # live as long as the interpreter
 
 
@@ -48,7 +49,7 @@ def inventory(directory: Path, *, all_mounts: bool) -> Inventory:
     root = str(directory)
     mounts = (line.split(" - ")[0].split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
     return Inventory(
-        mounts=frozenset(mount for mount in mounts if all_mounts or mount.startswith(root)),
+        mounts=frozenset(m for m in mounts if m != _IP_NETNS and (all_mounts or m.startswith(root))),
         loops=frozenset(_loops(root)),
         processes=frozenset(_processes()),
         entries=frozenset(_entries(directory)),
