@@ -20,7 +20,7 @@ from imgdist.oci.auth import Authorizer, TokenRequest, parse_challenges
 from imgdist.oci.credentials import Credentials
 from imgdist.oci.manifest import Descriptor, Index, Manifest, error_details, parse_manifest
 from imgdist.oci.reference import Reference, is_digest
-from imgdist.oci.transport import CUT, Meter, Retry, Transport, cut
+from imgdist.oci.transport import CUT, Interrupted, Meter, Retry, Transport, cut
 
 MANIFEST_MAX = 4 << 20
 """Bytes of a manifest, index or configuration: what registries accept (distribution-spec "Pushing Manifests")."""
@@ -109,7 +109,7 @@ class RegistryClient:
                             yield piece
                         finally:
                             await hashing
-            except TemporaryError as error:
+            except Interrupted as error:
                 problem = error
             if offset < descriptor.size:
                 failures = 1 if offset - started >= PROGRESS else failures + 1
@@ -165,9 +165,7 @@ class RegistryClient:
         while True:
             try:
                 return await self._read_document(repository, name)
-            except TemporaryError as error:
-                if not isinstance(error.__cause__, CUT):
-                    raise
+            except Interrupted as error:
                 failures += 1
                 await self._transport.pause(failures, error)
 
@@ -217,7 +215,7 @@ class RegistryClient:
         shown = f"status {status}{': ' + reason if reason else ''}"
         if response.url.origin() != self._base.origin() and status in (401, 403):
             # A presigned URL that expired between the redirect and its use: the registry hands out a fresh one.
-            raise TemporaryError(f"{what}: {response.url.host}, where the registry sent us, refused: {shown}")
+            raise Interrupted(f"{what}: {response.url.host}, where the registry sent us, refused: {shown}")
         if status in (401, 403):
             raise DeniedError(f"{what}: access denied ({shown}); check the credentials for {self.host}")
         if status == 404:

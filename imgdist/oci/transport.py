@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import os
 import random
 import ssl
 import time
@@ -168,6 +169,11 @@ class Transport:
             self._meter.request(self._host, status)
 
 
+class Interrupted(TemporaryError):
+    """An answer that began well and cannot be used: its body broke off, or storage behind a redirect refused it.
+    Not tried again here, because only the caller knows where to go on."""
+
+
 class _Unreachable(TemporaryError):
     """No connection came about: fewer attempts, because the answer is quick and rarely changes."""
 
@@ -179,7 +185,10 @@ def _translated(url: URL, error: Exception) -> ImgdistError:
             f"{where}: TLS failed: {error}; for a registry without TLS give --plain-http {url.host}:{url.port}"
         )
     if isinstance(error, aiohttp.ClientConnectorError):
-        return _Unreachable(f"{where}: cannot connect: {error.os_error.strerror or error.os_error}")
+        number = error.os_error.errno
+        return _Unreachable(
+            f"{where}: cannot connect: {os.strerror(number) if number and number > 0 else error.os_error}"
+        )
     if isinstance(error, TimeoutError):
         return TemporaryError(f"{where}: no answer in time")
     if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
@@ -187,9 +196,9 @@ def _translated(url: URL, error: Exception) -> ImgdistError:
     return ProtocolError(f"{where}: not a valid HTTP answer: {error}")
 
 
-def cut(url: URL, error: Exception) -> TemporaryError:
+def cut(url: URL, error: Exception) -> Interrupted:
     """The error of a body that broke off."""
-    return TemporaryError(f"{_shown(url)}: the connection broke inside the body: {error or type(error).__name__}")
+    return Interrupted(f"{_shown(url)}: the connection broke inside the body: {error or type(error).__name__}")
 
 
 def _shown(url: URL) -> str:

@@ -177,9 +177,13 @@ async def test_a_pause_that_is_too_long_is_handed_on(registry: FakeRegistry, con
     assert len(registry.log) == 1
 
 
-async def test_nobody_listens(connect: Connect) -> None:
-    with pytest.raises(TemporaryError, match=r"127\.0\.0\.1:9/.*cannot connect"):
-        await connect(host="127.0.0.1:9").manifest("a/b", "1")
+async def test_nobody_listens(connect: Connect, meter: Counted) -> None:
+    client = connect(host="127.0.0.1:9")
+    with pytest.raises(TemporaryError, match=r"127\.0\.0\.1:9/.*cannot connect: Connection refused"):
+        await client.manifest("a/b", "1")
+    with pytest.raises(TemporaryError, match="cannot connect"):
+        await read(client, "sha256:" + "0" * 64)
+    assert meter.statuses == ["error"] * 2 * FAST.connect_attempts
 
 
 async def test_not_found_is_told_from_no_registry(registry: FakeRegistry, connect: Connect) -> None:

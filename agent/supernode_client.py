@@ -1,0 +1,175 @@
+"""The agent's client of a supernode's control API (imgdist.wire.control): one per supernode and event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+from msgspec import msgpack
+
+from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.pack.index import Index, IndexFollower
+from imgdist.wire.address import Address
+from imgdist.wire.control import Chain, Failure, LayerStatus, Resolution, ResolveRequest, Trace, error_of
+
+T = TypeVar("T")
+
+ANSWER_MAX = 4 << 20
+"""Bytes of a JSON or msgpack answer: a resolution of 1,000 layers has 0.5 MB, a full trace 0.5 MB."""
+RESUME_ATTEMPTS = 5
+RESUME_DELAY_S = 0.2
+"""An index stream that breaks off is resumed at once and then after 0.2, 0.4 ... s: a restart takes about 1 s."""
+
+
+class SupernodeClient:
+    """The supernode at `url` ("http://host:port" or "unix:///path").
+
+    Every method raises the error that the supernode names, TemporaryError if it does not answer, ProtocolError for an
+    answer that makes no sense. Connections are kept; `close` them, or use `async with`.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+        """`timeout_s` bounds the silence of the supernode within a call; resolving may ask a slow registry."""
+        address = Address.parse(url)
+        self.url = address.url
+        self._base = "http://localhost" if address.path else address.url
+        connector = aiohttp.UnixConnector(address.path) if address.path else aiohttp.TCPConnector(limit=0)
+        self._http = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=timeout_s),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.close()
+
+    async def resolve(
+        self, reference: str, *, platform: str = "", manifest_digest: str | None = None, convert: bool = True
+    ) -> Resolution:
+        """The image that a reference names (see ResolveRequest); starts its conversion unless told not to."""
+        asked = ResolveRequest(reference, platform, manifest_digest, convert)
+        return await self._call(Resolution, "POST", "/v1/resolve", msgspec.json.encode(asked))
+
+    async def layer(self, digest: str) -> LayerStatus:
+        """How far a layer's conversion is. NotFoundError if the supernode does not know the layer."""
+        return await self._call(LayerStatus, "GET", f"/v1/layers/{quote(digest)}")
+
+    async def chain(self, chain_id: str) -> Chain | None:
+        """The layer that a chain ID ends with; None if the supernode has seen no image with it."""
+        try:
+            return await self._call(Chain, "GET", f"/v1/chains/{quote(chain_id)}")
+        except NotFoundError:
+            return None
+
+    async def trace(self, manifest_digest: str) -> Trace | None:
+        """What starts of an image touched; None if none was recorded."""
+        try:
+            raw = await self._read("GET", f"/v1/traces/{quote(manifest_digest)}")
+        except NotFoundError:
+            return None
+        return self._decoded(lambda: msgpack.decode(raw, type=Trace))
+
+    async def put_trace(self, manifest_digest: str, trace: Trace) -> None:
+        """Add what a start touched."""
+        await self._read("PUT", f"/v1/traces/{quote(manifest_digest)}", msgpack.encode(trace))
+
+    async def status(self) -> dict[str, Any]:
+        """The supernode's own account of itself."""
+        return await self._call(dict[str, Any], "GET", "/v1/status")
+
+    async def index_stream(self, digest: str, start: int = 0) -> AsyncGenerator[bytes, None]:
+        """The raw record stream of a layer's index from record `start` on, as it is written.
+
+        Ends after the seal; Interrupted if the connection breaks before, or the conversion's error.
+        """
+        path = f"/v1/layers/{quote(digest)}/index?from={start}"
+        # Silence is normal here: the layer may wait for its turn, or come over a slow link.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=None)
+        try:
+            async with self._http.get(self._base + path, timeout=timeout) as response:
+                if response.status != 200:
+                    raise self._failure(response.status, await self._body(response))
+                async for piece in response.content.iter_any():
+                    yield piece
+        except aiohttp.ClientError as error:
+            raise Interrupted(f"supernode {self.url}: {error or type(error).__name__}") from error
+
+    async def follow_index(self, digest: str, on_progress: Callable[[IndexFollower], None] | None = None) -> Index:
+        """A layer's index, sealed and verified, followed while the layer converts and resumed when the stream breaks.
+
+        `on_progress(follower)` is called whenever records came in: their chunks can be fetched before the seal.
+        A supernode that forgot the layer (NotFoundError) wants the image to be resolved again.
+        """
+        follower = IndexFollower()
+        failures = 0
+        while True:
+            before = follower.record_count
+            try:
+                async with aclosing(self.index_stream(digest, follower.resume_from())) as stream:
+                    async for piece in stream:
+                        follower.feed(piece)
+                        if on_progress is not None:
+                            on_progress(follower)
+                if follower.sealed is not None:
+                    return follower.sealed
+                problem = Interrupted(f"supernode {self.url}: index of layer {digest} ended before its seal")
+            except Interrupted as error:
+                problem = error
+            failures = 1 if follower.record_count > before else failures + 1
+            if failures > RESUME_ATTEMPTS:
+                raise problem
+            await asyncio.sleep(RESUME_DELAY_S * (failures - 1))
+
+    async def _call(self, kind: type[T], method: str, path: str, body: bytes | None = None) -> T:
+        raw = await self._read(method, path, body)
+        return self._decoded(lambda: msgspec.json.decode(raw, type=kind))
+
+    async def _read(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        headers = {"Content-Type": "application/octet-stream"} if body is not None else None
+        try:
+            async with self._http.request(method, self._base + path, data=body, headers=headers) as response:
+                raw = await self._body(response)
+                if response.status >= 400:
+                    raise self._failure(response.status, raw)
+                return raw
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise TemporaryError(f"supernode {self.url} does not answer: {error or type(error).__name__}") from error
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        raw = bytearray()
+        async for piece in response.content.iter_any():
+            raw += piece
+            if len(raw) > ANSWER_MAX:
+                raise ProtocolError(f"supernode {self.url}: an answer of more than {ANSWER_MAX} bytes")
+        return bytes(raw)
+
+    def _failure(self, status: int, raw: bytes) -> ImgdistError:
+        try:
+            return error_of(msgspec.json.decode(raw, type=Failure), status)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return ProtocolError(f"supernode {self.url}: status {status}, expected a JSON error: {raw[:80]!r}")
+
+    def _decoded(self, decode: Callable[[], T]) -> T:
+        try:
+            return decode()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"supernode {self.url}: an answer that makes no sense: {error}") from None
+
+
+class Interrupted(TemporaryError):
+    """An index stream broke off; what was received stands, the rest can be asked for."""
