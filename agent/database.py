@@ -62,9 +62,10 @@ class Database:
         """The pack's node number, >= 2: given at the first call, the same until `forget`, never given twice."""
 
         def job(connection: sqlite3.Connection) -> int:
-            connection.execute("INSERT OR IGNORE INTO packs (pack_id) VALUES (?)", (pack_id,))
-            (node,) = connection.execute("SELECT node FROM packs WHERE pack_id = ?", (pack_id,)).fetchone()
-            return int(node)
+            row = connection.execute("SELECT node FROM packs WHERE pack_id = ?", (pack_id,)).fetchone()
+            if row is not None:
+                return int(row[0])
+            return int(connection.execute("INSERT INTO packs (pack_id) VALUES (?)", (pack_id,)).lastrowid or 0)
 
         return self._run(job)
 

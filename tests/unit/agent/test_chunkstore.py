@@ -1,0 +1,210 @@
+"""Packs on disk: what counts as present after kills, reboots and damage."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_layers import MadeLayer, make_index
+
+from agent.chunkstore import ChunkStore
+from agent.database import Database
+from agent.layerstore import LayerStore
+from fuse.present import current_boot_id
+from imgdist.errors import CorruptError, ImgdistError
+from imgdist.pack import BLOCK, CHUNK_MAX
+
+LAYER = MadeLayer((4, 64, 8, 1, 2), zero=[2])
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = Database(tmp_path / "agent.db")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def packs(tmp_path: Path) -> Path:
+    return tmp_path / "packs"
+
+
+def put(store: LayerStore, *chunks: int, direct: bool = False) -> None:
+    buffer = memoryview(mmap.mmap(-1, CHUNK_MAX))
+    for chunk in chunks:
+        raw = buffer[: store.index.size(chunk)]
+        raw[:] = LAYER.chunks[chunk]
+        store.verify(chunk, raw)
+        store.write(chunk, raw, direct=direct)
+
+
+def image_of(store: LayerStore) -> bytes:
+    return (store.directory / "image").read_bytes()
+
+
+def reboot(store: LayerStore, *, clean: bool) -> None:
+    """Leave a store as the machine's stop would: orderly, or with whatever lay on disk."""
+    if clean:
+        store.close()
+        return
+    store.present.boot_id = "0" * 36
+    store.abandon()
+
+
+def test_a_new_pack_holds_block_0_and_its_zero_chunks(packs: Path, database: Database) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    assert store.directory == packs / LAYER.name
+    assert (store.node, store.name) == (2, "2")
+    assert [store.has(chunk) for chunk in range(5)] == [False, False, True, False, False]
+    assert store.missing_chunks() == [0, 1, 3, 4]
+    assert image_of(store) == LAYER.index.block0() + bytes(LAYER.index.image_size - BLOCK)
+    blocks = os.stat(store.directory / "image").st_blocks * 512
+    assert blocks >= LAYER.index.image_size, "the space is taken up front"
+    store.abandon()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_written_chunks_make_the_image_and_complete_it(packs: Path, database: Database, direct: bool) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    put(store, 1, 0, direct=direct)
+    assert store.missing_chunks() == [3, 4]
+    with pytest.raises(ImgdistError, match="not complete"):
+        store.complete()
+    put(store, 3, 4, direct=direct)
+    assert store.is_complete
+    assert not store.present.clean
+    store.complete()
+    assert store.present.clean
+    assert image_of(store) == LAYER.index.block0() + b"".join(LAYER.chunks)
+    store.close()
+
+
+def test_wrong_bytes_are_told(packs: Path, database: Database) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    with pytest.raises(CorruptError, match="chunk 0 of pack"):
+        store.verify(0, memoryview(LAYER.chunks[1]))
+    store.abandon()
+
+
+def test_creating_twice_gives_the_same_store(packs: Path, database: Database) -> None:
+    chunks = ChunkStore(packs, database)
+    store = chunks.create(LAYER.index_data)
+    assert chunks.create(LAYER.index_data) is store
+    assert chunks.get(LAYER.index.pack_id) is store
+    chunks.close()
+
+
+def test_kill_in_the_same_boot_keeps_every_marked_chunk(packs: Path, database: Database) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    put(store, 0, 1)
+    store.abandon()
+    (again,) = ChunkStore(packs, database).recover()
+    assert again.node == store.node
+    assert again.missing_chunks() == [3, 4]
+    again.abandon()
+
+
+def test_an_unclean_reboot_keeps_only_what_hashes_right(packs: Path, database: Database) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    put(store, 0, 1, 3)
+    store.present.mark(store.index.start(4) // BLOCK, 1)  # half a chunk marked: the map page came, another did not
+    os.pwrite(store.image_fd, b"torn", store.index.start(1) + 5000)
+    os.pwrite(store.image_fd, b"torn", 1024)
+    reboot(store, clean=False)
+    (again,) = ChunkStore(packs, database).recover()
+    assert again.missing_chunks() == [1, 4]
+    assert again.present.boot_id == current_boot_id()
+    assert not again.present.clean
+    assert image_of(again)[:BLOCK] == LAYER.index.block0()
+    put(again, 1, 4)
+    assert image_of(again) == LAYER.index.block0() + b"".join(LAYER.chunks)
+    again.abandon()
+
+
+def test_a_clean_stop_is_trusted_unread_and_then_unclean_again(packs: Path, database: Database) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    put(store, 0, 1)
+    os.pwrite(store.image_fd, b"would be found if it were hashed", store.index.start(1))
+    store.present.boot_id = "0" * 36
+    reboot(store, clean=True)
+    (again,) = ChunkStore(packs, database).recover()
+    assert again.missing_chunks() == [3, 4]
+    assert not again.present.clean, "bytes written from here on are not vouched for"
+    assert again.present.boot_id == current_boot_id()
+    again.abandon()
+
+
+def test_a_complete_layer_stays_clean_over_reboots(packs: Path, database: Database) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    put(store, 0, 1, 3, 4)
+    store.complete()
+    reboot(store, clean=False)
+    (again,) = ChunkStore(packs, database).recover()
+    assert again.is_complete
+    assert again.present.clean
+    again.close()
+
+
+@pytest.mark.parametrize("damage", ["index", "present", "image", "no image", "no index", "other"])
+def test_a_broken_pack_is_removed_and_can_be_made_again(packs: Path, database: Database, damage: str) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    store.abandon()
+    if damage == "other":
+        (store.directory / "index").write_bytes(MadeLayer(seed=9).index_data)
+    elif damage.startswith("no "):
+        (store.directory / damage.removeprefix("no ")).unlink()
+    else:
+        os.truncate(store.directory / damage, 100)
+    chunks = ChunkStore(packs, database)
+    assert chunks.recover() == []
+    assert list(packs.iterdir()) == []
+    assert database.packs() == {}
+    again = chunks.create(LAYER.index_data)
+    assert again.node > store.node, "a view may still know the old number"
+    chunks.close()
+
+
+def test_leftovers_are_cleared_and_strangers_left_alone(packs: Path, database: Database) -> None:
+    for name in (".new-1", ".gone-2", "lost+found"):
+        (packs / name).mkdir(parents=True)
+    assert ChunkStore(packs, database).recover() == []
+    assert [path.name for path in packs.iterdir()] == ["lost+found"]
+
+
+def test_a_full_disk_leaves_nothing_behind(packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    chunks = ChunkStore(packs, database)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        chunks.create(LAYER.index_data)
+    assert list(packs.iterdir()) == []
+    monkeypatch.undo()
+    assert chunks.create(LAYER.index_data).missing_chunks()
+    chunks.close()
+
+
+def test_removal_frees_everything(packs: Path, database: Database) -> None:
+    chunks = ChunkStore(packs, database)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    store = chunks.create(LAYER.index_data)
+    chunks.remove(store)
+    assert chunks.get(LAYER.index.pack_id) is None
+    assert list(packs.iterdir()) == []
+    assert database.packs() == {}
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    with store.use() as usable:
+        assert not usable
+
+
+def test_twins_name_the_other_store(packs: Path, database: Database) -> None:
+    chunks = ChunkStore(packs, database)
+    store = chunks.create(LAYER.index_data)
+    other = chunks.create(make_index([LAYER.chunks[1], LAYER.chunks[0], bytes(BLOCK)]))
+    assert sorted(chunks.twins(other), key=lambda twin: twin[0]) == [(0, store, 1), (1, store, 0)]
+    chunks.close()

@@ -1,0 +1,341 @@
+"""Transfers with real stores and threads: bytes land verified, whoever lies, fails or comes late."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from made_layers import FailingSource, FakeView, MadeLayer, MemorySource, make_index
+from prometheus_client import CollectorRegistry
+
+from agent.chunkstore import ChunkStore
+from agent.database import Database
+from agent.layerstore import LayerStore
+from agent.transfer.sources import ChunkSource, SourceBook
+from agent.transfer.transfers import Transfers
+from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.wire.address import Address
+from imgdist.wire.messages import Priority
+
+LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
+START = [LAYER.index.start(chunk) for chunk in range(6)]
+END = [LAYER.index.start(chunk) + LAYER.index.size(chunk) for chunk in range(6)]
+
+
+class Node:
+    """One node's transfers, its stores, a fake view, and what was reported complete."""
+
+    def __init__(self, root: Path, sources: list[ChunkSource], slots: int = 4) -> None:
+        self.database = Database(root / "agent.db")
+        self.chunks = ChunkStore(root / "packs", self.database)
+        self.view = FakeView(slots)
+        self.registry = CollectorRegistry()
+        self.completed: dict[int, threading.Event] = {}
+        self.transfers = Transfers(
+            self.view,
+            sources,
+            twins=self.chunks.twins,
+            on_layer_complete=lambda store: self.completed[store.node].set(),
+            registry=self.registry,
+        )
+
+    def add(self, layer: MadeLayer) -> LayerStore:
+        return self.add_index(layer.index_data, layer.name)
+
+    def add_index(self, index_data: bytes, name: str) -> LayerStore:
+        store = self.chunks.create(index_data)
+        self.completed[store.node] = threading.Event()
+        self.transfers.add(store, name, store.node)
+        return store
+
+    def figure(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def stop(self) -> None:
+        self.transfers.stop()
+        self.chunks.close()
+        self.database.close()
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
+    nodes: list[Node] = []
+
+    def make(*sources: ChunkSource, slots: int = 4) -> Node:
+        (tmp_path / str(len(nodes))).mkdir()
+        nodes.append(Node(tmp_path / str(len(nodes)), list(sources), slots))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.stop()
+
+
+def image_of(store: LayerStore) -> bytes:
+    return (store.directory / "image").read_bytes()
+
+
+WHOLE = LAYER.index.block0() + b"".join(LAYER.chunks)
+MakeNode = Callable[..., Node]
+
+
+def test_a_miss_is_answered_from_the_ring_then_written(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    node.transfers.miss(2, START[1] + 8192, 4096)
+    node.view.wait(("written", 2, START[1], END[1]))
+    assert node.view.events[0] == ("ready", 2, START[1], END[1])
+    assert node.view.bytes[2, START[1]] == LAYER.chunks[1]
+    assert store.has(1)
+    assert (LAYER.name, (1,), Priority.DEMAND) in source.asked
+    assert node.figure("imgdist_chunk_bytes_total", source="supernode") >= len(LAYER.encoded[1][1])
+    assert node.figure("imgdist_read_wait_seconds_count") == 1
+
+
+def test_without_a_free_ring_buffer_the_image_answers(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER), slots=0)
+    node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    node.view.wait(("written", 2, START[1], END[1]))
+    assert all(event[0] == "written" for event in node.view.events)
+
+
+def test_a_miss_for_what_is_here_and_for_an_unknown_layer(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER))
+    node.add(LAYER)
+    node.transfers.miss(2, START[3], 4096)
+    node.transfers.miss(2, 0, 4096)
+    node.transfers.miss(7, 0, 4096)
+    assert node.view.events == [
+        ("written", 2, START[3], START[3] + 4096),
+        ("written", 2, 0, 4096),
+        ("fail", 7, 0, 4096),
+    ]
+
+
+def test_fill_completes_and_makes_durable(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    node.transfers.fill(store)
+    assert node.completed[2].wait(10)
+    assert image_of(store) == WHOLE
+    assert store.present.clean
+    assert sorted(source.asked_chunks) == [0, 1, 2, 4, 5]
+    assert node.view.events == [], "nobody waited"
+    node.transfers.fill(store)
+    assert len(source.asked) == 1, "five chunks in one run"
+
+
+def test_a_layer_that_is_whole_when_added_is_reported(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER))
+    store = node.add(LAYER)
+    node.transfers.fetch_now(store, range(6)).result(10)
+    assert node.completed[2].wait(10)
+    node.completed[2].clear()
+    node.transfers.remove(2)
+    node.transfers.add(store, LAYER.name, 2)
+    assert node.completed[2].wait(10)
+
+
+def test_fetch_now_ends_when_all_are_here(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER))
+    store = node.add(LAYER)
+    node.transfers.fetch_now(store, [5, 0]).result(10)
+    assert store.missing_chunks() == [1, 2, 4]
+    node.transfers.fetch_now(store, [5, 3]).result(0)
+
+
+def test_trace_goes_in_its_order(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    node.transfers.trace(store, [4, 0, 2])
+    node.transfers.fetch_now(store, [4, 0, 2]).result(10)
+    assert source.asked == [(LAYER.name, (4, 0, 2), Priority.TRACE)]
+
+
+def test_a_miss_never_repeats_what_is_in_flight(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+    asked, go = threading.Event(), threading.Event()
+
+    def hold(numbers: tuple[int, ...], priority: Priority) -> None:
+        asked.set()
+        assert go.wait(10)
+
+    source.before = hold
+    node = make_node(source)
+    store = node.add(LAYER)
+    node.transfers.trace(store, [1, 2])
+    assert asked.wait(10)
+    node.transfers.miss(2, START[2], 4096)
+    go.set()
+    node.view.wait(("written", 2, START[2], END[2]))
+    assert ("ready", 2, START[2], END[2]) in node.view.events, "who waits is answered first, whoever asked"
+    assert source.asked_chunks == [1, 2]
+
+
+def test_a_liar_is_left_out_and_its_bytes_never_seen(make_node: MakeNode) -> None:
+    liar, honest = MemorySource(LAYER, name="liar"), MemorySource(LAYER, name="honest")
+    liar.spoil = lambda number, body: LAYER.encoded[2][1] if number == 1 else body
+    node = make_node(liar, honest)
+    store = node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    node.view.wait(("written", 2, START[1], END[1]))
+    assert node.view.bytes[2, START[1]] == LAYER.chunks[1]
+    asked = len(liar.asked)
+    node.transfers.fetch_now(store, range(6)).result(10)
+    assert len(liar.asked) == asked, "quarantined"
+    assert node.figure("imgdist_chunk_rejected_total", source="supernode", reason="digest") == 1
+    assert image_of(store) == WHOLE
+
+
+def test_the_only_source_may_err_once(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+    spoiled: list[int] = []
+
+    def flip_once(number: int, body: bytes) -> bytes:
+        if spoiled:
+            return body
+        spoiled.append(number)
+        return bytes([body[0] ^ 1]) + body[1:]
+
+    source.spoil = flip_once
+    node = make_node(source)
+    node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    node.view.wait(("written", 2, START[1], END[1]))
+    assert node.view.bytes[2, START[1]] == LAYER.chunks[1]
+
+
+def test_another_source_takes_over_what_the_first_lacks(make_node: MakeNode) -> None:
+    empty, gone = MemorySource(name="empty"), FailingSource(TemporaryError("refused"), LAYER)
+    full = MemorySource(LAYER, name="full")
+    node = make_node(empty, gone, full)
+    store = node.add(LAYER)
+    node.transfers.fetch_now(store, range(6)).result(10)
+    assert image_of(store) == WHOLE
+    assert empty.asked
+    assert gone.asked
+
+
+def test_a_source_that_returns_heals_readers_without_being_told(make_node: MakeNode) -> None:
+    source = FailingSource(TemporaryError("refused"), LAYER)
+    node = make_node(source)
+    node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    while len(source.asked) < 3:
+        threading.Event().wait(0.01)
+    source.error = None
+    node.view.wait(("written", 2, START[1], END[1]), 5)
+
+
+def test_no_source_at_all_ends_a_job_at_its_deadline(make_node: MakeNode) -> None:
+    node = make_node(FailingSource(TemporaryError("refused"), LAYER))
+    store = node.add(LAYER)
+    with pytest.raises(TemporaryError, match="in time"):
+        node.transfers.fetch_now(store, [1], deadline_s=0.3).result(10)
+
+
+def test_removal_ends_jobs_and_frees_the_store(make_node: MakeNode) -> None:
+    node = make_node(FailingSource(TemporaryError("refused"), LAYER))
+    store = node.add(LAYER)
+    waiting: Future[None] = node.transfers.fetch_now(store, [1])
+    node.transfers.remove(2)
+    with pytest.raises(NotFoundError, match="removed"):
+        waiting.result(10)
+    node.chunks.remove(store)
+    with pytest.raises(NotFoundError):
+        node.transfers.fetch_now(store, [1])
+
+
+def test_what_another_pack_has_is_copied_not_fetched(make_node: MakeNode) -> None:
+    shared = make_index([LAYER.chunks[2], LAYER.chunks[4], b"own " * 1024])
+    source = MemorySource(LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    other = node.add_index(shared, "no source has it")
+    node.transfers.fetch_now(store, range(6)).result(10)
+    node.transfers.miss(other.node, other.index.start(0), 4096)
+    node.view.wait(("written", other.node, other.index.start(0), other.index.start(0) + 64 * 4096))
+    node.transfers.fetch_now(other, [1]).result(10)
+    assert other.missing_chunks() == [2]
+    assert node.figure("imgdist_chunk_bytes_total", source="dedup") == len(LAYER.chunks[2] + LAYER.chunks[4])
+
+
+def test_a_rotten_copy_is_not_taken(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    node.transfers.fetch_now(store, range(6)).result(10)
+    (store.directory / "image").open("r+b").close()
+    with (store.directory / "image").open("r+b") as image:
+        image.seek(START[2] + 100)
+        image.write(b"rot")
+    twin_layer = MadeLayer([1], seed=5)
+    twin_index = make_index([LAYER.chunks[2], twin_layer.chunks[0]])
+    second = MadeLayer([1])
+    second.encoded = [LAYER.encoded[2], twin_layer.encoded[0]]
+    source.layers["twin"] = second
+    twin = node.add_index(twin_index, "twin")
+    node.transfers.fetch_now(twin, [0]).result(10)
+    assert ("twin", (0,), Priority.DEMAND) in source.asked
+    assert LAYER.chunks[2] in image_of(twin)
+
+
+def test_drain_fills_everything_or_names_what_is_left(make_node: MakeNode) -> None:
+    other = MadeLayer([3, 3], seed=8)
+    node = make_node(MemorySource(LAYER))
+    store = node.add(LAYER)
+    left = node.add(other)
+    assert node.transfers.drain(1.0) == [left.node]
+    assert store.is_complete
+
+
+def test_stop_cuts_what_hangs(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+
+    def hang(numbers: tuple[int, ...], priority: Priority) -> None:
+        source.closed.wait(30)
+        raise TemporaryError("closed")
+
+    source.before = hang
+    node = make_node(source)
+    store = node.add(LAYER)
+    waiting = node.transfers.fetch_now(store, [1])
+    node.transfers.stop()
+    assert source.closed.is_set()
+    with pytest.raises(TemporaryError, match="stopping"):
+        waiting.result(0)
+
+
+def test_failing_sources_are_asked_last_and_liars_not_at_all() -> None:
+    first, second = MemorySource(name="a"), MemorySource(name="b")
+    book = SourceBook([first, second])
+    book.failed(first, 10.0)
+    assert book.order(10.0) == [second, first]
+    assert book.order(10.2) == [first, second]
+    book.failed(first, 10.0, retry_after_s=3.0)
+    assert book.order(12.0) == [second, first]
+    book.succeeded(first)
+    assert book.order(12.0) == [first, second]
+    for expected in (1.0, 2.0, 4.0):
+        book.lied(second, 20.0)
+        assert book.order(20.0 + expected - 0.01) == [first]
+        assert book.order(20.0 + expected) == [first, second]
+    book.lied(second, 2000.0)
+    assert book.order(2001.0) == [first, second], "old lies are forgotten"
+
+
+def test_a_supernode_source_speaks_of_its_address() -> None:
+    from agent.transfer.sources import SupernodeSource
+
+    source = SupernodeSource(Address.parse("127.0.0.1:1"))
+    assert (source.kind, source.name) == ("supernode", "http://127.0.0.1:1")
+    with pytest.raises(TemporaryError, match="cannot connect"):
+        source.fetch("ab" * 32, [0], Priority.DEMAND, lambda number, encoding, body: None)
+    source.close()
