@@ -70,9 +70,9 @@ def _accepted(name: bytes, value: bytes, mode: int) -> bool:
     if name.startswith(b"user."):
         return kind in (S_IFREG, S_IFDIR)
     if name in (acl.ACCESS, acl.DEFAULT):
+        entries = acl.parse(value)
         if kind == S_IFLNK:
             return False
-        entries = acl.parse(value)
         if name == acl.DEFAULT and kind != S_IFDIR and entries:
             raise DeclinedError("layer: a file that is no directory has a default ACL, as containerd refuses")
         return entries is not None and (name == acl.ACCESS or kind == S_IFDIR)

@@ -51,13 +51,11 @@ def resolve(path: bytes, look_up: Callable[[bytes], bytes | bool | None], spend:
     Raises:
         DeclinedError: more than 255 symlinks, or a path that goes through a file.
     """
-    pending = path.split(b"/")[::-1]
+    pending = _parts(path)
     done: list[bytes] = []
     links = 0
     while pending:
         part = pending.pop()
-        if part in (b"", b"."):
-            continue
         if part == b"..":
             del done[-1:]
             continue
@@ -71,9 +69,14 @@ def resolve(path: bytes, look_up: Callable[[bytes], bytes | bool | None], spend:
                 raise DeclinedError(f"layer: path {path[:200]!r} goes through too many symlinks")
             if found.startswith(b"/"):
                 done.clear()
-            pending.extend(found.split(b"/")[::-1])
+            pending.extend(_parts(found))
             continue
-        if found is False and pending and pending[0] != b"..":
+        if found is False and pending and pending[-1] != b"..":
             raise DeclinedError(f"layer: path {path[:200]!r} goes through {here[:200]!r}, which is no directory")
         done.append(part)
     return b"/".join(done)
+
+
+def _parts(path: bytes) -> list[bytes]:
+    """Return the parts of a path that mean something, the first one last."""
+    return [part for part in reversed(path.split(b"/")) if part not in (b"", b".")]
