@@ -35,6 +35,8 @@ class LayerStore:
         self.node = node
         self.present = present
         self.name = node_name(node)
+        self.received: Counter[str] = Counter()
+        """Bytes that came in since this process began, by kind of source (for people: not exact under races)."""
         self.image_fd = os.open(directory / "image", os.O_RDWR | os.O_CLOEXEC)
         self._direct_fd = _open_direct(directory / "image")
         self._idle = threading.Condition()

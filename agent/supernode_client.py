@@ -15,6 +15,7 @@ from msgspec import msgpack
 
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.pack.index import Index, IndexFollower
+from imgdist.pack.records import offset_of
 from imgdist.wire.address import Address
 from imgdist.wire.control import Chain, Failure, LayerStatus, Resolution, ResolveRequest, Trace, error_of
 
@@ -109,13 +110,16 @@ class SupernodeClient:
         except aiohttp.ClientError as error:
             raise Interrupted(f"supernode {self.url}: {error or type(error).__name__}") from error
 
-    async def follow_index(self, digest: str, on_progress: Callable[[IndexFollower], None] | None = None) -> Index:
-        """A layer's index, sealed and verified, followed while the layer converts and resumed when the stream breaks.
+    async def follow_index(
+        self, digest: str, on_progress: Callable[[IndexFollower], None] | None = None
+    ) -> tuple[Index, bytes]:
+        """A layer's index, sealed and verified, and the bytes it was read from; followed while the layer converts and
+        resumed when the stream breaks.
 
         `on_progress(follower)` is called whenever records came in: their chunks can be fetched before the seal.
         A supernode that forgot the layer (NotFoundError) wants the image to be resolved again.
         """
-        follower = IndexFollower()
+        follower, received = IndexFollower(), bytearray()
         failures = 0
         while True:
             before = follower.record_count
@@ -123,13 +127,16 @@ class SupernodeClient:
                 async with aclosing(self.index_stream(digest, follower.resume_from())) as stream:
                     async for piece in stream:
                         follower.feed(piece)
+                        received += piece
                         if on_progress is not None:
                             on_progress(follower)
                 if follower.sealed is not None:
-                    return follower.sealed
+                    return follower.sealed, bytes(received)
                 problem = Interrupted(f"supernode {self.url}: index of layer {digest} ended before its seal")
             except Interrupted as error:
                 problem = error
+            # The record that was cut comes again, whole.
+            del received[offset_of(bytes(received), follower.record_count) :]
             failures = 1 if follower.record_count > before else failures + 1
             if failures > RESUME_ATTEMPTS:
                 raise problem

@@ -108,15 +108,7 @@ class ViewLink:
         them, TemporaryError if no view has answered in `timeout_s`; the layer is forgotten then.
         """
         assert threading.current_thread() is not self._thread, "the answer comes on this thread"
-        message = channel.Add(node, size, name.encode("ascii"))
-        shown = _Shown(message, (os.dup(image_fd), os.dup(present_fd)))
-        with self._lock:
-            old = self._layers.get(node)
-            self._layers[node] = shown
-            if self._live:
-                self._send(message, shown.fds)
-        if old is not None:
-            _close(old)
+        shown = self._show(node, size, name, image_fd, present_fd)
         answered = shown.answered.wait(timeout_s)
         if answered and not shown.errno:
             return
@@ -124,6 +116,22 @@ class ViewLink:
         if answered:
             raise CorruptError(f"layer {name}: the view refuses its files ({os.strerror(shown.errno)})")
         raise TemporaryError(f"layer {name}: no view at {self._path} has taken it in {timeout_s:.0f} s")
+
+    def announce(self, node: int, size: int, name: str, image_fd: int, present_fd: int) -> None:
+        """As `add`, without waiting. For layers that an earlier agent showed, named before `start`: the first Synced
+        then speaks for them too, and reads that waited meanwhile do not end for want of their layer."""
+        self._show(node, size, name, image_fd, present_fd)
+
+    def _show(self, node: int, size: int, name: str, image_fd: int, present_fd: int) -> _Shown:
+        shown = _Shown(channel.Add(node, size, name.encode("ascii")), (os.dup(image_fd), os.dup(present_fd)))
+        with self._lock:
+            old = self._layers.get(node)
+            self._layers[node] = shown
+            if self._live:
+                self._send(shown.message, shown.fds)
+        if old is not None:
+            _close(old)
+        return shown
 
     def remove(self, node: int, timeout_s: float = 5.0) -> None:
         """Forget layer `node`; its waiting reads end with EIO. Returns when the view has closed its files."""

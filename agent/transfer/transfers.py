@@ -219,7 +219,9 @@ class Transfers:
     def landed(self, job: Job, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float) -> bool:
         """A verified chunk is in the image (`source` None: copied on this disk). True if a reader waited for it."""
         raw_bytes = job.store.index.size(chunk)
-        self._figures.landed(source.kind if source else "dedup", body_bytes if source else raw_bytes)
+        kind, count = (source.kind, body_bytes) if source else ("dedup", raw_bytes)
+        self._figures.landed(kind, count)
+        job.store.received[kind] += count
         with self._changed:
             if source is not None:
                 self._book.succeeded(source)

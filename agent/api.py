@@ -1,0 +1,196 @@
+"""The agent's HTTP API on RUN/api.sock: JSON for the command line, figures for Prometheus."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from prometheus_client import REGISTRY, generate_latest
+
+import imgdist
+from agent.catalog import Catalog, Layer, State
+from agent.images import Images
+from agent.mounts import ImageMounts
+from imgdist.errors import ImgdistError, UnsupportedError, UsageError
+from imgdist.pack import BLOCK
+from imgdist.wire.control import failure
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class MountRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/mounts."""
+
+    reference: str
+    directory: str
+    writable: bool = False
+
+
+class UmountRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/umount."""
+
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a lazy agent's API speaks for."""
+
+    catalog: Catalog
+    images: Images
+    mounts: ImageMounts
+
+
+def application(node: Node | None, root: str, supernodes: Sequence[str]) -> web.Application:
+    """The API. `node` is None where this machine cannot show layers lazily."""
+    api = _Api(node, root, supernodes)
+    app = web.Application(middlewares=[_errors])
+    app.add_routes(
+        [
+            web.get("/v1/status", api.status),
+            web.get("/v1/layers", api.layers),
+            web.get("/v1/images", api.images),
+            web.post("/v1/mounts", api.mount),
+            web.post("/v1/umount", api.umount),
+            web.get("/metrics", api.metrics),
+            web.get("/healthz", api.healthy),
+            web.get("/readyz", api.healthy),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ImgdistError as error:
+        status, document = failure(error)
+        return _json(document, status)
+    except web.HTTPException as error:
+        return _json({"error": error.text or error.reason, "kind": "usage"}, error.status)
+
+
+class _Api:
+    def __init__(self, node: Node | None, root: str, supernodes: Sequence[str]) -> None:
+        self._node = node
+        self._root = root
+        self._supernodes = list(supernodes)
+
+    async def status(self, request: web.Request) -> web.Response:
+        """GET /v1/status"""
+        layers = self._node.catalog.all() if self._node else []
+        states = [layer.state.value for layer in layers]
+        disk = os.statvfs(self._root)
+        return _json(
+            {
+                "version": imgdist.__version__,
+                "pid": os.getpid(),
+                "lazy": self._node is not None,
+                "root": self._root,
+                "supernodes": self._supernodes,
+                "layers": {state.value: states.count(state.value) for state in State if state.value in states},
+                "reads_waiting": sum(layer.store.present.parked for layer in layers if layer.shown),
+                "mounts": await self._node.mounts.all() if self._node else [],
+                "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            }
+        )
+
+    async def layers(self, request: web.Request) -> web.Response:
+        """GET /v1/layers: every layer known here, also those that were declined or are being indexed."""
+        if self._node is None:
+            return _json([])
+        digests = {layer.pack_id: layer.digest for image in self._node.images.known.all() for layer in image.layers}
+        rows = [_row(layer, digests.get(layer.pack_id)) for layer in self._node.catalog.all()]
+        for known in self._node.images.indexing.values():
+            if known.pack_id is None:
+                rows.append(_absent(known.digest, known.diff_id, State.INDEXING, known.size_bytes))
+        for digest, reason in self._node.images.plain.items():
+            rows.append({**_absent(digest, None, State.PLAIN, 0), "reason": reason})
+        return _json(rows)
+
+    async def images(self, request: web.Request) -> web.Response:
+        """GET /v1/images"""
+        if self._node is None:
+            return _json([])
+        return _json([self._image(image) for image in self._node.images.known.all()])
+
+    async def mount(self, request: web.Request) -> web.Response:
+        """POST /v1/mounts"""
+        asked = await _asked(request, MountRequest)
+        digest = await self._lazy().mounts.mount(asked.reference, asked.directory, writable=asked.writable)
+        return _json({"directory": asked.directory, "manifest_digest": digest})
+
+    async def umount(self, request: web.Request) -> web.Response:
+        """POST /v1/umount"""
+        asked = await _asked(request, UmountRequest)
+        await self._lazy().mounts.umount(asked.directory)
+        return _json({"directory": asked.directory})
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """GET /metrics"""
+        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def healthy(self, request: web.Request) -> web.Response:
+        """GET /healthz, /readyz: the snapshotter was served before this was."""
+        return web.Response(text="ok\n")
+
+    def _image(self, image: Any) -> dict[str, Any]:
+        assert self._node is not None
+        found = [self._node.catalog.get(layer.pack_id or "") for layer in image.layers]
+        present = [layer for layer in found if layer is not None]
+        return {
+            "reference": image.reference,
+            "name": image.name,
+            "manifest_digest": image.manifest_digest,
+            "platform": image.platform,
+            "layers": [layer.digest for layer in image.layers],
+            "size_bytes": sum(layer.store.index.image_size for layer in present),
+            "present_bytes": sum(layer.store.present.count() * BLOCK for layer in present),
+            "complete": len(present) == len(found) and all(layer.store.is_complete for layer in present),
+        }
+
+    def _lazy(self) -> Node:
+        if self._node is None:
+            raise UnsupportedError("this machine cannot mount layers lazily: EROFS, FUSE or loop devices are missing")
+        return self._node
+
+
+def _row(layer: Layer, digest: str | None) -> dict[str, Any]:
+    store = layer.store
+    return {
+        "digest": digest,
+        "diff_id": store.index.diff_id,
+        "pack_id": layer.pack_id,
+        "state": layer.state.value,
+        "size_bytes": store.index.image_size,
+        "present_bytes": store.present.count() * BLOCK,
+        "sources": dict(store.received),
+    }
+
+
+def _absent(digest: str, diff_id: str | None, state: State, size_bytes: int) -> dict[str, Any]:
+    return {
+        "digest": digest,
+        "diff_id": diff_id,
+        "pack_id": None,
+        "state": state.value,
+        "size_bytes": size_bytes,
+        "present_bytes": 0,
+        "sources": {},
+    }
+
+
+async def _asked(request: web.Request, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{request.method} {request.path}: {error}") from None
+
+
+def _json(document: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(document), status=status, content_type="application/json")

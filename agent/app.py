@@ -1,0 +1,179 @@
+"""The agent process: composition root. Started by the holder as `python -m agent.app CONFIG_JSON lazy|plain`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from agent import api
+from agent.catalog import Catalog
+from agent.chunkstore import ChunkStore
+from agent.database import Database
+from agent.images import Images
+from agent.known_images import KnownImages
+from agent.launch import supernode_urls
+from agent.layerstore import LayerStore
+from agent.mounter import Mounter
+from agent.mounts import ImageMounts
+from agent.snapshotter import grpc
+from agent.snapshotter.core import Snapshotter
+from agent.supernode_client import SupernodeClient
+from agent.supernodes import SupernodeChunks, Supernodes
+from agent.taking import NodeLayers
+from agent.tracekeeper import TraceKeeper
+from agent.tracing import TraceRecorder
+from agent.transfer.transfers import Transfers
+from fuse.link import ViewLink
+from imgdist import daemon, holder_client
+from imgdist.config import AgentConfig
+from imgdist.oci.platform import Platform
+
+log = logging.getLogger("imgdist.agent")
+
+_SWITCH_INTERVAL_S = 0.0005  # a miss crosses several threads; the default 5 ms is what each might wait for the GIL
+
+
+class _Stopped(Exception):
+    """SIGTERM, or the holder is gone: ends the task group in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LazyNode:
+    catalog: Catalog
+    images: Images
+    mounts: ImageMounts
+    own_snapshots: Snapshotter
+    layers: NodeLayers
+    keeper: TraceKeeper
+    link: ViewLink
+
+
+def main() -> int:
+    """Serve until SIGTERM, or until the holder is gone."""
+    config = msgspec.json.decode(sys.argv[1], type=AgentConfig)
+    daemon.configure_logging(config.log_format)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    asyncio.run(serve(config, lazy=sys.argv[2] == "lazy"))
+    return 0
+
+
+async def serve(config: AgentConfig, *, lazy: bool) -> None:
+    """Everything between the holder's hello and the last log line."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    holder = holder_client.connect()
+    loop.add_reader(holder.fileno(), stop.set)
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                node = await _lazy_node(config, stack, tasks) if lazy else None
+                await _serve_sockets(config, holder, node, stack, tasks)
+                holder.ready()
+                await stop.wait()
+                loop.remove_reader(holder.fileno())
+                if node is not None:
+                    await _finish(node, config.stop_timeout_s)
+                raise _Stopped
+        except* _Stopped:
+            log.info("stopped; mounts in use stay")
+
+
+async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> _LazyNode:
+    """Build the parts of an agent that shows layers lazily, and take up what earlier ones left."""
+    root, run, loop = Path(config.root), Path(config.run), asyncio.get_running_loop()
+    urls = supernode_urls(config)
+    clients = [SupernodeClient(url) for url in urls]
+    supernodes = Supernodes(clients)
+    stack.push_async_callback(supernodes.close)
+    database = Database(root / "agent.db")
+    stack.callback(database.close)
+    chunks = ChunkStore(root / "packs", database)
+    stack.callback(chunks.close)
+    recorder = TraceRecorder(config.trace.window_s)
+    keeper = TraceKeeper(recorder, supernodes)
+
+    def missed(node: int, start: int, length: int) -> None:
+        transfers.miss(node, start, length)
+
+    def touched(touches: list[tuple[int, int, int]]) -> None:
+        loop.call_soon_threadsafe(keeper.touched, touches)
+
+    def completed(store: LayerStore) -> None:
+        loop.call_soon_threadsafe(catalog.completed, store.pack_id.hex())
+
+    link = ViewLink(str(run / "view.sock"), None, missed, touched)
+    stack.callback(link.close)
+    transfers = Transfers(link, [SupernodeChunks(url) for url in urls], twins=chunks.twins, on_layer_complete=completed)
+    stack.callback(transfers.stop)
+    mounter = Mounter(root / "l", run / "view", link)
+    catalog = Catalog(chunks, mounter, transfers, fill=config.fill.enabled, switch_idle_s=config.switch.idle_s)
+    images = Images(
+        supernodes,
+        catalog,
+        KnownImages(root / "images"),
+        transfers,
+        recorder,
+        tasks,
+        platform=str(Platform.of_this_machine()),
+        traces=config.trace.enabled,
+    )
+    layers = NodeLayers(images, catalog)
+    own_snapshots = Snapshotter(root / "mounts", layers, take_over_timeout_s=config.prepare_timeout_s)
+    stack.callback(own_snapshots.close)
+    await catalog.recover()
+    link.start()
+    await catalog.rescue()
+    return _LazyNode(catalog, images, ImageMounts(images, own_snapshots), own_snapshots, layers, keeper, link)
+
+
+async def _serve_sockets(
+    config: AgentConfig,
+    holder: holder_client.Holder,
+    node: _LazyNode | None,
+    stack: AsyncExitStack,
+    tasks: asyncio.TaskGroup,
+) -> None:
+    layers = node.layers if node is not None else None
+    snapshotter = Snapshotter(Path(config.root), layers, take_over_timeout_s=config.prepare_timeout_s)
+    stack.callback(snapshotter.close)
+    await snapshotter.recover()
+    tasks.create_task(snapshotter.run())
+    if node is not None:
+        await node.own_snapshots.recover()
+        tasks.create_task(node.own_snapshots.run())
+        tasks.create_task(node.catalog.switch_forever())
+        tasks.create_task(node.keeper.run())
+    server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
+    stack.callback(server.close)
+    seen = api.Node(node.catalog, node.images, node.mounts) if node is not None else None
+    runner = web.AppRunner(api.application(seen, config.root, supernode_urls(config)), access_log=None)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, socket.socket(fileno=holder.fds["socket:api"])).start()
+
+
+async def _finish(node: _LazyNode, timeout_s: float) -> None:
+    """No new work; what is shown is completed and switched, and what could not be is named."""
+    await node.keeper.flush()
+    for layer in await node.catalog.finish(timeout_s):
+        present = layer.store.present
+        log.error(
+            "layer %s stays incomplete (%d of %d blocks): what runs on it gets I/O errors until the agent is back",
+            layer.pack_id,
+            present.count(),
+            present.blocks,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The layers of this node: which packs are here, how each is mounted, and what becomes of it.
+
+A layer is `indexing` until its index is sealed, `filling` while it is shown by the view and bytes are missing,
+`complete` when every byte is here, `switched` when its loop device has left the view for the local file. It mounts
+once, at ROOT/l/<base 36>, for all images and containers. Owner of all state: the event loop; mounts, ioctls and
+whatever else may wait run in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import time
+from dataclasses import dataclass, field
+
+from agent.chunkstore import ChunkStore
+from agent.layerstore import LayerStore
+from agent.mounter import Mounter
+from agent.transfer.transfers import Transfers
+from imgdist.errors import ImgdistError, NotFoundError
+
+log = logging.getLogger("imgdist.agent")
+
+SMALL_BYTES = 4 << 20
+"""Layers below this are fetched whole and mounted locally: no view, no switch; most layers of most images."""
+
+
+class State(enum.StrEnum):
+    """What `imgdist layers` says of a layer."""
+
+    INDEXING = "indexing"
+    FILLING = "filling"
+    COMPLETE = "complete"
+    SWITCHED = "switched"
+    PLAIN = "plain"
+    FAILED = "failed"
+
+
+@dataclass
+class Layer:
+    """A layer whose index is sealed. `shown` tells whether reads go through the view."""
+
+    store: LayerStore
+    state: State = State.FILLING
+    shown: bool = False
+    mounted: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def pack_id(self) -> str:
+        """The pack's identity, hex."""
+        return self.store.pack_id.hex()
+
+
+class Catalog:
+    """Every layer of the node. `on_shown(layer)` is called when a layer begins to be read through the view."""
+
+    def __init__(
+        self, chunks: ChunkStore, mounter: Mounter, transfers: Transfers, *, fill: bool, switch_idle_s: float
+    ) -> None:
+        self._chunks = chunks
+        self._mounter = mounter
+        self._transfers = transfers
+        self._fill = fill
+        self._switch_idle_s = switch_idle_s
+        self._layers: dict[str, Layer] = {}
+        self._stranded: list[Layer] = []
+        self._changed = asyncio.Event()
+
+    def all(self) -> list[Layer]:
+        """Every layer here."""
+        return list(self._layers.values())
+
+    def get(self, pack_id: str) -> Layer | None:
+        """The layer of that pack (hex)."""
+        return self._layers.get(pack_id)
+
+    async def recover(self) -> None:
+        """At start, before the view is told anything: find what is on disk and what earlier agents left mounted."""
+        for store in await asyncio.to_thread(self._chunks.recover):
+            layer = self._enter(store)
+            left = await asyncio.to_thread(self._mounter.found, store)
+            layer.mounted = left is not None
+            if left is None:
+                continue
+            if left.local:
+                layer.state = State.SWITCHED
+                continue
+            layer.shown = True
+            await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+            self._mounter.announce(store)
+            if not left.live:
+                self._stranded.append(layer)
+
+    async def rescue(self) -> None:
+        """Once the view is there: give the loops of a view that died their file again, and go on filling."""
+        for layer in self._stranded:
+            try:
+                if layer.store.is_complete:
+                    await self._switch(layer)
+                else:
+                    await asyncio.to_thread(self._mounter.show, layer.store)
+                    await asyncio.to_thread(self._mounter.rescue, layer.store)
+                log.warning("layer %s: its view had died; the mount is right again", layer.pack_id)
+            except (ImgdistError, OSError) as error:
+                layer.state = State.FAILED
+                log.error("layer %s: its view died and it cannot be rescued: %s", layer.pack_id, error)
+        self._stranded.clear()
+        if self._fill:
+            for layer in self.all():
+                if layer.shown:
+                    self._transfers.fill(layer.store)
+        self._changed.set()
+
+    async def adopt(self, index_data: bytes) -> Layer:
+        """The layer of a sealed index: what a restart left, or a new one with nothing in it yet."""
+        store = await asyncio.to_thread(self._chunks.create, index_data)
+        return self._layers.get(store.pack_id.hex()) or self._enter(store)
+
+    async def mount(self, layer: Layer) -> str:
+        """Mount the layer if it is not, through the view where bytes are missing; returns the directory."""
+        async with layer.lock:
+            if not layer.mounted:
+                await self._mount(layer)
+            return self._mounter.directory(layer.store)
+
+    async def ensure_mounted(self, pack_id: str) -> str:
+        """`mount` by pack id (hex). NotFoundError if the pack is not here."""
+        layer = self._layers.get(pack_id)
+        if layer is None:
+            raise NotFoundError(f"pack {pack_id} is not on this node any more; pull the image again")
+        return await self.mount(layer)
+
+    async def unmount(self, pack_id: str) -> None:
+        """Unmount a layer that nobody uses; its bytes stay. BusyError says who holds it."""
+        layer = self._layers.get(pack_id)
+        if layer is None:
+            return
+        async with layer.lock:
+            if not layer.mounted:
+                return
+            await asyncio.to_thread(self._mounter.unmount, layer.store)
+            layer.mounted = False
+            if layer.shown:
+                await self._leave_view(layer)
+
+    def completed(self, pack_id: str) -> None:
+        """All bytes of the layer are here and durable."""
+        layer = self._layers.get(pack_id)
+        if layer is not None and layer.state is State.FILLING:
+            layer.state = State.COMPLETE
+        self._changed.set()
+
+    async def switch_forever(self) -> None:
+        """Switch complete layers to their local files, one at a time, each when it has been idle."""
+        while True:
+            waiting = [layer for layer in self.all() if layer.shown and layer.state is State.COMPLETE]
+            for layer in waiting:
+                if self._idle(layer):
+                    await self._try_switch(layer)
+            if not waiting:
+                await self._changed.wait()
+                self._changed.clear()
+            else:
+                await asyncio.sleep(min(0.5, self._switch_idle_s or 0.05))
+
+    async def finish(self, timeout_s: float) -> list[Layer]:
+        """Complete and switch whatever is shown, at full speed, for at most `timeout_s`; returns what could not be."""
+        shown = [layer for layer in self.all() if layer.shown]
+        if any(not layer.store.is_complete for layer in shown):
+            await asyncio.to_thread(self._transfers.drain, timeout_s)
+        for layer in shown:
+            if layer.store.is_complete:
+                await asyncio.to_thread(layer.store.complete)
+                await self._try_switch(layer)
+        return [layer for layer in shown if layer.shown]
+
+    def _enter(self, store: LayerStore) -> Layer:
+        layer = Layer(store)
+        if store.is_complete:
+            layer.state = State.COMPLETE
+        self._layers[layer.pack_id] = layer
+        return layer
+
+    async def _mount(self, layer: Layer) -> None:
+        small = layer.store.index.image_size < SMALL_BYTES
+        if small and not layer.store.is_complete:
+            await self._fetch_whole(layer.store)
+        if layer.store.is_complete:
+            await asyncio.to_thread(layer.store.complete)
+            await asyncio.to_thread(self._mounter.mount_local, layer.store)
+            layer.state = State.COMPLETE
+        else:
+            await self._mount_shown(layer)
+        layer.mounted = True
+
+    async def _fetch_whole(self, store: LayerStore) -> None:
+        await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+        try:
+            await asyncio.wrap_future(self._transfers.fetch_now(store, store.missing_chunks()))
+        finally:
+            await asyncio.to_thread(self._transfers.remove, store.node)
+
+    async def _mount_shown(self, layer: Layer) -> None:
+        store = layer.store
+        await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+        metadata = [chunk for chunk in store.missing_chunks() if store.index.is_metadata(chunk)]
+        showing = asyncio.to_thread(self._mounter.show, store)
+        fetching = asyncio.wrap_future(self._transfers.fetch_now(store, metadata))
+        try:
+            await asyncio.gather(showing, fetching)
+        except BaseException:
+            await self._leave_view(layer)
+            raise
+        layer.shown = True
+        await asyncio.to_thread(self._mounter.mount_shown, store)
+        if self._fill:
+            self._transfers.fill(store)
+
+    def _idle(self, layer: Layer) -> bool:
+        present = layer.store.present
+        quiet_s = time.monotonic() - present.last_read_ns / 1e9
+        return present.parked == 0 and quiet_s >= self._switch_idle_s
+
+    async def _try_switch(self, layer: Layer) -> None:
+        async with layer.lock:
+            if not (layer.shown and layer.mounted):
+                return
+            try:
+                await self._switch(layer)
+            except (ImgdistError, OSError) as error:
+                layer.state = State.FAILED
+                log.error("layer %s stays behind the view: it could not be switched: %s", layer.pack_id, error)
+
+    async def _switch(self, layer: Layer) -> None:
+        await asyncio.to_thread(self._mounter.switch, layer.store)
+        await self._leave_view(layer)
+        layer.state = State.SWITCHED
+
+    async def _leave_view(self, layer: Layer) -> None:
+        await asyncio.to_thread(self._transfers.remove, layer.store.node)
+        await asyncio.to_thread(self._mounter.hide, layer.store)
+        layer.shown = False

@@ -1,0 +1,132 @@
+"""The configured supernodes as one: the control API with fail-over, and a source of chunks for each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from agent.supernode_client import SupernodeClient
+from imgdist.api import JsonApi
+from imgdist.errors import ProtocolError, TemporaryError
+from imgdist.pack.index import Index
+from imgdist.wire.address import Address
+from imgdist.wire.client import ChunkClient, OnChunk
+from imgdist.wire.control import Chain, Resolution, Trace
+from imgdist.wire.messages import Priority
+
+log = logging.getLogger("imgdist.agent")
+
+T = TypeVar("T")
+
+_LOCATE_TIMEOUT_S = 5.0
+
+
+class Supernodes:
+    """Asks the first supernode that answers, in the configured order; one that did not is asked last from then on."""
+
+    def __init__(self, clients: Sequence[SupernodeClient]) -> None:
+        self._clients = list(clients)
+
+    async def resolve(self, reference: str, *, platform: str, manifest_digest: str | None) -> Resolution:
+        """As SupernodeClient.resolve."""
+        return await self._ask(
+            lambda client: client.resolve(reference, platform=platform, manifest_digest=manifest_digest)
+        )
+
+    async def chain(self, chain_id: str) -> Chain | None:
+        """As SupernodeClient.chain."""
+        return await self._ask(lambda client: client.chain(chain_id))
+
+    async def trace(self, manifest_digest: str) -> Trace | None:
+        """As SupernodeClient.trace."""
+        return await self._ask(lambda client: client.trace(manifest_digest))
+
+    async def put_trace(self, manifest_digest: str, trace: Trace) -> None:
+        """As SupernodeClient.put_trace."""
+        await self._ask(lambda client: client.put_trace(manifest_digest, trace))
+
+    async def follow_index(self, layer_digest: str) -> tuple[Index, bytes]:
+        """As SupernodeClient.follow_index."""
+        return await self._ask(lambda client: client.follow_index(layer_digest))
+
+    async def close(self) -> None:
+        """Close every client."""
+        for client in self._clients:
+            await client.close()
+
+    async def _ask(self, question: Callable[[SupernodeClient], Awaitable[T]]) -> T:
+        for remaining in range(len(self._clients), 0, -1):
+            client = self._clients[0]
+            try:
+                return await question(client)
+            except TemporaryError as error:
+                if remaining == 1:
+                    raise
+                log.warning("asking the next supernode: %s", error)
+                self._clients.append(self._clients.pop(0))
+        raise AssertionError("an agent has at least one supernode")
+
+
+class SupernodeChunks:
+    """The chunk bodies of one supernode (a `ChunkSource`). Where they are served is asked once, and anew whenever
+    they are not to be had there: a supernode may come back with another port."""
+
+    kind = "supernode"
+
+    def __init__(self, url: str) -> None:
+        self.name = url
+        self._control = JsonApi(url, "the supernode", timeout_s=_LOCATE_TIMEOUT_S)
+        self._lock = threading.Lock()
+        self._client: ChunkClient | None = None
+        self._closed = False
+
+    def fetch(
+        self,
+        pack: str,
+        numbers: Sequence[int],
+        priority: Priority,
+        on_chunk: OnChunk,
+        on_head: Callable[[], None] | None = None,
+    ) -> None:
+        """As ChunkClient.fetch."""
+        client = self._located()
+        try:
+            client.fetch(pack, numbers, priority, on_chunk, on_head)
+        except TemporaryError as error:
+            if error.retry_after_s is None:
+                self._forget(client)
+            raise
+
+    def close(self) -> None:
+        """End fetches in progress; later ones fail with TemporaryError."""
+        with self._lock:
+            self._closed, client, self._client = True, self._client, None
+        if client is not None:
+            client.close()
+
+    def _located(self) -> ChunkClient:
+        client = self._client
+        if client is not None:
+            return client
+        url = self._ask_where()
+        with self._lock:
+            if self._closed:
+                raise TemporaryError(f"{self.name}: the agent is stopping")
+            if self._client is None:
+                self._client = ChunkClient(Address.parse(url))
+            return self._client
+
+    def _ask_where(self) -> str:
+        status = self._control.get("/v1/status")
+        url = status.get("chunks") if isinstance(status, dict) else None
+        if not isinstance(url, str):
+            raise ProtocolError(f"{self.name}: expected the address of its chunk bodies in /v1/status, got {url!r}")
+        return url
+
+    def _forget(self, failed: ChunkClient) -> None:
+        with self._lock:
+            if self._client is failed:
+                self._client = None
+        # Not closed here: other threads may be reading from it; its idle connections go when they have finished.

@@ -1,0 +1,53 @@
+"""What the snapshotter asks of this node's layers (agent.snapshotter.model.Layers), answered by images and catalog."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from agent.catalog import Catalog, Layer
+from agent.images import Images
+from agent.snapshotter.model import LayerRequest, TakenLayer, Usage
+from imgdist.errors import DeclinedError, NotFoundError, TemporaryError
+
+
+class NodeLayers:
+    """Takes layers over where a supernode can be asked and does not decline; keeps them mounted while in use."""
+
+    def __init__(self, images: Images, catalog: Catalog) -> None:
+        self._images = images
+        self._catalog = catalog
+
+    async def take_over(self, request: LayerRequest) -> TakenLayer:
+        """By source labels where there are any, else by chain ID. DeclinedError says why it is left to containerd."""
+        try:
+            layer = await self._find(request)
+        except (NotFoundError, TemporaryError) as error:
+            raise DeclinedError(str(error)) from error
+        return TakenLayer(layer.pack_id, layer.store.index.diff_id, layer.store.index.implied_directories)
+
+    async def ensure_mounted(self, pack_id: str) -> str:
+        """The layer's directory, mounted. NotFoundError if its pack is gone from this node."""
+        directory = await self._catalog.ensure_mounted(pack_id)
+        self._images.started(pack_id)
+        return directory
+
+    async def usage(self, pack_id: str) -> Usage:
+        """Blocks that the pack's files take on this disk."""
+        layer = self._catalog.get(pack_id)
+        return Usage() if layer is None else await asyncio.to_thread(_usage, str(layer.store.directory))
+
+    async def release(self, pack_id: str) -> None:
+        """Unmount; the bytes stay as cache. BusyError says who holds it."""
+        await self._catalog.unmount(pack_id)
+
+    async def _find(self, request: LayerRequest) -> Layer:
+        source = request.source
+        if source is None:
+            return await self._images.layer_by_chain(request.chain_id)
+        return await self._images.layer(source.reference, source.layer_digest, source.manifest_digest)
+
+
+def _usage(directory: str) -> Usage:
+    entries = [entry.stat() for entry in os.scandir(directory)]
+    return Usage(sum(entry.st_blocks * 512 for entry in entries), len(entries))
