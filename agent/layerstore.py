@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 

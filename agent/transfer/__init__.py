@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.transfer.sources import ChunkSource, SupernodeSource
+from agent.transfer.sources import ChunkSource
 from agent.transfer.transfers import Transfers
 
-__all__ = ["ChunkSource", "SupernodeSource", "Transfers"]
+__all__ = ["ChunkSource", "Transfers"]

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from imgdist.wire.address import Address
-from imgdist.wire.client import ChunkClient, OnChunk
+from imgdist.wire.client import OnChunk
 from imgdist.wire.messages import Priority
 
 _log = logging.getLogger("imgdist.agent")
@@ -48,18 +47,6 @@ class ChunkSource(Protocol):
 
     def close(self) -> None:
         """End fetches in progress."""
-
-
-class SupernodeSource:
-    """A supernode's chunk server (a `ChunkSource`)."""
-
-    kind = "supernode"
-
-    def __init__(self, address: Address) -> None:
-        self._client = ChunkClient(address)
-        self.name = address.url
-        self.fetch = self._client.fetch
-        self.close = self._client.close
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -75,7 +76,10 @@ class Transfers:
         self._scheduler = Scheduler(random.random, read_deadline_s)
         self._jobs: dict[int, Job] = {}
         self._waiters: list[_Waiter] = []
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # a request ended, a layer became whole, or we stop
+        self._earlier = threading.Condition(self._lock)  # the ticker must wake before `_tick_at`
+        self._tick_at = float("inf")
         self._stopping = False
         self._queues: tuple[SimpleQueue[_Task | None], ...] = (SimpleQueue(), SimpleQueue())
         self._threads = [threading.Thread(target=self._tick, name="transfer-tick", daemon=True)]
@@ -97,7 +101,7 @@ class Transfers:
         """
         found = list(self._twins(store))
         missing = store.missing_chunks()
-        with self._changed:
+        with self._lock:
             if node in self._jobs:
                 return
             job = self._jobs[node] = Job(store, name_on_wire, node)
@@ -107,22 +111,23 @@ class Transfers:
                 if other_job is not None:
                     other_job.add_twin(other_chunk, store, chunk)
             if self._scheduler.add(node, store.index, missing):
-                self._queues[1].put(lambda: self._complete(job))
+                self._queues[1].put(partial(self._complete, job))
 
     def remove(self, node: int) -> None:
         """Stop serving a layer; returns when nothing of it is in flight any more (at most a few time-outs)."""
-        with self._changed:
+        with self._lock:
             if self._jobs.pop(node, None) is None:
                 return
             self._scheduler.remove(node)
-            self._fail_waiters(lambda waiter: waiter.node == node, NotFoundError(f"layer {node} was removed"))
+            waiting = [waiter for waiter in self._waiters if waiter.node == node]
+            self._fail_waiters(waiting, NotFoundError(f"layer {node} was removed"))
             self._changed.wait_for(lambda: not self._scheduler.in_flight(node))
 
     # Events.
 
     def miss(self, node: int, start: int, length: int) -> None:
         """The view: a reader waits for the image's bytes [start, start + length)."""
-        with self._changed:
+        with self._lock:
             wanted = self._scheduler.miss(node, start, length, self._clock())
             if wanted:
                 self._pump()
@@ -139,7 +144,7 @@ class Transfers:
         removed. Cancelling it withdraws what is not yet in flight.
         """
         future: Future[None] = Future()
-        with self._changed:
+        with self._lock:
             if store.node not in self._jobs:
                 raise NotFoundError(f"layer {store.name} (node {store.node}): add it before fetching its chunks")
             absent = self._scheduler.want(store.node, chunks)
@@ -147,30 +152,27 @@ class Transfers:
                 future.set_result(None)
                 return future
             self._waiters.append(_Waiter(store.node, set(absent), self._clock() + deadline_s, future))
+            future.add_done_callback(self._withdrawn)
             self._pump()
         return future
 
-    def trace(self, store: LayerStore, chunks: Iterable[int]) -> None:
-        """As `trace_order`, for one layer."""
-        self.trace_order((store, chunk) for chunk in chunks)
-
-    def trace_order(self, order: Iterable[tuple[LayerStore, int]]) -> None:
-        """Chunks in the order that a start will touch them, fetched ahead of it; unknown layers are left out."""
+    def trace(self, order: Iterable[tuple[LayerStore, int]]) -> None:
+        """(layer, chunk) in the order that a start will touch them, fetched ahead of it; unknown layers are left out."""
         entries = [(store.node, chunk) for store, chunk in order]
-        with self._changed:
+        with self._lock:
             self._scheduler.trace(entries)
             self._pump()
 
     def fill(self, store: LayerStore) -> None:
         """Complete a layer in the background, after those asked before, while nothing starts on the node."""
-        with self._changed:
+        with self._lock:
             if store.node in self._jobs:
                 self._scheduler.fill(store.node)
                 self._pump()
 
     def drain(self, deadline_s: float) -> list[int]:
         """Fill every layer at full speed for at most `deadline_s`; returns the nodes that are not complete."""
-        with self._changed:
+        with self._lock:
             self._scheduler.drain(True)
             self._pump()
             self._changed.wait_for(lambda: self._stopping or not self._scheduler.incomplete(), deadline_s)
@@ -179,12 +181,13 @@ class Transfers:
 
     def stop(self) -> None:
         """Cut what is in flight, end all threads and close the sources."""
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 return
             self._stopping = True
-            self._fail_waiters(lambda waiter: True, TemporaryError("the agent is stopping"))
+            self._fail_waiters(self._waiters, TemporaryError("the agent is stopping"))
             self._changed.notify_all()
+            self._earlier.notify()
         self._book.close()
         for queue, count in zip(self._queues, (DEMAND_SLOTS, BULK_SLOTS), strict=True):
             for _ in range(count):
@@ -196,24 +199,24 @@ class Transfers:
 
     def sources(self) -> list[ChunkSource]:
         """Whom to ask now, in turn."""
-        with self._changed:
+        with self._lock:
             return [] if self._stopping else self._book.order(self._clock())
 
     def source_failed(self, source: ChunkSource, error: ImgdistError) -> None:
         """A source could not serve."""
-        with self._changed:
+        with self._lock:
             retry_after_s = error.retry_after_s if isinstance(error, TemporaryError) else None
             self._book.failed(source, self._clock(), retry_after_s)
 
     def source_lied(self, source: ChunkSource, reason: str) -> None:
         """A source sent what it must not."""
         self._figures.rejected(source.kind, reason)
-        with self._changed:
+        with self._lock:
             self._book.lied(source, self._clock())
 
     def is_wanted(self, node: int, chunk: int) -> bool:
         """Whether a reader waits for the chunk."""
-        with self._changed:
+        with self._lock:
             return self._scheduler.is_wanted(node, chunk)
 
     def landed(self, job: Job, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float) -> bool:
@@ -222,7 +225,7 @@ class Transfers:
         kind, count = (source.kind, body_bytes) if source else ("dedup", raw_bytes)
         self._figures.landed(kind, count)
         job.store.received[kind] += count
-        with self._changed:
+        with self._lock:
             if source is not None:
                 self._book.succeeded(source)
                 self._scheduler.window.received(body_bytes, raw_bytes)
@@ -233,7 +236,7 @@ class Transfers:
                     self._waiters.remove(waiter)
                     _settle(waiter.future, None)
         if landed.completes:
-            self._queues[1].put(lambda: self._complete(job))
+            self._queues[1].put(partial(self._complete, job))
         if landed.waited_s is None:
             return False
         self._figures.waited(landed.waited_s)
@@ -242,20 +245,27 @@ class Transfers:
     # Threads.
 
     def _pump(self) -> None:
-        """Hand out what is due; the lock is held."""
+        """Hand out what is due and see that the ticker calls again in time; the lock is held."""
         if self._stopping:
             return
-        for fetch in self._scheduler.due(self._clock()):
+        now = self._clock()
+        for fetch in self._scheduler.due(now):
             urgent = fetch.kind in (Kind.DEMAND, Kind.NOW)
-            job = self._jobs[fetch.node]
-            self._queues[0 if urgent else 1].put(lambda job=job, fetch=fetch: self._run(job, fetch))  # type: ignore[misc]
+            self._queues[0 if urgent else 1].put(partial(self._run, self._jobs[fetch.node], fetch))
+        if self._wake_at(now) < self._tick_at:
+            self._earlier.notify()
+
+    def _wake_at(self, now: float) -> float:
+        wake_at = self._scheduler.wake_at(now)
+        times = [waiter.deadline for waiter in self._waiters]
+        return min(times if wake_at is None else [wake_at, *times], default=float("inf"))
 
     def _run(self, job: Job, fetch: Fetch) -> None:
         first_byte = None
         try:
             first_byte = Landing(self, self._view, self._clock).run(job, fetch)
         finally:
-            with self._changed:
+            with self._lock:
                 self._scheduler.finished(fetch, self._clock(), first_byte)
                 self._pump()
                 self._changed.notify_all()
@@ -279,29 +289,29 @@ class Transfers:
             _log.error("pack %s is whole, but cannot be made durable: %s", job.store.pack_id.hex(), error)
             return
         job.twins.clear()
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
         self._on_layer_complete(job.store)
 
     def _tick(self) -> None:
-        with self._changed:
+        with self._lock:
             while not self._stopping:
                 now = self._clock()
-                self._fail_waiters(lambda waiter: waiter.future.cancelled(), None)
-                self._fail_waiters(
-                    lambda waiter, now=now: waiter.deadline <= now,  # type: ignore[misc]
-                    TemporaryError("no source served the chunks in time"),
-                )
+                overdue = [waiter for waiter in self._waiters if waiter.deadline <= now]
+                self._fail_waiters(overdue, TemporaryError("no source served the chunks in time"))
+                self._tick_at = float("inf")
                 self._pump()
-                times = [waiter.deadline for waiter in self._waiters]
-                wake_at = self._scheduler.wake_at(now)
-                if wake_at is not None:
-                    times.append(wake_at)
-                self._changed.wait(max(0.001, min(times) - self._clock()) if times else None)
+                self._tick_at = self._wake_at(now)
+                self._earlier.wait(None if self._tick_at == float("inf") else max(0.001, self._tick_at - now))
 
-    def _fail_waiters(self, concerned: Callable[[_Waiter], bool], error: ImgdistError | None) -> None:
+    def _withdrawn(self, future: Future[None]) -> None:
+        """A job's future ended; if the job itself cancelled it, what only it wanted is not fetched."""
+        if future.cancelled():
+            with self._lock:
+                self._fail_waiters([waiter for waiter in self._waiters if waiter.future is future], None)
+
+    def _fail_waiters(self, gone: list[_Waiter], error: ImgdistError | None) -> None:
         """Take jobs off that no longer wait, and what only they wanted; the lock is held."""
-        gone = [waiter for waiter in self._waiters if concerned(waiter)]
         self._waiters = [waiter for waiter in self._waiters if waiter not in gone]
         for waiter in gone:
             others = {chunk for other in self._waiters if other.node == waiter.node for chunk in other.chunks}
