@@ -56,6 +56,7 @@ class Converted:
     image_bytes: int
     chunks: int
     files: int
+    inodes: int
     source_bytes: int
     tar_bytes: int
 
@@ -116,6 +117,7 @@ class _Run:
             image_bytes=summary.image_size,
             chunks=self._encoder.submitted,
             files=summary.files,
+            inodes=summary.inodes,
             source_bytes=self._source.received,
             tar_bytes=tar_bytes,
         )
