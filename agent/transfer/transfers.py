@@ -157,7 +157,7 @@ class Transfers:
         return future
 
     def trace(self, order: Iterable[tuple[LayerStore, int]]) -> None:
-        """(layer, chunk) in the order that a start will touch them, fetched ahead of it; unknown layers are left out."""
+        """(layer, chunk) in the order that a start will touch them, to be fetched ahead of it; others are left out."""
         entries = [(store.node, chunk) for store, chunk in order]
         with self._lock:
             self._scheduler.trace(entries)

@@ -17,7 +17,6 @@ from agent.layerstore import LayerStore
 from agent.transfer.sources import ChunkSource, SourceBook
 from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, TemporaryError
-from imgdist.wire.address import Address
 from imgdist.wire.messages import Priority
 
 LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
@@ -131,6 +130,26 @@ def test_fill_completes_and_makes_durable(make_node: MakeNode) -> None:
     assert len(source.asked) == 1, "five chunks in one run"
 
 
+def test_fill_that_was_held_by_a_miss_begins_by_itself(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER))
+    store = node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    node.view.wait(("written", 2, START[1], END[1]))
+    node.transfers.fill(store)
+    assert node.completed[2].wait(10)
+
+
+def test_a_cancelled_job_withdraws_what_it_wanted(make_node: MakeNode) -> None:
+    source = FailingSource(TemporaryError("refused"), LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    kept = node.transfers.fetch_now(store, [0, 1])
+    node.transfers.fetch_now(store, [1, 2]).cancel()
+    source.error = None
+    kept.result(10)
+    assert store.missing_chunks() == [2, 4, 5]
+
+
 def test_a_layer_that_is_whole_when_added_is_reported(make_node: MakeNode) -> None:
     node = make_node(MemorySource(LAYER))
     store = node.add(LAYER)
@@ -154,7 +173,7 @@ def test_trace_goes_in_its_order(make_node: MakeNode) -> None:
     source = MemorySource(LAYER)
     node = make_node(source)
     store = node.add(LAYER)
-    node.transfers.trace(store, [4, 0, 2])
+    node.transfers.trace([(store, chunk) for chunk in (4, 0, 2)])
     node.transfers.fetch_now(store, [4, 0, 2]).result(10)
     assert source.asked == [(LAYER.name, (4, 0, 2), Priority.TRACE)]
 
@@ -170,7 +189,7 @@ def test_a_miss_never_repeats_what_is_in_flight(make_node: MakeNode) -> None:
     source.before = hold
     node = make_node(source)
     store = node.add(LAYER)
-    node.transfers.trace(store, [1, 2])
+    node.transfers.trace([(store, 1), (store, 2)])
     assert asked.wait(10)
     node.transfers.miss(2, START[2], 4096)
     go.set()
@@ -329,13 +348,3 @@ def test_failing_sources_are_asked_last_and_liars_not_at_all() -> None:
         assert book.order(20.0 + expected) == [first, second]
     book.lied(second, 2000.0)
     assert book.order(2001.0) == [first, second], "old lies are forgotten"
-
-
-def test_a_supernode_source_speaks_of_its_address() -> None:
-    from agent.transfer.sources import SupernodeSource
-
-    source = SupernodeSource(Address.parse("127.0.0.1:1"))
-    assert (source.kind, source.name) == ("supernode", "http://127.0.0.1:1")
-    with pytest.raises(TemporaryError, match="cannot connect"):
-        source.fetch("ab" * 32, [0], Priority.DEMAND, lambda number, encoding, body: None)
-    source.close()
