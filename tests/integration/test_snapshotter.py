@@ -58,7 +58,9 @@ class ErofsLayers:
         if not (self._root / pack_id).exists():
             source = self._root / f"{pack_id}.tree"
             source.mkdir()
-            subprocess.run(["tar", "-xp", "--numeric-owner", "-C", source], input=layer, check=True)
+            subprocess.run(
+                ["tar", "-xp", "--numeric-owner", "--delay-directory-restore", "-C", source], input=layer, check=True
+            )
             for marker in source.rglob(".wh.*"):
                 before = marker.parent.stat()
                 marker.unlink()
@@ -209,6 +211,22 @@ def forget(containerd: Containerd, service: Service, image: Pushed, namespace: s
     wait_until(lambda: service.layers.mounted() == 0, "layers unmounted")
 
 
+@contextmanager
+def mounted(containerd: Containerd, snapshotter: str, parent: str, directory: Path) -> Iterator[Path]:
+    """The tree of a committed snapshot. By `prepare`: ctr gives a view no label that keeps the collector off."""
+    directory.mkdir()
+    snapshots = ("snapshots", "--snapshotter", snapshotter)
+    containerd.ctr(*snapshots, "prepare", directory.name, parent)
+    try:
+        subprocess.run(containerd.ctr(*snapshots, "mounts", str(directory), directory.name).split(), check=True)
+        try:
+            yield directory
+        finally:
+            umount(str(directory))
+    finally:
+        containerd.ctr(*snapshots, "rm", directory.name)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_everything_declined_is_an_ordinary_snapshotter(
     version: Version, workshop: Workshop, service: Service, tmp_path: Path
@@ -225,7 +243,7 @@ def test_everything_declined_is_an_ordinary_snapshotter(
         place = next(option for option in mount.options if option.startswith("upperdir="))[len("upperdir=") :]
         Path(place, "change").write_text("mine")
         containerd.ctr("snapshots", "--snapshotter", "imgdist", "commit", "changed", "work")
-        with containerd.mounted("changed", "imgdist", tmp_path / "look") as seen:
+        with mounted(containerd, "imgdist", "changed", tmp_path / "look") as seen:
             assert (seen / "change").read_text() == "mine" and (seen / "etc/word").read_text() == "middle\n"
         used = containerd.ctr("snapshots", "--snapshotter", "imgdist", "usage", "changed")
         assert "8.0 KiB" in used
@@ -294,10 +312,10 @@ def test_lazy_and_plain_layers_mix(lazy: set[int], workshop: Workshop, service: 
         pull(containerd, image)
         assert service.layers.mounted() == len(lazy)
         look(containerd, image)
-        with containerd.mounted(image.chain_id, "imgdist", tmp_path / "look") as seen:
+        with mounted(containerd, "imgdist", image.chain_id, tmp_path / "look") as seen:
             ours = tree.read(seen)
         containerd.ctr("images", "pull", "--plain-http", "--snapshotter", "overlayfs", image.reference)
-        with containerd.mounted(image.chain_id, "overlayfs", tmp_path / "theirs") as seen:
+        with mounted(containerd, "overlayfs", image.chain_id, tmp_path / "theirs") as seen:
             theirs = tree.read(seen)
         assert tree.differences(ours, theirs, tree.implied_directories(image.layers)) == []
         containerd.ctr("images", "rm", "--sync", image.reference)
