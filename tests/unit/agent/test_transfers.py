@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.layerstore import LayerStore
+from agent.transfer.scheduler import NOW_SLOTS
 from agent.transfer.sources import ChunkSource, SourceBook
 from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, TemporaryError
@@ -71,6 +72,10 @@ def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     yield make
     for node in nodes:
         node.stop()
+
+
+def require_true(value: bool) -> None:
+    assert value
 
 
 def image_of(store: LayerStore) -> bytes:
@@ -139,15 +144,20 @@ def test_fill_that_was_held_by_a_miss_begins_by_itself(make_node: MakeNode) -> N
     assert node.completed[2].wait(10)
 
 
-def test_a_cancelled_job_withdraws_what_it_wanted(make_node: MakeNode) -> None:
-    source = FailingSource(TemporaryError("refused"), LAYER)
+def test_a_cancelled_job_withdraws_what_is_not_in_flight(make_node: MakeNode) -> None:
+    layer = MadeLayer([1] * (NOW_SLOTS + 3))
+    source = MemorySource(layer)
+    go = threading.Event()
+    source.before = lambda numbers, priority: require_true(go.wait(10))
     node = make_node(source)
-    store = node.add(LAYER)
-    kept = node.transfers.fetch_now(store, [0, 1])
-    node.transfers.fetch_now(store, [1, 2]).cancel()
-    source.error = None
-    kept.result(10)
-    assert store.missing_chunks() == [2, 4, 5]
+    store = node.add(layer)
+    kept = [node.transfers.fetch_now(store, [chunk]) for chunk in range(NOW_SLOTS)]
+    kept.append(node.transfers.fetch_now(store, [NOW_SLOTS]))
+    node.transfers.fetch_now(store, [NOW_SLOTS, NOW_SLOTS + 1]).cancel()
+    go.set()
+    for future in kept:
+        future.result(10)
+    assert store.missing_chunks() == [NOW_SLOTS + 1, NOW_SLOTS + 2]
 
 
 def test_a_layer_that_is_whole_when_added_is_reported(make_node: MakeNode) -> None:
