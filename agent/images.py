@@ -13,11 +13,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agent import tracekeeper
 from agent.catalog import Catalog, Layer
 from agent.known_images import KnownImage, KnownImages, KnownLayer
 from agent.supernodes import Supernodes
-from agent.tracing import TraceRecorder
+from agent.tracing import TraceRecorder, unpack
 from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
@@ -160,13 +159,13 @@ class Images:
         if recorded:
             try:
                 trace = await self._supernodes.trace(job.image.manifest_digest)
-                entries = tracekeeper.unpack(trace) if trace is not None else []
+                entries = unpack(trace) if trace is not None else []
             except (TemporaryError, ProtocolError) as error:
                 log.info("no trace for %s: %s", job.image.reference, error)
         await asyncio.gather(*(opening.settled() for opening in job.layers.values()))
         lazy = _lazy_layers(job)
         order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
-        self._transfers.trace_order(order)
+        self._transfers.trace(order)
         self._record(job.image, time.monotonic())
 
     def _record(self, image: KnownImage, now: float) -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 import time
 from collections.abc import Iterable
 
 from agent.supernodes import Supernodes
-from agent.tracing import TraceRecorder, TraceUpdate
-from imgdist.errors import ImgdistError, ProtocolError
-from imgdist.wire.control import Trace
+from agent.tracing import TraceRecorder, TraceUpdate, pack
+from imgdist.errors import ImgdistError
 
 log = logging.getLogger("imgdist.agent")
 
-VERSION = 0
-_ENTRY = struct.Struct("<HI")
 _ROUND_S = 0.5
 
 
@@ -50,22 +46,3 @@ class TraceKeeper:
                 log.info("trace of %s was not kept: %s", update.manifest_digest, error)
             else:
                 log.info("trace of %s: %d chunks told", update.manifest_digest, len(update.entries))
-
-
-def pack(entries: Iterable[tuple[str, int]]) -> Trace:
-    """(layer digest, chunk) in order, as a document."""
-    numbers: dict[str, int] = {}
-    packed = bytearray()
-    for digest, chunk in entries:
-        packed += _ENTRY.pack(numbers.setdefault(digest, len(numbers)), chunk)
-    return Trace(VERSION, tuple(numbers), bytes(packed))
-
-
-def unpack(trace: Trace) -> list[tuple[str, int]]:
-    """(layer digest, chunk) in order. ProtocolError for a version or an entry that makes no sense."""
-    if trace.v != VERSION:
-        raise ProtocolError(f"trace has version {trace.v}, this release reads {VERSION}")
-    try:
-        return [(trace.layers[layer], chunk) for layer, chunk in _ENTRY.iter_unpack(trace.entries)]
-    except (struct.error, IndexError):
-        raise ProtocolError("trace holds an entry cut short, or of a layer that it does not name") from None

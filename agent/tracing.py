@@ -7,14 +7,20 @@ are always fetched first. Pure: the clock comes with each call, uploading is the
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from imgdist.errors import ProtocolError
 from imgdist.pack import BLOCK
 from imgdist.pack.index import Index
+from imgdist.wire.control import Trace
 
 ENTRIES_MAX = 65_536
 """Entries of one trace (layer, chunk): 16 GiB of start-up reads, far above any start."""
+
+VERSION = 0
+_ENTRY = struct.Struct("<HI")
 
 QUIET_S = 2.0
 """A start is read in bursts; after this long without a new chunk what was gathered is worth telling."""
@@ -90,3 +96,22 @@ class TraceRecorder:
             window.seen.add((node, chunk))
             window.fresh.append((digest, chunk))
             window.last_touch = now
+
+
+def pack(entries: Iterable[tuple[str, int]]) -> Trace:
+    """(layer digest, chunk) in order, as a document."""
+    numbers: dict[str, int] = {}
+    packed = bytearray()
+    for digest, chunk in entries:
+        packed += _ENTRY.pack(numbers.setdefault(digest, len(numbers)), chunk)
+    return Trace(VERSION, tuple(numbers), bytes(packed))
+
+
+def unpack(trace: Trace) -> list[tuple[str, int]]:
+    """(layer digest, chunk) in order. ProtocolError for a version or an entry that makes no sense."""
+    if trace.v != VERSION:
+        raise ProtocolError(f"trace has version {trace.v}, this release reads {VERSION}")
+    try:
+        return [(trace.layers[layer], chunk) for layer, chunk in _ENTRY.iter_unpack(trace.entries)]
+    except (struct.error, IndexError):
+        raise ProtocolError("trace holds an entry cut short, or of a layer that it does not name") from None

@@ -83,9 +83,10 @@ def _cell(column: str, value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, dict):
-        return " ".join(f"{key} {_cell(column + '_bytes', item)}" for key, item in value.items()) or "-"
+        unit = "_bytes" if column == "sources" else ""
+        return ", ".join(f"{key} {_cell(unit, item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value) or "-"
     if column.endswith("_bytes") and isinstance(value, int):
-        return f"{value / 1e6:.1f} MB"
+        return f"{value / 1e6:.1f} MB" if value >= 50_000 else f"{value / 1e3:.1f} kB"
     return short(str(value))
