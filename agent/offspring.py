@@ -15,7 +15,7 @@ FD_VARIABLE, ROLE_VARIABLE, VERSION = "IMGDIST_HOLDER_FD", "IMGDIST_HOLDER_ROLE"
 """As in imgdist/holder_client.py, which the holder does not import: it must run beside a newer one."""
 
 _BACKOFF_LEAST_S, _BACKOFF_MOST_S = 0.05, 5.0
-_STEADY_S = 0.5
+_STEADY_S = 0.1
 """A child that served this long had a good start: its next death is a new story. Readers wait for a killed view, so a
 second kill soon after the first must not cost them more than the first."""
 _MESSAGE_MAX = 65536

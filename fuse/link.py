@@ -84,7 +84,9 @@ class ViewLink:
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the view: it keeps its layers and parks what misses until the next agent comes."""
+        """Leave the view: it keeps its layers and parks what misses until the next agent comes. Idempotent."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         with self._lock:
             if self._socket is not None:
@@ -100,6 +102,10 @@ class ViewLink:
     def connected(self) -> bool:
         """Whether a view is there that knows all our layers."""
         return self._live
+
+    def knows(self, node: int) -> bool:
+        """Whether layer `node` is to be shown to every view that we connect to."""
+        return node in self._layers
 
     def add(self, node: int, size: int, name: str, image_fd: int, present_fd: int, timeout_s: float = 30.0) -> None:
         """Show layer `node` (>= 2) of `size` bytes as file `name`; returns once the view can open it.

@@ -48,7 +48,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 def test_lists_and_describes_layers(bench: Bench) -> None:
     assert sorted(os.listdir(bench.mounted.directory)) == ["layer2", "layer3"]
     stat = os.stat(bench.path(bench.full))
-    assert (stat.st_size, stat.st_mode & 0o777, stat.st_ino, stat.st_nlink) == (SIZE, 0o400, 3, 1)
+    assert (stat.st_size, stat.st_mode & 0o777, stat.st_nlink) == (SIZE, 0o400, 1)
     assert os.statvfs(bench.mounted.directory).f_blocks == 2 * SIZE // BLOCK
     with pytest.raises(FileNotFoundError):
         os.stat(bench.mounted.directory / "layer4")

@@ -1,0 +1,185 @@
+"""The holder alone: what it hands out, how it restarts and stops children, and how it says what it cannot do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from parts import require
+from viewrig import read_until, start_holder, wait_ready
+
+from agent import offspring
+from imgdist import holder_client
+
+CHILD = """
+import json, os, signal, socket, sys
+from imgdist import holder_client
+holder = holder_client.connect()
+out = sys.argv[1]
+with open(out + '.fds', 'w') as file:
+    json.dump({name: os.fstat(fd).st_mode for name, fd in holder.fds.items()}, file)
+def stopped(*_):
+    with open(os.path.dirname(out) + '/order', 'a') as file:
+        file.write(os.path.basename(out) + ' ')
+    os._exit(0)
+signal.signal(signal.SIGTERM, stopped)
+holder.ready()
+os.read(holder.fileno(), 1)
+"""
+
+
+def plan(directory: Path, **children: str) -> dict[str, object]:
+    """A plan without FUSE whose children run `children[role]` (Python text)."""
+    return {
+        "run": str(directory / "run"),
+        "root": str(directory / "root"),
+        "fuse": False,
+        "sockets": [
+            {"name": "api", "path": str(directory / "run" / "api.sock"), "type": "stream"},
+            {"name": "view", "path": str(directory / "run" / "view.sock"), "type": "seqpacket"},
+            {"name": "mirror", "tcp": "127.0.0.1:0", "type": "stream"},
+        ],
+        "children": [
+            {"role": role, "argv": [sys.executable, "-c", code, str(directory / role)]}
+            for role, code in children.items()
+        ],
+        "stop_timeout_s": 0,
+    }
+
+
+@contextlib.contextmanager
+def running(made: dict[str, object]) -> Iterator[subprocess.Popen[bytes]]:
+    process = start_holder(made)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def refusal(made: dict[str, object]) -> str:
+    """What a holder says that must end by itself with status 1."""
+    with running(made) as process:
+        said = b"\n".join(read_until(process, b"no such text")).decode()
+        assert process.wait(10) == 1, said
+        return said
+
+
+def test_hands_out_descriptors_and_stops_in_reverse_order(tmp_path: Path) -> None:
+    with running(plan(tmp_path, supernode=CHILD, view=CHILD, agent=CHILD)) as process:
+        assert read_until(process, b"ready")[-1] == b"ready"
+        agent = json.loads((tmp_path / "agent.fds").read_text())
+        assert set(agent) == {"socket:api", "socket:mirror"}
+        assert all(stat.S_ISSOCK(mode) for mode in agent.values())
+        assert "socket:view" in json.loads((tmp_path / "view.fds").read_text())
+        assert stat.S_IMODE((tmp_path / "run" / "api.sock").stat().st_mode) == 0o600
+        process.terminate()
+        assert process.wait(10) == 0
+    assert (tmp_path / "order").read_text() == "agent view supernode "
+    assert not list((tmp_path / "run").glob("*.sock"))
+
+
+def test_restarts_a_dead_child_and_says_why(tmp_path: Path) -> None:
+    marker = tmp_path / "twice"
+    dies_once = f"""
+import os, signal
+from imgdist import holder_client
+holder = holder_client.connect()
+holder.ready()
+if not os.path.exists({str(marker)!r}):
+    open({str(marker)!r}, 'w').close()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.write(2, b'second life\\n')
+os.read(holder.fileno(), 1)
+"""
+    with running(plan(tmp_path, agent=dies_once)) as process:
+        said = read_until(process, b"second life")
+        assert any(b"agent" in line and b"signal 9" in line and b"0.05 s" in line for line in said)
+        assert said.count(b"ready") == 1
+
+
+def test_child_that_never_starts_ends_the_holder_with_its_status(tmp_path: Path) -> None:
+    with running(plan(tmp_path, view=CHILD, agent="import sys; sys.exit('no such root: 3')")) as process:
+        said = b"\n".join(read_until(process, b"no such text")).decode()
+        assert process.wait(10) == 1
+        assert "no such root: 3" in said and "agent does not start" in said
+
+
+def test_children_end_with_a_killed_holder(tmp_path: Path) -> None:
+    with running(plan(tmp_path, agent=CHILD)) as process:
+        wait_ready(process)
+        pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        gone = os.pidfd_open(pid)
+        process.kill()
+        try:
+            assert select.select([gone], [], [], 10)[0]
+        finally:
+            os.close(gone)
+
+
+def test_names_what_it_cannot_hold(tmp_path: Path) -> None:
+    made = plan(tmp_path, agent=CHILD)
+    long_path = str(tmp_path / "run" / ("x" * 100))
+    made["sockets"] = [{"name": "api", "path": long_path, "type": "stream"}]
+    assert long_path in (said := refusal(made)) and "107 bytes" in said
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        made["sockets"] = [{"name": "mirror", "tcp": f"127.0.0.1:{port}", "type": "stream"}]
+        assert f"127.0.0.1:{port}" in (said := refusal(made)) and "in use" in said
+
+    (tmp_path / "file").write_text("")
+    made = plan(tmp_path, agent=CHILD)
+    made["root"] = str(tmp_path / "file" / "root")
+    assert made["root"] in (said := refusal(made)) and "writable" in said
+
+
+def test_second_holder_leaves_the_first_ones_sockets_alone(tmp_path: Path) -> None:
+    made = plan(tmp_path, agent=CHILD)
+    with running(made) as process:
+        wait_ready(process)
+        assert "another process listens there" in refusal(made)
+        assert (tmp_path / "run" / "api.sock").exists()
+
+
+def test_takes_over_from_a_killed_holder(tmp_path: Path) -> None:
+    """Its stale sockets, and its dead mount, which answers every look with ENOTCONN."""
+    require(os.geteuid() == 0 and os.path.exists("/dev/fuse"), "root and /dev/fuse")
+    made = plan(tmp_path, agent=CHILD) | {"fuse": True}
+    with running(made) as process:
+        wait_ready(process)
+    with pytest.raises(OSError):
+        os.listdir(tmp_path / "run" / "view")
+    with running(made) as process:
+        wait_ready(process)
+        process.terminate()
+        assert process.wait(10) == 0
+    assert os.listdir(tmp_path / "run" / "view") == []
+
+
+def test_tells_the_service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with running(plan(tmp_path, agent=CHILD)) as process:
+            assert manager.recv(100) == b"READY=1"
+            process.terminate()
+            assert manager.recv(100) == b"STOPPING=1"
+            assert process.wait(10) == 0
+
+
+def test_both_sides_use_the_same_names() -> None:
+    assert (offspring.FD_VARIABLE, offspring.ROLE_VARIABLE) == (holder_client.FD_VARIABLE, holder_client.ROLE_VARIABLE)
+    assert offspring.VERSION == holder_client.VERSION
