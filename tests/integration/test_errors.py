@@ -155,7 +155,8 @@ def test_supernode_refuses_a_port_in_use(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        check_refusal(imgdist("supernode", "--root", tmp_path / "r", "--listen", address), 1, address, "another process")
+        done = imgdist("supernode", "--root", tmp_path / "r", "--listen", address)
+        check_refusal(done, 1, address, "another process")
 
 
 def test_supernode_refuses_a_chunk_port_in_use(tmp_path: Path) -> None:

@@ -139,10 +139,13 @@ class Containerd:
 
     @contextmanager
     def mounted(self, chain_id: str, snapshotter: str, directory: Path, namespace: str = "default") -> Iterator[Path]:
-        """The snapshot `chain_id` mounted read-only at `directory`, as the snapshotter says it is to be mounted."""
+        """What a container of the snapshot `chain_id` would see, mounted at `directory` as the snapshotter says.
+
+        Prepared, not viewed: ctr protects only the former from containerd's garbage collector.
+        """
         key = f"look-{directory.name}"
         directory.mkdir()
-        self.ctr("snapshots", "--snapshotter", snapshotter, "view", key, chain_id, namespace=namespace)
+        self.ctr("snapshots", "--snapshotter", snapshotter, "prepare", key, chain_id, namespace=namespace)
         try:
             line = self.ctr(
                 "snapshots", "--snapshotter", snapshotter, "mounts", str(directory), key, namespace=namespace

@@ -24,6 +24,7 @@ from imgdist.demo.registry import registry
 _QUICK = ("fill.quiet_s=0", "switch.idle_s=0.2")
 _SETTLED = {"switched", "complete", "plain"}
 _SETTLE_S = 60.0
+_LOG_LINES = 200
 
 
 def free_port() -> int:
@@ -146,5 +147,11 @@ def stack(directory: Path) -> Iterator[Stack]:
     require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
     require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
     require(Path("/bin/busybox").exists(), "busybox-static")
-    with ExitStack() as parts:
-        yield Stack(directory, parts)
+    try:
+        with ExitStack() as parts:
+            yield Stack(directory, parts)
+    finally:
+        for log in sorted(directory.glob("**/*.log")):
+            if log.parent.name != "logs":
+                lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+                print(f"--- {log.relative_to(directory)}", *lines, sep="\n")  # pytest shows it if the test fails
