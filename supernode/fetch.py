@@ -94,13 +94,17 @@ Converter = Callable[[Origin], Conversion]
 
 @dataclass(slots=True)
 class Job:
-    """A layer waiting for its turn or on its way. `begun` is set once `conversion` or `error` is."""
+    """A layer waiting for its turn or on its way.
+
+    `begun` is set once `conversion` or `error` is, `over` when the job has left `_jobs`.
+    """
 
     origin: Origin
     received_bytes: int = 0
     conversion: Conversion | None = None
     error: ImgdistError | None = None
     begun: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +216,14 @@ class Fetcher:
             if job.conversion is None:
                 assert job.error is not None
                 raise job.error
-            async for piece in job.conversion.follow(start):
-                yield piece
+            try:
+                async for piece in job.conversion.follow(start):
+                    yield piece
+            except ImgdistError:
+                # Told once the part is gone and the verdict stands: who asks again must not meet the dead job.
+                await job.over.wait()
+                raise
+            await job.over.wait()
             return
         status = self.status(digest)
         if status.pack_id is not None:
@@ -243,6 +253,7 @@ class Fetcher:
             finally:
                 del self._jobs[digest]
                 job.begun.set()
+                job.over.set()
 
     async def _run_job(self, job: Job) -> None:
         origin, started = job.origin, self._clock()

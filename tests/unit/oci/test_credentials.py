@@ -1,0 +1,122 @@
+"""Credentials and challenges: what files and headers say; no secret in a message."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgdist.errors import ConfigError, ProtocolError, TemporaryError
+from imgdist.oci.auth import Challenge, parse_challenges, token_request
+from imgdist.oci.credentials import Credentials, Keychain
+from imgdist.oci.transport import Retry, parse_retry_after
+
+
+def entry(user: str, password: str) -> dict[str, str]:
+    return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def write(path: Path, auths: Any) -> Keychain:
+    path.write_text(json.dumps({"auths": auths, "credsStore": "ignored"}))
+    return Keychain(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "host"),
+    [
+        ("reg.example:5000", "reg.example:5000"),
+        ("https://reg.example", "reg.example"),
+        ("https://index.docker.io/v1/", "docker.io"),
+        ("docker.io", "docker.io"),
+    ],
+)
+def test_keychain_knows_hosts_as_docker_writes_them(tmp_path: Path, key: str, host: str) -> None:
+    keychain = write(tmp_path / "config.json", {key: entry("me", "se:cret")})
+    assert keychain.find(host) == Credentials("me", "se:cret")
+    assert keychain.find("other.example") is None
+
+
+def test_keychain_follows_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    assert write(path, {"h.x": {"identitytoken": "it"}}).find("h.x") == Credentials(identity_token="it")
+    keychain = write(path, {"h.x": entry("a", "1")})
+    assert keychain.find("h.x") == Credentials("a", "1")
+    path.write_text(json.dumps({"auths": {"h.x": {"username": "b", "password": "22"}}}))
+    os.utime(path, ns=(1, 1))
+    assert keychain.find("h.x") == Credentials("b", "22")
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        keychain.find("h.x")
+    assert Keychain(None).find("h.x") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"auths": 3}', '{"auths": {"h": {"auth": "s3cret!"}}}'])
+def test_broken_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Keychain(str(path)).find("h")
+    assert str(path) in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_secrets_stay_out_of_repr() -> None:
+    shown = repr(Credentials("me", "s3cret", "t0ken"))
+    assert "me" in shown
+    assert "s3cret" not in shown
+    assert "t0ken" not in shown
+
+
+@pytest.mark.parametrize(
+    ("headers", "challenges"),
+    [
+        ([], []),
+        (['Basic realm="a, b"'], [Challenge("basic", {"realm": "a, b"})]),
+        (
+            ['Bearer realm="https://t/x",service=s,scope="repository:a:pull,push"'],
+            [Challenge("bearer", {"realm": "https://t/x", "service": "s", "scope": "repository:a:pull,push"})],
+        ),
+        (['bearer realm=r , Basic realm=b'], [Challenge("bearer", {"realm": "r"}), Challenge("basic", {"realm": "b"})]),
+        (["Negotiate", r'Basic realm="q\"q"'], [Challenge("negotiate", {}), Challenge("basic", {"realm": 'q"q'})]),
+    ],
+)  # fmt: skip
+def test_challenges(headers: list[str], challenges: list[Challenge]) -> None:
+    assert parse_challenges(headers) == challenges
+
+
+@given(st.lists(st.text(max_size=60), max_size=3))
+def test_any_header_is_read_in_bounded_time(headers: list[str]) -> None:
+    parse_challenges(headers)
+
+
+def test_token_request() -> None:
+    bearer = Challenge("bearer", {"realm": "https://t/x", "service": "s"})
+    anonymous = token_request(bearer, "repository:a:pull", None)
+    assert (anonymous.query, anonymous.authorization) == ({"service": "s", "scope": "repository:a:pull"}, None)
+    assert token_request(bearer, "x", Credentials("a", "b")).authorization == Credentials("a", "b").basic
+    with pytest.raises(ProtocolError, match="realm"):
+        token_request(Challenge("bearer", {"realm": "file:///etc/passwd"}), "x", None)
+
+
+def test_retry_delays() -> None:
+    retry = Retry(attempts=4, connect_attempts=2, base_s=1, cap_s=3, retry_after_max_s=10)
+    error = TemporaryError("x")
+    assert [retry.delay_s(n, error, False, 1.0) for n in (1, 2, 3, 4)] == [1, 2, 3, None]
+    assert retry.delay_s(1, error, False, 0.0) == 0.5
+    assert [retry.delay_s(n, error, True, 1.0) for n in (1, 2)] == [1, None]
+    assert retry.delay_s(1, TemporaryError("x", 7), False, 0.5) == 7
+    assert retry.delay_s(1, TemporaryError("x", 11), False, 0.5) is None
+
+
+def test_retry_after() -> None:
+    assert parse_retry_after("7", 0) == 7
+    assert parse_retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 50) == 10
+    assert parse_retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 90) == 0
+    assert parse_retry_after("soon", 0) is None
+    assert parse_retry_after(None, 0) is None
