@@ -180,7 +180,7 @@ def _make_layer(path: Path, size: int) -> Path:
     sources = [Path(paths["purelib"]), Path(paths["stdlib"]), *map(Path, _SOURCES)]
     with gzip.GzipFile(path, "wb", 6, mtime=0) as out, tarfile.open(fileobj=out, mode="w|") as tar:
         for file in (file for source in sources if source.is_dir() for file in sorted(source.rglob("*"))):
-            if file.is_symlink() or not file.is_file():
+            if file.is_symlink() or not (file.is_file() or file.is_dir()):
                 continue
             tar.add(file, str(file).lstrip("/"), recursive=False)
             if tar.offset >= size:

@@ -17,8 +17,9 @@ from isal import igzip, isal_zlib
 
 from imgdist.errors import CorruptError, DeclinedError
 
-PIECE = 256 * 1024
-"""Most bytes of a piece. Measured: 128 KiB to 1 MiB cost the same; this stays in the L2 cache."""
+PIECE = 512 * 1024
+"""Most bytes of a piece. Measured: 128 KiB to 1 MiB decompress at the same speed; 512 KiB hand-overs to the hashing
+thread switch contexts a third less often than 256 KiB, and 1 MiB gains little more."""
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _WINDOW_MAX = 1 << 27

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 from blake3 import blake3
 
@@ -30,9 +30,10 @@ class OrderedEncoder:
         """`level` None: no encoding, bodies are the raw bytes."""
         self._level = level
         self._deliver = deliver
-        self._pool = ThreadPoolExecutor(threads, "encode")
         self._limit = threads * _QUEUED_PER_THREAD
-        self._room = threading.Semaphore(self._limit)
+        # SimpleQueue, also for counting what is in work: the other primitives are Python code, and a GIL's fight.
+        self._room: SimpleQueue[None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[int, codec.Body, bool] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._finished: dict[int, Encoded] = {}
         self._delivered = 0
@@ -40,43 +41,60 @@ class OrderedEncoder:
         """Chunks so far."""
         self._error: BaseException | None = None
         self._digests = blake3()
+        self._release(self._limit)
+        self._threads = [threading.Thread(target=self._run, name=f"encode-{i}") for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, raw: codec.Body, metadata: bool) -> None:
         """Take a chunk; its buffer is the encoder's from now on. Waits for room, raises what a delivery raised."""
-        self._room.acquire()
-        self._raise()
-        self._pool.submit(self._work, self.submitted, raw, metadata)
+        self._room.get()
+        self._work.put((self.submitted, raw, metadata))
         self.submitted += 1
+        self._raise()
 
     def drain(self) -> bytes:
         """Wait until every chunk is delivered. Returns BLAKE3-256 of their concatenated digests."""
         for _ in range(self._limit):
-            self._room.acquire()
-        self._room.release(self._limit)
+            self._room.get()
+        self._release(self._limit)
         self._raise()
         return self._digests.digest()
 
     def close(self) -> None:
-        """Stop the threads; chunks not yet begun are dropped."""
-        self._pool.shutdown(cancel_futures=True)
+        """Stop the threads, once they have done what was submitted."""
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _release(self, count: int) -> None:
+        for _ in range(count):
+            self._room.put(None)
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _work(self, number: int, raw: codec.Body, metadata: bool) -> None:
-        try:
-            encoded = self._encode(raw, metadata)
-            with self._lock:
-                self._finished[number] = encoded
-                while self._error is None and (ready := self._finished.pop(self._delivered, None)) is not None:
-                    self._digests.update(ready[0].digest)
-                    self._deliver(*ready)
-                    self._delivered += 1
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._room.release()
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            number, raw, metadata = work
+            try:
+                if self._error is None:
+                    self._hand_on(number, self._encode(raw, metadata))
+            except BaseException as error:
+                self._error = error
+            del work, raw
+            self._release(1)
+
+    def _hand_on(self, number: int, encoded: Encoded) -> None:
+        """Deliver the chunk, and those behind it that were waiting for it; or leave it to the one it waits for."""
+        with self._lock:
+            self._finished[number] = encoded
+            while (ready := self._finished.pop(self._delivered, None)) is not None:
+                self._digests.update(ready[0].digest)
+                self._deliver(*ready)
+                self._delivered += 1
 
     def _encode(self, raw: codec.Body, metadata: bool) -> Encoded:
         blocks = len(raw) // BLOCK

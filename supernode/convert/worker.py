@@ -34,6 +34,10 @@ _ADDRESS_SPACE_PER_THREAD = 256 << 20
 8 MiB stack and up to 128 MiB for its malloc arena."""
 _FILES_MAX = 64
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES, _MMAP_BYTES = 256 << 20, 4 << 20
+"""malloc keeps freed chunk buffers instead of giving their pages back: measured 8 instead of 20-46 thousand page
+faults for 300 MB, half the system time."""
 
 
 def main(plan: dict[str, Any]) -> int:
@@ -77,7 +81,11 @@ def _say(message: dict[str, Any]) -> None:
 
 def _confine(threads: int) -> None:
     """Give up what a parser of strangers' bytes does not need, and do not outlive the supernode."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     os.nice(_NICE)
     space = _ADDRESS_SPACE + threads * _ADDRESS_SPACE_PER_THREAD
     for what, most in (
