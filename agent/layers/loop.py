@@ -200,13 +200,8 @@ def devices() -> Iterator[Loop]:
 
 
 def find(backing_file: str) -> list[Loop]:
-    """Devices that show the file, also one that was unmounted or deleted since. After `umount -l` of a view the
-    kernel names the file by its path inside the view, so a file name alone (no "/") matches the last part."""
-    return [loop for loop in devices() if _shows(loop.backing_file.removesuffix(" (deleted)"), backing_file)]
-
-
-def _shows(seen: str, wanted: str) -> bool:
-    return seen == wanted or ("/" not in wanted and os.path.basename(seen) == wanted)
+    """Devices that show the file of this path, also if it was deleted since."""
+    return [loop for loop in devices() if loop.backing_file.removesuffix(" (deleted)") == backing_file]
 
 
 def set_read_ahead(path: str, size_bytes: int) -> None:

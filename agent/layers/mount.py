@@ -14,8 +14,6 @@ from imgdist.errors import ImgdistError, TemporaryError, UnsupportedError
 
 # <sys/mount.h>
 MS_RDONLY = 1
-MS_NOSUID = 2
-MS_NODEV = 4
 MS_BIND = 4096
 MS_REC = 16384
 _MNT_DETACH = 2

@@ -62,6 +62,13 @@ class Filter:
             all(selector.matches(fields) for selector in selectors) for selectors in self.alternatives
         )
 
+    def required(self, path: tuple[str, ...]) -> str | None:
+        """The value that every match has at `path`, None where several would do: lets a search use an index."""
+        if len(self.alternatives) != 1:
+            return None
+        wanted = (one.value for one in self.alternatives[0] if one.path == path and one.operator == "==")
+        return next(wanted, None)
+
 
 def parse(filters: Sequence[str]) -> Filter:
     """Parse what List was given. UsageError names the filter, the place and what was expected there."""

@@ -27,6 +27,7 @@ class Packs:
     def __init__(self, store: Store, layers: Layers | None) -> None:
         self.layers = layers
         self._store = store
+        self._suspects: set[str] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def lock(self, pack_id: str) -> AbstractAsyncContextManager[None]:
@@ -60,12 +61,19 @@ class Packs:
             return Usage()
         return await self.layers.usage(row.pack_id)
 
+    def suspect(self, pack_id: str) -> None:
+        """The pack may be mounted without a snapshot that uses it: look at it at the next clean-up. In memory only,
+        as a commit to disk would double the cost of a take-over; a restart finds such mounts by `packs_in_use`."""
+        self._suspects.add(pack_id)
+
     async def release_unreferenced(self) -> list[str]:
         """Release what no snapshot uses; returns those packs that somebody still holds."""
         if self.layers is None:
             return []
         held = []
         metadata = self._store.metadata
+        while self._suspects:
+            await self._store.do(metadata.mark_unreferenced, self._suspects.pop())
         for pack_id in await self._store.do(metadata.unreferenced):
             async with self.lock(pack_id):
                 if pack_id not in await self._store.do(metadata.unreferenced):

@@ -91,7 +91,7 @@ class TakeOver:
     async def _record(self, request: LayerRequest, parent: str, layer: TakenLayer) -> None:
         """Check the layer, plan its fix-up lower, write its row."""
         # First of all, so that no cancellation from here on leaves a mounted layer that nobody will ever release.
-        await self._store.do(self._store.metadata.mark_unreferenced, layer.pack_id)
+        self._packs.suspect(layer.pack_id)
         expected = labels.chain_id(request.parent_chain_id, layer.diff_id)
         if expected != request.chain_id:
             # Trust hangs on this: the chain ID comes from the image configuration that containerd verified.

@@ -84,7 +84,6 @@ def test_a_deleted_file_is_still_found(image: str) -> None:
     with loop.attached(image) as device:
         os.unlink(image)
         assert [found.path for found in loop.find(image)] == [device]
-        assert [found.path for found in loop.find("image") if found.backing_file.startswith(image)] == [device]
         loop.detach(device)
     loop.detach(device)
     assert loop.find(image) == []

@@ -344,3 +344,18 @@ def test_an_image_of_128_layers(workshop: Workshop, service: Service, tmp_path: 
         said = run(containerd, image, "/bin/sh", "-c", "cat /n/0 /n/126; ls /n")
         assert said.startswith("0126") and len(said.split()) == 127
         forget(containerd, service, image)
+
+
+def test_a_foreign_open_file_delays_the_release(
+    workshop: Workshop, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = three_layers(workshop, "held")
+    service.layers.learn(image)
+    with daemon(tmp_path, service, "2") as containerd:
+        pull(containerd, image)
+        layer = service.run(service.layers.ensure_mounted(digest(image.layers[0]).removeprefix("sha256:")))
+        with open(f"{layer}/etc/passwd"):
+            containerd.ctr("images", "rm", "--sync", image.reference)
+            wait_until(lambda: f"process {os.getpid()} (" in caplog.text, "the holder named in the log")
+            assert service.layers.mounted() == 1
+        wait_until(lambda: service.layers.mounted() == 0, "the layer released after all")

@@ -8,7 +8,7 @@ import pytest
 from parts import require
 
 from agent.layers import holders, mountinfo
-from agent.layers.mount import BusyError, is_dead, mount, prepare_mount_point, umount
+from agent.layers.mount import MS_BIND, BusyError, is_dead, mount, prepare_mount_point, umount
 from imgdist.errors import ImgdistError, UnsupportedError
 
 
@@ -60,7 +60,7 @@ def test_holders_see_bind_mounts_and_overlays(place: str, tmp_path: Path) -> Non
     lower = tmp_path / "lower"
     lower.mkdir()
     mount("none", str(lower), "tmpfs")
-    mount(str(lower), str(other), "", flags=4096)
+    mount(str(lower), str(other), "", MS_BIND)
     mount("overlay", str(over), "overlay", data=f"lowerdir={lower}:{tmp_path}/over")
     try:
         whats = {holder.what for holder in holders.of_mount(str(lower))}

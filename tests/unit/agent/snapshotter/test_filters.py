@@ -105,6 +105,13 @@ def test_the_search_after_a_take_over() -> None:
     assert parse([f'labels."containerd.io/snapshot.ref"=={chain},parent==""']).matches({**fields, ("parent",): ""}.get)
 
 
+def test_what_every_match_must_have() -> None:
+    assert parse(["name==a,parent==b"]).required(("parent",)) == "b"
+    assert parse(['parent==""']).required(("parent",)) == ""
+    for several in (["parent==a", "parent==b"], ["parent!=a"], ["parent"], ["name==a"], []):
+        assert parse(several).required(("parent",)) is None
+
+
 @given(st.text())
 def test_nothing_but_a_usage_error_comes_out(text: str) -> None:
     try:
