@@ -36,7 +36,8 @@ from imgdist.pack.records import (
 )
 
 _DOMAIN = "imgdist 2026-11 pack id of an index"
-_REPEATABLE = (Chunk, Metadata, Implied)
+_HEADER = TYPE_OF[Header]
+_REPEATABLE = (TYPE_OF[Chunk], TYPE_OF[Metadata], TYPE_OF[Implied])
 
 
 class IndexBuilder:
@@ -166,29 +167,27 @@ class IndexFollower:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the stream. `ProtocolError` or `CorruptError` end it: throw the follower away."""
-        for record in self._decoder.feed(data):
-            self._take(record)
+        for record, raw in self._decoder.feed(data):
+            kind = raw[0]
+            if self.sealed is not None:
+                raise ProtocolError("index goes on after its seal")
+            if kind < self._last_type or (kind == self._last_type and kind not in _REPEATABLE):
+                raise ProtocolError(f"index record {self.record_count} ({type(record).__name__}) is out of order")
+            if self._last_type == 0 and kind != _HEADER:
+                raise ProtocolError("index does not start with its header")
+            self._last_type = kind
             self.record_count += 1
+            self._take(record, raw)
 
-    def _take(self, record: Record) -> None:
-        if self.sealed is not None:
-            raise ProtocolError("index goes on after its seal")
-        kind = TYPE_OF[type(record)]
-        in_order = kind == self._last_type if isinstance(record, _REPEATABLE) else False
-        if not in_order and kind <= self._last_type:
-            raise ProtocolError(f"index record {self.record_count} ({type(record).__name__}) is out of order")
-        if (self._last_type == 0) != isinstance(record, Header):
-            raise ProtocolError("index does not start with its header")
-        self._last_type = kind
+    def _take(self, record: Record, raw: bytes) -> None:
         if isinstance(record, Chunk):
             self._chunks.add(record)
         elif isinstance(record, Seal):
             self._seal(record)
-            return
         else:
             self._rest.add(record)
         if not isinstance(record, Header):
-            self._hash.update(encode(record))
+            self._hash.update(raw)
 
     def _seal(self, seal: Seal) -> None:
         seen = self._hash.digest()

@@ -152,15 +152,15 @@ class RecordDecoder:
     def __init__(self) -> None:
         self._pending = bytearray()
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Record]:
-        """The records that `data` completes. Holds back at most one unfinished record."""
+    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[Record, bytes]]:
+        """The records that `data` completes, each with its own bytes. Holds back at most one unfinished record."""
         self._pending += data
         buffer = bytes(self._pending)
-        records: list[Record] = []
+        records: list[tuple[Record, bytes]] = []
         at = 0
         while (span := record_span(buffer, at)) is not None:
             start, end = span
-            records.append(_decode(buffer[at], buffer[start:end]))
+            records.append((_decode(buffer[at], buffer[start:end]), buffer[at:end]))
             at = end
         del self._pending[:at]
         return records
@@ -181,10 +181,12 @@ def record_span(buffer: bytes, at: int) -> tuple[int, int] | None:
     most = _LENGTH_MAX.get(kind)
     if most is None:
         raise ProtocolError(f"index record of unknown type {kind}: written by a newer release, or not an index")
-    header = _read_varint(buffer, at + 1)
-    if header is None:
+    if at + 1 < len(buffer) and buffer[at + 1] < 0x80:
+        length, start = buffer[at + 1], at + 2
+    elif header := _read_varint(buffer, at + 1):
+        length, start = header
+    else:
         return None
-    length, start = header
     if length > most:
         raise ProtocolError(f"index record of type {kind} claims {length} bytes, at most {most} are allowed")
     return (start, start + length) if start + length <= len(buffer) else None
@@ -203,10 +205,10 @@ def offset_of(stream: bytes, number: int) -> int | None:
 
 def _decode(kind: int, payload: bytes) -> Record:
     match kind:
-        case 1:
-            return _decode_header(payload)
         case 2:
             return _decode_chunk(payload)
+        case 1:
+            return _decode_header(payload)
         case 3:
             first_block, at = _need_varint(payload, 0)
             blocks, at = _need_varint(payload, at)
@@ -239,8 +241,9 @@ def _decode_header(payload: bytes) -> Header:
 
 
 def _decode_chunk(payload: bytes) -> Chunk:
-    blocks, at = _need_varint(payload, 0)
-    _exactly(_CHUNK, payload, at + 1 + DIGEST_BYTES)
+    blocks, at = (payload[0], 1) if payload and payload[0] < 0x80 else _need_varint(payload, 0)
+    if len(payload) != at + 1 + DIGEST_BYTES:
+        _exactly(_CHUNK, payload, at + 1 + DIGEST_BYTES)
     flags = payload[at]
     if not 0 < blocks <= CHUNK_MAX // BLOCK or flags > _FLAG_ZERO | _FLAG_METADATA:
         raise ProtocolError(

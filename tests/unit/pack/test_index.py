@@ -253,5 +253,5 @@ record_strategy = st.one_of(
 def test_records_come_back_from_any_pieces(given_records: list[Record], piece: int) -> None:
     data = b"".join(map(records.encode, given_records))
     decoder = records.RecordDecoder()
-    got = [record for at in range(0, len(data), piece) for record in decoder.feed(data[at : at + piece])]
-    assert got == given_records
+    got = [pair for at in range(0, len(data), piece) for pair in decoder.feed(data[at : at + piece])]
+    assert got == [(record, records.encode(record)) for record in given_records]
