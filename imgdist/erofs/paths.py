@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from imgdist.erofs.layout import NAME_MAX
@@ -11,7 +10,6 @@ from imgdist.errors import DeclinedError
 PATH_MAX = 4095
 """Most bytes of a path (the kernel's PATH_MAX counts a NUL as well)."""
 _LINKS_MAX = 255
-_UNCLEAN = re.compile(rb"(?:^|/)(?:\.{0,2})(?:/|$)")
 
 
 def clean(name: bytes) -> bytes:
@@ -23,7 +21,7 @@ def clean(name: bytes) -> bytes:
     path = name[2:] if name.startswith(b"./") else name
     if path.endswith(b"/"):
         path = path[:-1]
-    if _UNCLEAN.search(path):
+    if b"//" in path or b"/." in path or path.startswith((b"/", b".")) or path.endswith(b"/"):  # few names are
         parts: list[bytes] = []
         for part in name.split(b"/"):
             if part == b"..":

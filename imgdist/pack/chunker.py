@@ -47,7 +47,10 @@ class Chunker:
         return self._start + self._fill // BLOCK
 
     def write(self, piece: bytes | bytearray | memoryview) -> None:
-        """Append bytes to the current file or the metadata."""
+        """Append bytes to the current file or the metadata.
+
+        Whole chunks of a read-only piece (of `bytes`) are emitted as they are, without a copy: it must not change.
+        """
         end = self._fill + len(piece)
         if end < CHUNK_MAX:
             self._chunk[self._fill : end] = piece
@@ -55,6 +58,11 @@ class Chunker:
             return
         rest = memoryview(piece)
         while rest:
+            if not self._fill and rest.readonly and len(rest) >= CHUNK_MAX:
+                self._start += CHUNK_MAX // BLOCK
+                self._emit(rest[:CHUNK_MAX], self._metadata)
+                rest = rest[CHUNK_MAX:]
+                continue
             taken = rest[: CHUNK_MAX - self._fill]
             self._chunk[self._fill : self._fill + len(taken)] = taken
             self._fill += len(taken)

@@ -10,6 +10,7 @@ from imgdist.errors import CorruptError
 XATTR_PREFIX = b"SCHILY.xattr."
 SPARSE_MAP = b"GNU.sparse.map"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
+_RECORD = re.compile(rb"([+-]?[0-9]{1,19}) ([^=]+)=")
 _TEXT = (b"path", b"linkpath", b"uname", b"gname")
 
 
@@ -39,15 +40,15 @@ def parse_records(body: bytes) -> dict[bytes, bytes]:
 
 def _record(body: bytes, start: int) -> tuple[bytes, bytes, int]:
     """Return (key, value, start of the next record)."""
-    space = body.find(b" ", start)
-    length = body[start:space] if space >= 0 else b""
-    if not _INTEGER.fullmatch(length) or len(length) > 19:
-        raise CorruptError(f"pax header: expected a length, saw {body[start : start + 20]!r}")
-    end = start + int(length)
-    if int(length) < 5 or end > len(body) or end <= space + 1 or body[end - 1] != ord("\n"):
-        raise CorruptError(f"pax header: record length {length!r} is wrong")
-    key, equals, value = body[space + 1 : end - 1].partition(b"=")
-    if not equals or not key or b"\0" in (value if key in _TEXT else key):
+    match = _RECORD.match(body, start)
+    if not match:
+        raise CorruptError(f"pax header: expected a record, saw {body[start : start + 40]!r}")
+    length, key = match.groups()
+    value_start, end = match.end(), start + int(length)
+    if end > len(body) or end <= value_start or body[end - 1] != ord("\n"):
+        raise CorruptError(f"pax header: the record of {key[:40]!r} has the wrong length {length!r}")
+    value = body[value_start : end - 1]
+    if b"\0" in (value if key in _TEXT else key):
         raise CorruptError(f"pax header: malformed record {key[:40]!r}")
     return key, value, end
 

@@ -162,13 +162,13 @@ class TarReader:
         offset, length = self._segments[-1]
         if self._written < offset:
             self._hole(offset - self._written)
+        if self._written == offset and self._body.image_offset is not None:
+            self._split.image(self._body.image_offset + offset, length)
         taken = min(offset + length - self._written, len(view))
         piece = view[:taken]
         self._body.write(piece)
         if self._body.image_offset is None:
             self._split.literal(piece)
-        else:
-            self._split.image(self._body.image_offset + self._written, taken)
         self._written += taken
         if self._written == offset + length:
             self._next_segment()
