@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rig import makers, tree
 from rig.containerds import Containerd, Setting
-from rig.images import Workshop
+from rig.images import Workshop, digest
 from rig.makers import Made
 from rig.stack import Stack, stack
 
@@ -38,17 +38,13 @@ def test_mounted_image_equals_unpacked_image(
     image = make(made.workshop, tmp_path)
     with daemon.cri() as cri:
         cri.pull(image.reference)
+    lazy_layers = {layer["diff_id"] for layer in made.node.layers() if layer["state"] not in ("plain", "failed")}
+    assert {digest(layer) for layer in image.layers} <= lazy_layers, "not every layer was taken over"
     daemon.ctr("images", "pull", "--plain-http", "--snapshotter", "overlayfs", image.reference, namespace="plain")
     with daemon.mounted(image.chain_id, "imgdist", tmp_path / "ours", namespace="k8s.io") as root:
-        assert root.is_mount() and "erofs" in _file_systems_of_layers(made), "nothing was taken over"
         ours = tree.read(root)
     with daemon.mounted(image.chain_id, "overlayfs", tmp_path / "theirs", namespace="plain") as root:
         theirs = tree.read(root)
-    assert len(theirs) > 10
+    assert len(theirs) > 5
     different = tree.differences(ours, theirs, tree.implied_directories(image.layers))
     assert not different, f"{len(different)} differences, the first:\n" + "\n".join(different[:40])
-
-
-def _file_systems_of_layers(made: Stack) -> set[str]:
-    lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
-    return {fields[2] for fields in lines if fields[1].startswith(str(made.node.root))}

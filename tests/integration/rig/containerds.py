@@ -17,7 +17,8 @@ from rig.cri import Cri
 
 from imgdist.demo import leftovers
 from imgdist.demo.containerd import Install, installs
-from imgdist.demo.processes import Process, command
+from imgdist.demo.processes import Process, command, wait_until
+from imgdist.errors import ImgdistError
 
 Version = Literal["1.6", "2"]
 _DEPLOY = Path(__file__).parents[3] / "deploy/containerd"
@@ -120,6 +121,18 @@ class Containerd:
         except grpc.RpcError:
             return False
         return True
+
+    def wait_for_snapshotter(self) -> None:
+        """Until containerd has found a snapshotter that was away: it tries again after 3 s at the latest."""
+
+        def reached() -> bool:
+            try:
+                self.ctr("snapshots", "--snapshotter", "imgdist", "usage", namespace="k8s.io")
+            except ImgdistError:
+                return False
+            return True
+
+        wait_until(reached, "containerd's connection to the snapshotter", 15)
 
     def ctr(self, *arguments: str, namespace: str = "default") -> str:
         """Run this version's `ctr`; its stdout. Raises ImgdistError with what it said."""

@@ -152,6 +152,6 @@ def stack(directory: Path) -> Iterator[Stack]:
             yield Stack(directory, parts)
     finally:
         for log in sorted(directory.glob("**/*.log")):
-            if log.parent.name != "logs":
+            if log.parent.name not in ("logs", "registry"):
                 lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
                 print(f"--- {log.relative_to(directory)}", *lines, sep="\n")  # pytest shows it if the test fails
