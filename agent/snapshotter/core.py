@@ -19,7 +19,7 @@ from agent.snapshotter import disk, labels
 from agent.snapshotter.metadata import Row
 from agent.snapshotter.model import AlreadyExistsError, Info, Kind, Layers, Mount, PreconditionError, Usage
 from agent.snapshotter.mounts import mounts
-from agent.snapshotter.packs import Packs
+from agent.snapshotter.packs import Packs, Sharing
 from agent.snapshotter.store import Store
 from agent.snapshotter.takeover import TakeOver
 
@@ -44,12 +44,22 @@ class Snapshotter:
     """All calls come from one event loop. Errors: NotFoundError, AlreadyExistsError, PreconditionError, UsageError
     (imgdist.errors and model.py); what `Layers` raises when a layer of a chain does not mount."""
 
-    def __init__(self, root: Path, layers: Layers | None, *, take_over_timeout_s: float = TAKE_OVER_TIMEOUT_S) -> None:
-        """State lives in `root`/snapshots and `root`/snapshots.db. `layers` None: an ordinary overlayfs snapshotter."""
+    def __init__(
+        self,
+        root: Path,
+        layers: Layers | None,
+        *,
+        take_over_timeout_s: float = TAKE_OVER_TIMEOUT_S,
+        sharing: Sharing | None = None,
+    ) -> None:
+        """State lives in `root`/snapshots and `root`/snapshots.db. `layers` None: an ordinary overlayfs snapshotter.
+
+        Snapshotters that have the same `layers` must have one `sharing`, or one unmounts what the other uses.
+        """
         self._store = Store(root)
         self._metadata = self._store.metadata
         self._directories = self._store.directories
-        self._packs = Packs(self._store, layers)
+        self._packs = Packs(self._store, layers, sharing or Sharing())
         # containerd's choice: with index, a lower directory mounted twice with other uppers is refused.
         self._overlay_options = ("index=off",) if Path("/sys/module/overlay/parameters/index").exists() else ()
         self._cleaning = asyncio.Lock()

@@ -229,6 +229,10 @@ class Metadata:
         )
         return [row[0] for row in rows]
 
+    def uses(self, pack_id: str) -> bool:
+        """True if any snapshot is of this pack."""
+        return self._db.execute("SELECT 1 FROM snapshots WHERE pack_id = ?", (pack_id,)).fetchone() is not None
+
     def is_first_of_pack(self, row: Row) -> bool:
         """True for the one snapshot, of all with this pack, that the pack's bytes are accounted to."""
         first = self._db.execute("SELECT MIN(id) FROM snapshots WHERE pack_id = ?", (row.pack_id,)).fetchone()

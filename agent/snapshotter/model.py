@@ -88,8 +88,9 @@ class TakenLayer:
 class Layers(Protocol):
     """What the snapshotter asks of the layers of this node. All calls come from the event loop.
 
-    The snapshotter never runs `ensure_mounted` and `release` of one pack at the same time; `take_over` may run
-    beside anything. Every call is idempotent.
+    `ensure_mounted` and `release` of one pack never run at the same time (several snapshotters over the same layers
+    share packs.Sharing); `take_over` may run beside anything. Every call is idempotent. What is mounted at a start and
+    not among any snapshotter's `packs_in_use` is left over from a crash.
     """
 
     async def take_over(self, request: LayerRequest) -> TakenLayer:

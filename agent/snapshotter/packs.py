@@ -16,26 +16,44 @@ from imgdist.errors import TemporaryError, UnsupportedError
 log = logging.getLogger("imgdist.snapshotter")
 
 
-class Packs:
-    """Keeps `ensure_mounted` and `release` of one pack apart.
+class Sharing:
+    """What several snapshotters over the same layers know of each other; one that is alone has one of its own.
 
-    The interleaving that `lock` prevents: Cleanup finds a pack unreferenced and begins to release it; meanwhile a
+    The interleaving that a pack's lock prevents: Cleanup finds it unreferenced and begins to release it; meanwhile a
     Prepare records a snapshot of it and is told that it is mounted; then the release unmounts it.
     A holder of one pack's lock never asks for another's: two images may stack the same two layers in either order.
     """
 
-    def __init__(self, store: Store, layers: Layers | None) -> None:
-        self.layers = layers
-        self._store = store
-        self._suspects: set[str] = set()
+    def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._stores: list[Store] = []
+
+    def join(self, store: Store) -> None:
+        """From now on the packs of this store's snapshots count as used."""
+        self._stores.append(store)
 
     def lock(self, pack_id: str) -> AbstractAsyncContextManager[None]:
         """The lock of one pack; it exists as long as somebody holds or awaits it."""
-        found = self._locks.get(pack_id)
-        if found is None:
-            found = self._locks[pack_id] = asyncio.Lock()
-        return found
+        return self._locks.setdefault(pack_id, asyncio.Lock())
+
+    async def is_used(self, pack_id: str) -> bool:
+        """True if a snapshot of any of the snapshotters uses the pack."""
+        for store in self._stores:
+            if await store.do(store.metadata.uses, pack_id):
+                return True
+        return False
+
+
+class Packs:
+    """The packs of one snapshotter's snapshots."""
+
+    def __init__(self, store: Store, layers: Layers | None, sharing: Sharing) -> None:
+        self.layers = layers
+        self.lock = sharing.lock
+        self._store = store
+        self._sharing = sharing
+        self._suspects: set[str] = set()
+        sharing.join(store)
 
     async def mounted(self, pack_id: str) -> str:
         """Directory of the mounted layer, mounting it if need be. UnsupportedError where this node cannot."""
@@ -76,10 +94,9 @@ class Packs:
             await self._store.do(metadata.mark_unreferenced, self._suspects.pop())
         for pack_id in await self._store.do(metadata.unreferenced):
             async with self.lock(pack_id):
-                if pack_id not in await self._store.do(metadata.unreferenced):
-                    continue
                 try:
-                    await self.layers.release(pack_id)
+                    if not await self._sharing.is_used(pack_id):
+                        await self.layers.release(pack_id)
                 except TemporaryError as error:
                     log.warning("layer %s is not released yet: %s", pack_id, error)
                     held.append(pack_id)

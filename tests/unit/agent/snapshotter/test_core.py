@@ -15,6 +15,7 @@ from agent.layers.mount import BusyError
 from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.model import AlreadyExistsError, Kind, LayerRequest, Mount, PreconditionError, TakenLayer, Usage
+from agent.snapshotter.packs import Sharing
 from imgdist.errors import DeclinedError, NotFoundError, TemporaryError, UsageError
 
 DIFF_IDS = [f"sha256:{digit * 64}" for digit in "123"]
@@ -294,6 +295,24 @@ async def test_a_layer_taken_again_during_its_release_stays_mounted(core: Snapsh
     await asyncio.gather(core.cleanup(), take(core, 0), core.cleanup())
     assert layers.mounted == {"pack0"}
     assert await core.packs_in_use() == ["pack0"]
+
+
+async def test_snapshotters_over_the_same_layers_leave_each_other_theirs(tmp_path: Path, layers: FakeLayers) -> None:
+    sharing = Sharing()
+    one, other = (Snapshotter(tmp_path / name, layers, sharing=sharing) for name in ("one", "other"))
+    try:
+        layers.add(0)
+        await take(one, 0)
+        await take(other, 0)
+        await one.remove(CHAIN[0])
+        await one.cleanup()
+        assert layers.mounted == {"pack0"}
+        await other.remove(CHAIN[0])
+        await other.cleanup()
+        assert layers.mounted == set()
+    finally:
+        one.close()
+        other.close()
 
 
 async def test_a_restart_mounts_and_reports(tmp_path: Path, layers: FakeLayers) -> None:
