@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import random
 import threading
 import time
@@ -17,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from agent.layerstore import LayerStore
+from agent.transfer.crew import Crew
 from agent.transfer.figures import Figures
 from agent.transfer.landing import Job, Landing, View
 from agent.transfer.scheduler import BULK_SLOTS, DEMAND_SLOTS, Fetch, Kind, Scheduler
@@ -35,7 +34,6 @@ BULK_NICE = 5
 NOW_DEADLINE_S = 60.0
 
 Twins = Callable[[LayerStore], Iterable[tuple[int, LayerStore, int]]]
-_Task = Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -81,16 +79,10 @@ class Transfers:
         self._earlier = threading.Condition(self._lock)  # the ticker must wake before `_tick_at`
         self._tick_at = float("inf")
         self._stopping = False
-        self._queues: tuple[SimpleQueue[_Task | None], ...] = (SimpleQueue(), SimpleQueue())
-        self._threads = [threading.Thread(target=self._tick, name="transfer-tick", daemon=True)]
-        for i in range(DEMAND_SLOTS):
-            self._threads.append(threading.Thread(target=self._work, args=(0, 0), name=f"demand-{i}", daemon=True))
-        for i in range(BULK_SLOTS):
-            self._threads.append(
-                threading.Thread(target=self._work, args=(1, BULK_NICE), name=f"bulk-{i}", daemon=True)
-            )
-        for thread in self._threads:
-            thread.start()
+        self._demand = Crew("demand", DEMAND_SLOTS)
+        self._bulk = Crew("bulk", BULK_SLOTS, BULK_NICE)
+        self._ticker = threading.Thread(target=self._tick, name="transfer-tick", daemon=True)
+        self._ticker.start()
 
     # Layers.
 
@@ -111,7 +103,7 @@ class Transfers:
                 if other_job is not None:
                     other_job.add_twin(other_chunk, store, chunk)
             if self._scheduler.add(node, store.index, missing):
-                self._queues[1].put(partial(self._complete, job))
+                self._bulk.start(partial(self._complete, job))
 
     def remove(self, node: int) -> None:
         """Stop serving a layer; returns when nothing of it is in flight any more (at most a few time-outs)."""
@@ -189,11 +181,9 @@ class Transfers:
             self._changed.notify_all()
             self._earlier.notify()
         self._book.close()
-        for queue, count in zip(self._queues, (DEMAND_SLOTS, BULK_SLOTS), strict=True):
-            for _ in range(count):
-                queue.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._ticker.join()
+        self._demand.stop()
+        self._bulk.stop()
 
     # What Landing asks and tells.
 
@@ -236,7 +226,7 @@ class Transfers:
                     self._waiters.remove(waiter)
                     _settle(waiter.future, None)
         if landed.completes:
-            self._queues[1].put(partial(self._complete, job))
+            self._bulk.start(partial(self._complete, job))
         if landed.waited_s is None:
             return False
         self._figures.waited(landed.waited_s)
@@ -250,8 +240,8 @@ class Transfers:
             return
         now = self._clock()
         for fetch in self._scheduler.due(now):
-            urgent = fetch.kind in (Kind.DEMAND, Kind.NOW)
-            self._queues[0 if urgent else 1].put(partial(self._run, self._jobs[fetch.node], fetch))
+            crew = self._demand if fetch.kind in (Kind.DEMAND, Kind.NOW) else self._bulk
+            crew.start(partial(self._run, self._jobs[fetch.node], fetch))
         if self._wake_at(now) < self._tick_at:
             self._earlier.notify()
 
@@ -269,15 +259,6 @@ class Transfers:
                 self._scheduler.finished(fetch, self._clock(), first_byte)
                 self._pump()
                 self._changed.notify_all()
-
-    def _work(self, queue: int, nice: int) -> None:
-        if nice:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-        while (task := self._queues[queue].get()) is not None:
-            try:
-                task()
-            except Exception:
-                _log.exception("a transfer failed in a way that is a defect; it is tried again")
 
     def _complete(self, job: Job) -> None:
         try:
