@@ -1,0 +1,94 @@
+"""The chunk server process: real packs, sealed and in progress, over TCP and unix sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from imgdist.errors import NotFoundError
+from imgdist.pack import codec
+from imgdist.pack.records import Chunk
+from imgdist.wire.address import Address
+from imgdist.wire.client import ChunkClient
+from imgdist.wire.messages import Priority
+from supernode.store.writer import PackWriter
+
+LAYER_HEX = "ab" * 32
+RAW = [os.urandom(4096) * 64, bytes(8192), b"text" * 1024]
+
+
+@contextmanager
+def running(root: Path, listen: str) -> Iterator[tuple[subprocess.Popen[str], Address]]:
+    command = [sys.executable, "-m", "supernode.chunkserver", "--root", str(root), "--listen", listen]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, Address.parse(json.loads(process.stdout.readline())["address"])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    """An in-progress pack of three chunks under `tmp_path`."""
+    directory = tmp_path / "packs" / f".part-{LAYER_HEX}-v0"
+    directory.mkdir(parents=True)
+    (tmp_path / "layers").mkdir()
+    writer = PackWriter(directory, f"sha256:{LAYER_HEX}")
+    for raw in RAW:
+        encoding, body = codec.encode(raw)
+        writer.add_chunk(Chunk(len(raw) // 4096, blake3(raw).digest(), zero=encoding == codec.ZERO), encoding, body)
+    writer.close()
+    return directory
+
+
+def fetch_all(client: ChunkClient, name: str) -> list[bytes]:
+    got: list[bytes] = []
+
+    def on_chunk(number: int, encoding: int, body: memoryview) -> None:
+        out = bytearray(len(RAW[number]))
+        codec.decode_into(encoding, body, memoryview(out))
+        got.append(bytes(out))
+
+    client.fetch(name, range(len(RAW)), Priority.DEMAND, on_chunk)
+    return got
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix://{}/chunks.sock"])
+def test_a_pack_is_served_before_and_after_its_seal(tmp_path: Path, part: Path, listen: str) -> None:
+    with running(tmp_path, listen.format(tmp_path)) as (process, address):
+        client = ChunkClient(address)
+        in_progress, sealed = f"sha256-{LAYER_HEX}-v0", "cd" * 32
+        assert fetch_all(client, in_progress) == RAW
+        with pytest.raises(NotFoundError, match="not yet"):
+            client.fetch(in_progress, [3], Priority.DEMAND, lambda number, encoding, body: None)
+        with pytest.raises(NotFoundError):
+            fetch_all(client, sealed)
+        part.rename(tmp_path / "packs" / sealed)
+        (tmp_path / "layers" / f"{LAYER_HEX}-v0").symlink_to(f"../packs/{sealed}")
+        assert fetch_all(client, sealed) == fetch_all(client, in_progress) == RAW
+        client.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert not (tmp_path / "chunks.sock").exists()
+
+
+def test_an_address_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    listener = Address.parse("127.0.0.1:0").listen()
+    port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "supernode.chunkserver", "--root", str(tmp_path), "--listen", f"127.0.0.1:{port}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    listener.close()
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
