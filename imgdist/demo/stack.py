@@ -115,6 +115,23 @@ class Stack:
                 linger_s=linger_s,
             )
 
+    def local(self, what: str, pushed: Pushed, argv: Sequence[str], rounds: int) -> list[Start]:
+        """Starts from local disk: pulled by plain containerd beforehand, page cache cold."""
+        with Containerd(self.install, self._fresh("local"), plain_http=[self.registry]) as containerd:
+            containerd.pull(pushed.reference)
+            return [
+                cold_start(
+                    what,
+                    containerd,
+                    self.link.received_bytes,
+                    pushed.reference,
+                    argv,
+                    warm=self._warm(),
+                    pull=False,
+                )
+                for _ in range(rounds)
+            ]
+
     def lazy(
         self,
         what: str,

@@ -89,6 +89,7 @@ def cold_start(
     argv: Iterable[str],
     *,
     warm: Iterable[Path] = (),
+    pull: bool = True,
     linger_s: float | None = None,
     wait_filled: Callable[[], None] | None = None,
 ) -> Start:
@@ -100,7 +101,8 @@ def cold_start(
     caches.drop()
     caches.warm(warm)
     with Meter(counter) as meter:
-        containerd.pull(reference)
+        if pull:
+            containerd.pull(reference)
         pulled = time.monotonic() - meter.started_s
         run = containerd.run(reference, "demo", *argv, linger_s=linger_s)
         ended = run.ended_s - meter.started_s

@@ -14,7 +14,7 @@ from imgdist.demo.start import Start
 PULL, RUN, FILL = "pull", "start of the container", "background fill"
 _STYLES = {PULL: "blue", RUN: "yellow", FILL: "bright_black"}
 _LEVELS = " ▁▂▃▄▅▆▇█"
-_COLUMNS = 60
+_COLUMNS = 48
 
 
 def phases(start: Start) -> list[tuple[str, float, float]]:
@@ -51,7 +51,8 @@ def picture(starts: Sequence[Start], bits_per_s: int) -> Group:
     """What `imgdist demo` prints: two lines a start and a table of seconds and bytes."""
     end_s = end_of(starts)
     chart = Table(box=None, show_header=False, padding=(0, 1))
-    chart.add_column(justify="right")
+    for justify in ("right", "left", "right"):
+        chart.add_column(justify=justify, no_wrap=True)
     for start in starts:
         chart.add_row(Text(start.what, style="bold"), _bar(start, end_s), f"{start.first_output_s:.2f} s")
         chart.add_row(Text("link", style="dim"), _sparkline(load(start, _COLUMNS, end_s, bits_per_s)), "")
@@ -79,10 +80,10 @@ def _sparkline(shares: Sequence[float]) -> Text:
 
 
 def _figures(starts: Sequence[Start]) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    table.add_column("")
-    for title in ("pulled", "first output", "of plain", "MB before output", "MB in all", "filled after"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("", no_wrap=True)
+    for title in ("pulled", "output", "of plain", "MB by then", "MB in all", "filled"):
+        table.add_column(title, justify="right", no_wrap=True)
     plain_s = starts[0].first_output_s
     for start in starts:
         table.add_row(

@@ -1,0 +1,140 @@
+"""Cold start of a real image behind a shaped link: plain containerd against imgdist, page cache and agent root fresh.
+
+The image is the demo's: Debian, Python, numpy, pandas, scipy, scikit-learn; its program imports them, fits and prints a
+line. Packs are ready at the supernode (preheated), as a supernode's second node finds them. Seconds run from the start
+of the pull to the first output. Everything is plain HTTP. With --rtt-ms the measure is not the plain pull but what no
+system can beat: the link time of the bytes touched, or the start of the same image from local disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from statistics import median
+
+from bench.report import Report, Row
+from imgdist.demo import machine
+from imgdist.demo.containerd import newest
+from imgdist.demo.interrupts import interrupted_once
+from imgdist.demo.recipe import APPLICATION, demo_image
+from imgdist.demo.stack import Stack
+from imgdist.demo.start import Start
+
+LINK_BITS_PER_S = 200_000_000
+TRACED_GOAL, UNTRACED_GOAL, TRUE_GOAL = 0.28, 0.35, 0.06
+FLOOR_GOAL = 1.6
+_TRUE = ("/bin/true",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rtt-ms", type=float, default=0.0, metavar="N", help="added round-trip time [default: 0]")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="starts of each kind [default: 5]")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Medians of `args.rounds` starts of each kind. Needs root and the demo's parts."""
+    with interrupted_once():
+        machine.check()
+        machine.install_missing(machine.PACKAGES, _say)
+        image = demo_image(_say)
+        install = newest()
+        with Stack(install, bits_per_s=LINK_BITS_PER_S, rtt_ms=args.rtt_ms) as stack:
+            pushed = stack.push(image, "app")
+            _say(f"preheated in {stack.preheat(pushed):.1f} s")
+            rows = _against_floor(stack, args.rounds) if args.rtt_ms else _against_plain(stack, args.rounds)
+    note = (
+        f"containerd {install.version}, {LINK_BITS_PER_S // 10**6} Mbit/s, added round trip {args.rtt_ms:g} ms, image "
+        f"{image.layers_bytes / 1e6:.0f} MB in {len(image.layers)} layers, medians of {args.rounds}, plain HTTP"
+    )
+    return Report("lazy-start", tuple(rows), note)
+
+
+def _against_plain(stack: Stack, rounds: int) -> list[Row]:
+    measure = _Rounds(stack, rounds)
+    plain = measure.plain("plain", APPLICATION)
+    untraced = measure.untraced("without trace", APPLICATION)
+    traced = measure.traced()
+    true_plain = measure.plain("/bin/true, plain", _TRUE)
+    true_lazy = measure.untraced("/bin/true", _TRUE)
+    return [
+        Row("with trace / plain", _seconds(traced) / _seconds(plain), TRACED_GOAL),
+        Row("without trace / plain", _seconds(untraced) / _seconds(plain), UNTRACED_GOAL),
+        Row("/bin/true / plain", _seconds(true_lazy) / _seconds(true_plain), TRUE_GOAL),
+        _same(plain, untraced, traced),
+        Row("plain", _seconds(plain), unit="s"),
+        Row("with trace", _seconds(traced), unit="s"),
+        Row("without trace", _seconds(untraced), unit="s"),
+        Row("/bin/true, plain", _seconds(true_plain), unit="s"),
+        Row("/bin/true, imgdist", _seconds(true_lazy), unit="s"),
+        Row("pull and Prepare", median(start.pulled_s for start in traced), unit="s"),
+        Row("before output, plain", _megabytes(plain), unit="MB"),
+        Row("before output, without trace", _megabytes(untraced), unit="MB"),
+        Row("before output, with trace", _megabytes(traced), unit="MB"),
+    ]
+
+
+def _against_floor(stack: Stack, rounds: int) -> list[Row]:
+    measure = _Rounds(stack, rounds)
+    local = stack.local("local", measure.app, APPLICATION, rounds)
+    untraced = measure.untraced("without trace", APPLICATION)
+    traced = measure.traced()
+    # Without a trace only what is read crosses the link before the output: fill waits for a pause.
+    link_s = _megabytes(untraced) * 8e6 / LINK_BITS_PER_S
+    floor_s = max(link_s, _seconds(local))
+    return [
+        Row("with trace / max(link, local)", _seconds(traced) / floor_s, FLOOR_GOAL),
+        _same(local, untraced, traced),
+        Row("link time of the bytes touched", link_s, unit="s"),
+        Row("local cold start", _seconds(local), unit="s"),
+        Row("with trace", _seconds(traced), unit="s"),
+        Row("without trace", _seconds(untraced), unit="s"),
+        Row("before output, with trace", _megabytes(traced), unit="MB"),
+    ]
+
+
+class _Rounds:
+    """Starts of each kind on one stack. A tag of its own is a manifest of its own: nobody's trace."""
+
+    def __init__(self, stack: Stack, rounds: int) -> None:
+        self._stack = stack
+        self._rounds = rounds
+        self._image = demo_image()
+        self.app = stack.push(self._image, "app")
+
+    def plain(self, what: str, argv: Iterable[str]) -> list[Start]:
+        return [self._told(self._stack.plain(what, self.app, tuple(argv))) for _ in range(self._rounds)]
+
+    def untraced(self, what: str, argv: Iterable[str]) -> list[Start]:
+        starts = []
+        for number in range(self._rounds):
+            pushed = self._stack.push(self._image, f"{what.strip('/').replace('/', '-').replace(' ', '-')}-{number}")
+            self._stack.preheat(pushed)
+            starts.append(self._told(self._stack.lazy(what, pushed, tuple(argv))))
+        return starts
+
+    def traced(self) -> list[Start]:
+        self._told(self._stack.lazy("recording the trace", self.app, APPLICATION, traced=True))
+        return [self._told(self._stack.lazy("with trace", self.app, APPLICATION)) for _ in range(self._rounds)]
+
+    @staticmethod
+    def _told(start: Start) -> Start:
+        _say(f"{start.what}: {start.seconds:.2f} s, {start.bytes_before_output / 1e6:.1f} MB before output")
+        return start
+
+
+def _seconds(starts: list[Start]) -> float:
+    return median(start.seconds for start in starts)
+
+
+def _megabytes(starts: list[Start]) -> float:
+    return median(start.bytes_before_output for start in starts) / 1e6
+
+
+def _same(*kinds: list[Start]) -> Row:
+    outputs = {start.output for starts in kinds for start in starts}
+    return Row("different outputs", len(outputs), 1)
+
+
+def _say(text: str) -> None:
+    print(f"lazy-start: {text}", file=sys.stderr, flush=True)
