@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -74,15 +75,26 @@ def unpacker(directory: Path) -> Iterator[Unpacker]:
     require(os.getuid() == 0, "root")
     require(shutil.which("containerd") and shutil.which("ctr"), "containerd (Debian: containerd)")
     (directory / "config.toml").write_text(_CONFIG.format(directory))
-    with (directory / "log").open("wb") as log:
-        daemon = subprocess.Popen(["containerd", "--config", str(directory / "config.toml")], stdout=log, stderr=log)
+    argv = ["containerd", "--config", str(directory / "config.toml")]
+    daemon = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert daemon.stderr is not None
+    drain = threading.Thread(target=daemon.stderr.read)  # or containerd would stop when the pipe is full
     try:
-        ready = ["ctr", "--address", str(directory / "c.sock"), "--connect-timeout", "30s", "version"]
-        subprocess.run(ready, check=True, capture_output=True)
+        said = []
+        for line in daemon.stderr:
+            said.append(line.decode())
+            if b"containerd successfully booted" in line:
+                break
+        else:
+            raise AssertionError("containerd did not start:\n" + "".join(said[-10:]))
+        drain.start()
         yield Unpacker(directory)
     finally:
         daemon.terminate()
         daemon.wait(20)
+        if drain.is_alive():
+            drain.join(20)
+        daemon.stderr.close()
 
 
 def _oci_archive(layers: list[bytes], name: str) -> bytes:

@@ -10,6 +10,7 @@ from imgdist.errors import CorruptError
 XATTR_PREFIX = b"SCHILY.xattr."
 SPARSE_MAP = b"GNU.sparse.map"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
+_DIGITS_MAX = 100  # no number of 64 bits has more, but for zeros in front
 _RECORD = re.compile(rb"([+-]?[0-9]{1,19}) ([^=]+)=")
 _TEXT = (b"path", b"linkpath", b"uname", b"gname")
 
@@ -82,9 +83,11 @@ def merge(member: Member, records: dict[bytes, bytes]) -> None:
 
 def integer(value: bytes) -> int:
     """Decode a decimal, signed 64-bit number (CorruptError if it is none)."""
-    if not _INTEGER.fullmatch(value) or len(value) > 100 or not -(1 << 63) <= int(value) < 1 << 63:
-        raise CorruptError(f"pax header: expected a number of 64 bits, saw {value[:40]!r}")
-    return int(value)
+    if _INTEGER.fullmatch(value) and len(value) <= _DIGITS_MAX:
+        number = int(value)
+        if -(1 << 63) <= number < 1 << 63:
+            return number
+    raise CorruptError(f"pax header: expected a number of 64 bits, saw {value[:40]!r}")
 
 
 def _time(value: bytes) -> tuple[int, int]:
