@@ -65,7 +65,7 @@ class Desk(Protocol):
     def sources(self) -> list[ChunkSource]:
         """Whom to ask now, in turn."""
 
-    def source_failed(self, source: ChunkSource, error: ImgdistError) -> None:
+    def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
 
     def source_lied(self, source: ChunkSource, reason: str) -> None:
@@ -123,8 +123,10 @@ class Landing:
             except (CorruptError, ProtocolError) as error:
                 _log.warning("pack %s from %s: %s", job.store.pack_id.hex(), source.name, error)
                 self._desk.source_lied(source, _reason(error))
-            except (NotFoundError, TemporaryError) as error:
-                _log.debug("pack %s from %s: %s", job.store.pack_id.hex(), source.name, error)
+            except NotFoundError as error:  # no fault of the source: it may well have other packs
+                _log.debug("%s", error)
+            except TemporaryError as error:
+                _log.debug("%s", error)
                 self._desk.source_failed(source, error)
             if not rest:
                 return first_byte[0] if whole and first_byte else None

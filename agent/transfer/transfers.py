@@ -192,11 +192,10 @@ class Transfers:
         with self._lock:
             return [] if self._stopping else self._book.order(self._clock())
 
-    def source_failed(self, source: ChunkSource, error: ImgdistError) -> None:
+    def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
         with self._lock:
-            retry_after_s = error.retry_after_s if isinstance(error, TemporaryError) else None
-            self._book.failed(source, self._clock(), retry_after_s)
+            self._book.failed(source, self._clock(), error.retry_after_s)
 
     def source_lied(self, source: ChunkSource, reason: str) -> None:
         """A source sent what it must not."""

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
-from imgdist.errors import NotFoundError, ProtocolError
+from imgdist.errors import ImgdistError, NotFoundError, ProtocolError
 from imgdist.wire.messages import ChunkRequest, Frame, Priority, RequestDecoder, encode_frame, encode_head
 
 _log = logging.getLogger("imgdist.wire")
@@ -144,10 +144,13 @@ class ChunkServer:
         sweep_at = time.monotonic() + IDLE_S / 4
         while not self._stopping:
             for fd, _ in self._poll.poll(IDLE_S / 4):
-                if fd in self._listeners:
-                    self._accept(self._listeners[fd])
-                elif fd != self._wake and (connection := self._connections.get(fd)) is not None:
-                    self._receive(connection)
+                try:
+                    if fd in self._listeners:
+                        self._accept(self._listeners[fd])
+                    elif fd != self._wake and (connection := self._connections.get(fd)) is not None:
+                        self._receive(connection)
+                except OSError as error:  # of one connection (gone at a bad moment, no memory): the others go on
+                    _log.warning("a connection is lost: %s", error)
             now = time.monotonic()
             if now >= sweep_at:
                 sweep_at = now + IDLE_S / 4
@@ -241,8 +244,8 @@ class ChunkServer:
                     self._urgent += 1
             try:
                 alive = self._answer(connection, request) and not self._stopping
-            except OSError as error:
-                _log.debug("sending chunks of %s: %s", request.name, error)
+            except (OSError, ImgdistError) as error:  # a reader that left, or a pack that broke: this request only
+                _log.info("pack %s: answer cut short: %s", request.name, error)
                 alive = False
             finally:
                 if priority is not Priority.FILL:

@@ -252,6 +252,17 @@ def test_another_source_takes_over_what_the_first_lacks(make_node: MakeNode) -> 
     assert gone.asked
 
 
+def test_a_source_without_this_pack_is_still_asked_first_for_others(make_node: MakeNode) -> None:
+    other = MadeLayer([2, 2], seed=4)
+    first, second = MemorySource(other, name="first"), MemorySource(LAYER, other, name="second")
+    node = make_node(first, second)
+    store, other_store = node.add(LAYER), node.add(other)
+    node.transfers.fetch_now(store, [1]).result(10)
+    node.transfers.fetch_now(other_store, [0]).result(10)
+    assert [name for name, _, _ in first.asked] == [LAYER.name, other.name]
+    assert [name for name, _, _ in second.asked] == [LAYER.name]
+
+
 def test_a_source_that_returns_heals_readers_without_being_told(make_node: MakeNode) -> None:
     source = FailingSource(TemporaryError("refused"), LAYER)
     node = make_node(source)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from parts import require
 
-from imgdist.errors import NotFoundError, ProtocolError, TemporaryError
+from imgdist.errors import CorruptError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire import server as server_module
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
@@ -252,6 +252,18 @@ def test_stop_with_idle_connections_leaves_no_thread_and_no_descriptor(shelf: Sh
     client.close()
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_shelf_that_breaks_costs_one_request_and_no_slot(client: ChunkClient, shelf: Shelf) -> None:
+    def fail() -> None:
+        raise CorruptError("bad table")
+
+    shelf.on_open = fail
+    for _ in range(server_module.SLOTS[Priority.DEMAND] + 1):
+        with pytest.raises(TemporaryError):
+            fetch(client, [0])
+    shelf.on_open = lambda: None
+    assert fetch(client, [0]) == [BODIES[0]]
 
 
 def test_curl_can_talk_to_it(shelf: Shelf) -> None:
