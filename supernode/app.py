@@ -83,6 +83,7 @@ def beside(listen: Address) -> Address:
 async def _serve(
     config: SupernodeConfig, root: Path, listener: socket, chunks: Address, metrics_listener: socket | None
 ) -> int:
+    told_to_stop = _signals()
     async with AsyncExitStack() as held:
         store = LocalStore(root)
         await asyncio.to_thread(store.recover)
@@ -129,32 +130,39 @@ async def _serve(
                     await runner.setup()
                     servers.push_async_callback(runner.cleanup)
                     await web.SockSite(runner, bound, backlog=1024).start()
-                stopped_by = await _until_told_to_stop()
+                stopped_by = await _until(told_to_stop)
             for task in work:
                 task.cancel()
         return stopped_by
 
 
-async def _until_told_to_stop() -> int:
-    """Say that we serve; return the number of the signal that ends it. A holder that goes away is as good as one."""
+def _signals() -> asyncio.Future[int]:
+    """Gets the number of the first SIGTERM or SIGINT, from now on."""
     loop = asyncio.get_running_loop()
     told: asyncio.Future[int] = loop.create_future()
-
-    def stop(number: int) -> None:
-        if not told.done():
-            told.set_result(number)
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    if holder_client.under_holder():
-        holder = holder_client.connect()
-        loop.add_reader(holder.fileno(), stop, signal.SIGTERM)
+        loop.add_signal_handler(number, _tell, told, number)
+    return told
+
+
+def _tell(told: asyncio.Future[int], number: int) -> None:
+    if not told.done():
+        told.set_result(number)
+
+
+async def _until(told_to_stop: asyncio.Future[int]) -> int:
+    """Say that we serve; return the signal that ends it. A holder that goes away is as good as one."""
+    if not holder_client.under_holder():
+        daemon.announce_ready()
+        return await told_to_stop
+    loop = asyncio.get_running_loop()
+    holder = holder_client.connect()
+    loop.add_reader(holder.fileno(), _tell, told_to_stop, signal.SIGTERM)
+    try:
         holder.ready()
-        stopped_by = await told
+        return await told_to_stop
+    finally:
         loop.remove_reader(holder.fileno())
-        return stopped_by
-    daemon.announce_ready()
-    return await told
 
 
 @contextmanager

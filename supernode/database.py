@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from imgdist.errors import TemporaryError
+
 T = TypeVar("T")
 
 _SCHEMA = """
@@ -34,11 +36,14 @@ class Database:
         self._owner = ThreadPoolExecutor(1, "database")
 
     async def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """The result of `work(connection)`; committed, or rolled back if it raises."""
+        """The result of `work(connection)`; committed, or rolled back if it raises. TemporaryError if SQLite fails."""
 
         def transaction() -> T:
-            with self._connection:
-                return work(self._connection)
+            try:
+                with self._connection:
+                    return work(self._connection)
+            except sqlite3.Error as error:  # as a rule a full disk
+                raise TemporaryError(f"the supernode's database: {error}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._owner, transaction)
 

@@ -277,7 +277,10 @@ class Fetcher:
         if isinstance(error, DeclinedError):
             log.info("layer %s is declined: %s", digest, error)
             self._declined[digest] = str(error)
-            await self._catalog.keep_declined(digest, str(error))
+            try:
+                await self._catalog.keep_declined(digest, str(error))
+            except TemporaryError as problem:
+                log.warning("layer %s: the verdict holds for this run only: %s", digest, problem)
             return
         log.warning("layer %s: %s", digest, error)
         count = self._failed[digest].count + 1 if digest in self._failed else 1

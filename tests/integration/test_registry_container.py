@@ -6,6 +6,7 @@ nothing of the machine's network changes (a default dockerd sets FORWARD to DROP
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -91,9 +92,11 @@ def _registry_tar(port: int) -> bytes:
 async def test_read_once_then_without_the_container(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    testcontainers = pytest.importorskip("testcontainers.core.container")
+    require(importlib.util.find_spec("testcontainers"), "testcontainers (pip)")
+    testcontainers = importlib.import_module("testcontainers.core.container")
+    settings = importlib.import_module("testcontainers.core.config").testcontainers_config
     monkeypatch.setenv("DOCKER_HOST", engine)
-    monkeypatch.setattr(pytest.importorskip("testcontainers.core.config").testcontainers_config, "ryuk_disabled", True)
+    monkeypatch.setattr(settings, "ryuk_disabled", True)
     port = free_port()
     address = f"127.0.0.1:{port}"
     container = (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -208,3 +210,19 @@ def test_sigterm_stops_cleanly_and_leaves_no_socket(tmp_path: Path) -> None:
         assert process.stop() == 0
         assert process.written().splitlines() == ["ready"]
     assert not list(tmp_path.glob("*.sock"))
+
+
+def test_under_a_holder_it_tells_the_holder_and_goes_with_it(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    argv = [sys.executable, "-m", "imgdist.cli", "supernode", "--root", str(tmp_path / "sn"), "--listen"]
+    argv.append(url_of(tmp_path))
+    env = {**os.environ, "IMGDIST_HOLDER_FD": str(theirs.fileno()), "IMGDIST_HOLDER_ROLE": "supernode"}
+    with ours, subprocess.Popen(argv, stderr=subprocess.PIPE, env=env, pass_fds=[theirs.fileno()], text=True) as child:
+        theirs.close()
+        ours.settimeout(30)
+        assert json.loads(ours.recv(4096))["role"] == "supernode"
+        ours.send(b'{"v": 1, "names": []}')
+        assert json.loads(ours.recv(4096)) == {"ready": True}
+        ours.close()
+        _, written = child.communicate(timeout=30)
+        assert (child.returncode, written) == (0, "")
