@@ -7,8 +7,6 @@ import os
 import re
 import socket
 import stat
-from pathlib import Path
-from typing import Any
 
 _SOCKET_PATH_MAX = 107  # bytes; sockaddr_un in linux/un.h has 108 with the final zero
 _BACKLOG = 1024
@@ -27,15 +25,16 @@ class HoldError(Exception):
 class Held:
     """All of it, made at once. Raises HoldError, having let go of what it had made."""
 
-    def __init__(self, plan: dict[str, Any]) -> None:
-        self._mount_point = os.path.join(plan["run"], "view")
-        self._with_fuse = bool(plan.get("fuse", True))
+    def __init__(self, run: str, root: str, sockets: list[dict[str, str]], with_fuse: bool) -> None:
+        """`sockets`: name, type and path or tcp of each. The view is mounted at `run`/view."""
+        self._mount_point = os.path.join(run, "view")
+        self._with_fuse = with_fuse
         self._paths: list[str] = []
         self._fds: dict[str, int] = {}
         try:
-            _check_writable(plan["run"])
-            _check_writable(plan["root"])
-            for item in plan["sockets"]:
+            _check_writable(run)
+            _check_writable(root)
+            for item in sockets:
                 self._fds[f"socket:{item['name']}"] = self._listen(item)
             if self._with_fuse:
                 self._fds["ring"] = os.memfd_create("imgdist-ring")  # the agent gives it its size
@@ -63,7 +62,7 @@ class Held:
         for path in self._paths:
             _remove_socket(path)
 
-    def _listen(self, item: dict[str, Any]) -> int:
+    def _listen(self, item: dict[str, str]) -> int:
         if "tcp" in item:
             return _listen_tcp(item["tcp"])
         path = item["path"]
@@ -177,8 +176,8 @@ def _detach(mount_point: str) -> None:
 
 def _mount_points() -> set[str]:
     """Mount points of /proc/self/mountinfo (proc(5)), in which space, tab, newline and backslash are octal escapes."""
-    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    escaped = (line.split(b" ")[4] for line in lines)
+    with open("/proc/self/mountinfo", "rb") as table:
+        escaped = [line.split(b" ")[4] for line in table]
     return {os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path)) for path in escaped}
 
 

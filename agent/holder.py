@@ -17,7 +17,6 @@ import selectors
 import signal
 import sys
 import time
-from typing import Any
 
 from agent.held import Held, HoldError, notify_systemd
 from agent.offspring import Child
@@ -30,10 +29,8 @@ _CHILD_GRACE_S = 5.0
 class Holder:
     """The loop. Children are in the order of the plan: the last one uses those before it."""
 
-    def __init__(self, plan: dict[str, Any], held: Held) -> None:
-        self._held = held
-        self._stop_timeout_s = float(plan.get("stop_timeout_s", 30))
-        self._children = [Child(item["role"], item["argv"]) for item in plan["children"]]
+    def __init__(self, children: list[Child], held: Held, stop_timeout_s: float) -> None:
+        self._children, self._held, self._stop_timeout_s = children, held, stop_timeout_s
         self._announced = False
         self._selector = selectors.DefaultSelector()
         self._signals, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -141,15 +138,17 @@ def main() -> int:
     """Run the plan given as the only argument; 1 with a line that says why if something cannot be held."""
     try:
         plan = json.loads(sys.argv[1])
-        held = Held(plan)
-    except (IndexError, ValueError, KeyError) as error:
+        children = [Child(item["role"], item["argv"]) for item in plan["children"]]
+        stop_timeout_s = float(plan.get("stop_timeout_s", 30))
+        held = Held(plan["run"], plan["root"], plan["sockets"], plan.get("fuse", True))
+    except (IndexError, ValueError, KeyError, TypeError) as error:
         say(f"expected one argument, the plan as JSON: {error!r}")
         return 2
     except HoldError as error:
         say(str(error))
         return 1
     try:
-        return Holder(plan, held).run()
+        return Holder(children, held, stop_timeout_s).run()
     except (OSError, HoldError) as error:
         say(f"cannot go on: {error}")
         held.release()

@@ -7,9 +7,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
+import sys
 import time
-from typing import Any
 
 FD_VARIABLE, ROLE_VARIABLE, VERSION = "IMGDIST_HOLDER_FD", "IMGDIST_HOLDER_ROLE", 1
 """As in imgdist/holder_client.py, which the holder does not import: it must run beside a newer one."""
@@ -20,6 +19,7 @@ _STEADY_S = 0.1
 second kill soon after the first must not cost them more than the first."""
 _MESSAGE_MAX = 65536
 _PR_SET_PDEATHSIG = 1
+_EXIT_NOT_FOUND = 127  # as a shell says it
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -32,32 +32,26 @@ class Child:
         self.ready = self.ever_ready = False
         self.restart_at = 0.0
         self.pid = 0
+        self.running = False
         self._backoff_s = _BACKOFF_LEAST_S
         self._ready_at = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def running(self) -> bool:
-        """Started and not reaped yet."""
-        return self._process is not None
 
     def start(self) -> socket.socket:
-        """Start the process; returns our end of its socket."""
+        """Start the process; returns our end of its socket.
+
+        A plain fork: this process has one thread, and the subprocess module would cost 2 MiB that are never given back.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            environment = {**os.environ, FD_VARIABLE: str(theirs.fileno()), ROLE_VARIABLE: self.role}
-            self._process = subprocess.Popen(
-                self._argv,
-                env=environment,
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,  # safe: the holder has one thread
-            )
-        self.pid = self._process.pid
+            sys.stderr.flush()
+            self.pid = os.fork()
+            if self.pid == 0:
+                _become(self._argv, {FD_VARIABLE: str(theirs.fileno()), ROLE_VARIABLE: self.role}, theirs.fileno())
+        self.running = True
         self.connection = ours
         return ours
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> dict[str, object] | None:
         """The next message; None when the child has hung up or talks nonsense."""
         assert self.connection is not None
         try:
@@ -83,10 +77,13 @@ class Child:
 
     def reap(self) -> int | None:
         """The status of a child that has just ended (negative: the signal), else None."""
-        if self._process is None or (status := self._process.poll()) is None:
+        if not self.running:
             return None
-        self._process = None
-        return status
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return None
+        self.running = False
+        return os.waitstatus_to_exitcode(status)
 
     def plan_restart(self) -> float:
         """Set `restart_at`; returns the delay in seconds, doubled at each death soon after a start."""
@@ -101,19 +98,16 @@ class Child:
 
     def terminate(self) -> None:
         """Ask it to end (SIGTERM)."""
-        if self._process is not None:
-            self._process.terminate()
+        os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it (SIGKILL)."""
-        if self._process is not None:
-            self._process.kill()
+        os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> None:
         """Wait for its end, which was made sure."""
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
+        os.waitpid(self.pid, 0)
+        self.running = False
 
     def disconnect(self) -> None:
         """Close our end of its socket."""
@@ -122,6 +116,18 @@ class Child:
             self.connection = None
 
 
-def _die_with_parent() -> None:
-    """In the child: end when the holder does. Two holders' children must never share a root directory."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _become(argv: list[str], variables: dict[str, str], keep: int) -> None:
+    """In the child: turn into the program, with standard input from nowhere and descriptor `keep` left open.
+
+    It ends when the holder does: two holders' children must never share a root directory.
+    """
+    try:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.set_wakeup_fd(-1)
+        os.set_inheritable(keep, True)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.execvpe(argv[0], argv, {**os.environ, **variables})
+    except OSError as error:
+        print(f"{argv[0]}: {error.strerror}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(_EXIT_NOT_FOUND)

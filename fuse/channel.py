@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from imgdist.errors import ProtocolError
 
@@ -44,8 +44,7 @@ _ACK = Struct("<BI")
 _TOUCH = Struct("<QQI")
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """First message of both sides; other versions are refused."""
 
     version: int = VERSION
@@ -54,8 +53,7 @@ class Hello:
         return _HELLO.pack(1, _MAGIC, self.version)
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+class Add(NamedTuple):
     """Show layer `node` of `size` bytes as file `name`; two descriptors come along: image, present map."""
 
     node: int
@@ -66,8 +64,7 @@ class Add:
         return _ADD.pack(2, self.node, self.size) + self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(NamedTuple):
     """Forget layer `node`: its waiting reads fail with EIO, its descriptors are closed."""
 
     node: int
@@ -76,16 +73,14 @@ class Remove:
         return _NODE.pack(3, self.node)
 
 
-@dataclass(frozen=True, slots=True)
-class Synced:
+class Synced(NamedTuple):
     """Every layer of this agent has been added: what is still unknown does not exist."""
 
     def encode(self) -> bytes:
         return b"\x04"
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """Verified bytes [start, end) stand at the beginning of ring buffer `slot`; they may not be in the image yet."""
 
     node: int
@@ -97,8 +92,7 @@ class Ready:
         return _READY.pack(5, self.node, self.start, self.end, self.slot)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """Bytes [start, end) stand in the image and are marked present."""
 
     node: int
@@ -109,8 +103,7 @@ class Written:
         return _RANGE.pack(6, self.node, self.start, self.end)
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """Bytes [start, end) cannot be had now: reads that wait for them end with `errno`."""
 
     node: int
@@ -122,8 +115,7 @@ class Fail:
         return _FAIL.pack(7, self.node, self.start, self.end, self.errno)
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
+class Added(NamedTuple):
     """Layer `node` can be opened (`errno` 0), or was refused."""
 
     node: int
@@ -133,8 +125,7 @@ class Added:
         return _ADDED.pack(8, self.node, self.errno)
 
 
-@dataclass(frozen=True, slots=True)
-class Removed:
+class Removed(NamedTuple):
     """Layer `node` is gone."""
 
     node: int
@@ -143,8 +134,7 @@ class Removed:
         return _NODE.pack(9, self.node)
 
 
-@dataclass(frozen=True, slots=True)
-class Miss:
+class Miss(NamedTuple):
     """A read of `length` bytes at `start` waits for bytes that are not all present."""
 
     node: int
@@ -155,8 +145,7 @@ class Miss:
         return _MISS.pack(10, self.node, self.start, self.length)
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(NamedTuple):
     """The view is done with ring buffer `slot`."""
 
     slot: int
@@ -165,8 +154,7 @@ class Ack:
         return _ACK.pack(11, self.slot)
 
 
-@dataclass(frozen=True, slots=True)
-class Touched:
+class Touched(NamedTuple):
     """Blocks read for the first time, in that order: (node, first block, blocks)."""
 
     entries: tuple[tuple[int, int, int], ...]
@@ -175,8 +163,7 @@ class Touched:
         return b"\x0c" + b"".join(_TOUCH.pack(*entry) for entry in self.entries)
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
+class Expired(NamedTuple):
     """A read of `length` bytes at `start` was failed with EIO at the deadline."""
 
     node: int

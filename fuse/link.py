@@ -230,7 +230,7 @@ class ViewLink:
             self._socket = connection
         socket.send_fds(connection, [channel.Hello().encode()], [self._ring_fd], socket.MSG_NOSIGNAL)
         answer = channel.decode(connection.recv(channel.MESSAGE_MAX))
-        if answer != channel.Hello():
+        if not isinstance(answer, channel.Hello) or answer.version != channel.VERSION:
             raise ProtocolError(f"view channel: expected {channel.Hello()}, got {answer}")
         with self._lock:  # an `add` or `remove` of another thread comes wholly before this, or after
             self._live = True

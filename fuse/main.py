@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import threading
-from pathlib import Path
 
 from fuse.device import Device, KernelReplies
 from fuse.outbox import Outbox
@@ -58,7 +57,8 @@ def main() -> int:
 def check_deadline(deadline_s: float) -> None:
     """Warn if the kernel would abort the session before we fail a read (Linux 6.16, fs.fuse.max_request_timeout)."""
     try:
-        limit_s = int(Path("/proc/sys/fs/fuse/max_request_timeout").read_text(encoding="ascii"))
+        with open("/proc/sys/fs/fuse/max_request_timeout", encoding="ascii") as file:
+            limit_s = int(file.read())
     except (FileNotFoundError, ValueError):
         return
     if limit_s and not 0 < deadline_s < limit_s:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from fuse.protocol import UNIQUE_RESEND, Request
@@ -26,13 +25,16 @@ class Table(Protocol):
         """Free entry `index`."""
 
 
-@dataclass(slots=True)
 class Parked:
-    """A waiting request; `since_ns` (CLOCK_MONOTONIC) is kept over restarts and resends, so that deadlines hold."""
+    """A waiting request; `since_ns` (CLOCK_MONOTONIC) is kept over restarts and resends, so that deadlines hold.
 
-    request: Request
-    since_ns: int
-    index: int
+    `request` may turn into its resent copy while it waits (another `unique`, the same key).
+    """
+
+    __slots__ = ("index", "request", "since_ns")
+
+    def __init__(self, request: Request, since_ns: int, index: int) -> None:
+        self.request, self.since_ns, self.index = request, since_ns, index
 
 
 class Parking:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from pathlib import Path
 from struct import Struct
 
 from imgdist.errors import CorruptError
@@ -27,7 +26,8 @@ _BOOT_ID_SIZE = 36
 
 def current_boot_id() -> str:
     """This boot's id, 36 characters: the page cache that vouches for unsynced bytes is this boot's."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 class PresentMap:

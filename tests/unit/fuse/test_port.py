@@ -1,0 +1,190 @@
+"""The channel between a port and its agents over a real socket: bad messages, bad versions, one agent after another."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from viewrig import ImageFile, Misses
+
+from fuse import channel, protocol
+from fuse.libfuse import ForgottenTable, Waiters
+from fuse.link import ViewLink
+from fuse.outbox import Outbox
+from fuse.port import Port
+from fuse.view import View
+from imgdist.errors import CorruptError, TemporaryError
+from imgdist.pack import BLOCK
+
+WAIT_S = 10.0
+
+
+class Bench:
+    """A port on a thread, its view, and readers that ask the view directly."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.path = directory, str(directory / "view.sock")
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        self.waiters, self.outbox = Waiters(), Outbox()
+        self.view = View(self.waiters, self.outbox, ForgottenTable())
+        parent, self.end = os.pipe()
+        self.parent = parent
+        self.port = Port(self.listener, self.outbox, self.view, 0, parent)
+        self.thread = threading.Thread(target=self.port.run)
+        self.thread.start()
+
+    def close(self) -> None:
+        os.close(self.end)
+        self.thread.join(WAIT_S)
+        self.port.close()
+        self.outbox.close()
+        self.listener.close()
+        os.close(self.parent)
+
+    def dial(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.settimeout(WAIT_S)
+        connection.connect(self.path)
+        return connection
+
+    def greet(self, hello: bytes, ring_size: int = channel.RING_SIZE) -> socket.socket:
+        connection = self.dial()
+        ring = os.memfd_create("ring")
+        os.ftruncate(ring, ring_size)
+        socket.send_fds(connection, [hello], [ring])
+        os.close(ring)
+        return connection
+
+    def link(self, misses: Misses) -> ViewLink:
+        connected = threading.Event()
+        link = ViewLink(self.path, None, misses.on_miss, misses.on_touched, connected.set)
+        link.start()
+        assert connected.wait(WAIT_S)
+        return link
+
+    def read(self, node: int, offset: int, size: int) -> bytes:
+        data: bytes = self.waiters.ask(self.view, protocol.READ, node, offset, size)
+        return data
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+def hung_up(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(100) == b""
+    except ConnectionResetError:
+        return True
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "message", [b"\xff", b"", b"\x05", channel.Ack(1).encode(), channel.Add(2, 4096, b"no-fds").encode()], ids=repr
+)
+def test_nonsense_costs_an_agent_its_connection_and_nobody_else_anything(bench: Bench, message: bytes) -> None:
+    connection = bench.greet(channel.Hello().encode())
+    assert channel.decode(connection.recv(100)) == channel.Hello()
+    connection.send(message)
+    assert hung_up(connection)
+    bench.link(Misses()).close()
+
+
+def test_bad_hello_is_refused(bench: Bench) -> None:
+    assert hung_up(bench.greet(channel.Hello(channel.VERSION + 1).encode()))
+    assert hung_up(bench.greet(channel.Hello().encode(), ring_size=4096))
+    silent = bench.dial()
+    silent.send(channel.Hello().encode())
+    assert hung_up(silent)
+
+
+def test_new_agent_replaces_the_old(bench: Bench) -> None:
+    first = bench.greet(channel.Hello().encode())
+    assert first.recv(100)
+    second = Misses()
+    link = bench.link(second)
+    assert hung_up(first)
+    image = ImageFile(bench.directory, 2, bytes(BLOCK) * 8)
+    image.show(link)
+    image.fill_all()
+    assert bench.read(2, 0, BLOCK) == bytes(BLOCK)
+    link.close()
+
+
+def test_layer_whose_files_do_not_fit_is_refused(bench: Bench) -> None:
+    link = bench.link(Misses())
+    image = ImageFile(bench.directory, 2, bytes(BLOCK) * 8)
+    image.map_path.write_bytes(b"no map")
+    with pytest.raises(CorruptError):
+        image.show(link)
+    assert not link.knows(2)
+    link.close()
+
+
+def test_layer_without_a_view_is_told_so(tmp_path: Path) -> None:
+    link = ViewLink(str(tmp_path / "nobody.sock"), None, lambda *_: None)
+    link.start()
+    image = ImageFile(tmp_path, 2, bytes(BLOCK))
+    with image.image.open("rb") as file, image.map_path.open("r+b") as present, pytest.raises(TemporaryError):
+        link.add(2, BLOCK, "2", file.fileno(), present.fileno(), timeout_s=0.05)
+    assert link.acquire_ring() is None
+    link.written(2, 0, BLOCK)
+    link.close()
+
+
+def test_ring_buffers_come_back(bench: Bench) -> None:
+    link = bench.link(Misses())
+    for _ in range(3 * channel.RING_BUFFERS):
+        slot = None
+        for _ in range(10_000):
+            slot = link.acquire_ring()
+            if slot is not None:
+                break
+            threading.Event().wait(0.001)
+        assert slot is not None, "the view keeps the ring"
+        link.ready(99, 0, BLOCK, slot)
+    held = link.acquire_ring()
+    assert held is not None
+    link.release_ring(held)
+    link.close()
+
+
+def test_callback_that_fails_does_not_cut_the_link(bench: Bench) -> None:
+    misses = Misses()
+    link = bench.link(misses)
+    image = ImageFile(bench.directory, 2, bytes(BLOCK) * 8)
+    image.show(link)
+
+    def answer(node: int, start: int, length: int) -> None:
+        image.fill(start, start + length)
+        link.written(node, start, start + length)
+        raise RuntimeError("a fault in the agent's policy")
+
+    misses.answer = answer
+    assert bench.read(2, 0, BLOCK) == bytes(BLOCK)
+    assert bench.read(2, BLOCK, BLOCK) == bytes(BLOCK)
+    link.close()
+
+
+def test_descriptors_are_given_back(bench: Bench) -> None:
+    link = bench.link(Misses())
+    before = set(os.listdir("/proc/self/fd"))
+    for node in range(2, 12):
+        image = ImageFile(bench.directory, node, bytes(BLOCK))
+        image.show(link)
+        link.remove(node)
+        image.present.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+    link.close()

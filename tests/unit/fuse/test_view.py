@@ -1,0 +1,264 @@
+"""The view's decisions with fake replies and a fake clock: who is answered, when, and how often."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from fuse import channel, protocol
+from fuse.layer import Layer
+from fuse.present import PresentMap, current_boot_id
+from fuse.protocol import INTERRUPT, LOOKUP, READ, READDIR, UNIQUE_RESEND, Buffer, Request
+from fuse.slots import PARKED_MAX, ParkedEntry
+from fuse.view import View
+from imgdist.errors import CorruptError
+from imgdist.pack import BLOCK
+
+SIZE = 16 * BLOCK
+CONTENT = random.Random(1).randbytes(SIZE)
+
+
+class Fakes:
+    """Replies, agent and table in one: everything is written down."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, object] = {}
+        self.repeated: list[int] = []
+        self.sent: list[channel.Message] = []
+        self.rings = 0
+        self.now = 0
+
+    def _answer(self, unique: int, answer: object) -> None:
+        if unique in self.answers:
+            self.repeated.append(unique)
+        self.answers[unique] = answer
+
+    def data(self, unique: int, *pieces: Buffer) -> None:
+        self._answer(unique, b"".join(pieces))
+
+    def error(self, unique: int, number: int) -> None:
+        self._answer(unique, -number)
+
+    def entry(self, unique: int, node: int, size: int) -> None:
+        self._answer(unique, ("entry", node, size))
+
+    def attr(self, unique: int, node: int, size: int) -> None:
+        self._answer(unique, ("attr", node, size))
+
+    def opened(self, unique: int, node: int) -> None:
+        self._answer(unique, ("opened", node))
+
+    def listing(self, unique: int, entries: Iterable[tuple[int, bytes]], offset: int, size: int) -> None:
+        self._answer(unique, list(entries))
+
+    def statfs(self, unique: int, blocks: int, files: int) -> None:
+        self._answer(unique, (blocks, files))
+
+    def put(self, message: bytes) -> None:  # the agent's; the table's is `put_entry`
+        self.sent.append(channel.decode(message))
+
+    def ring(self) -> None:
+        self.rings += 1
+
+
+class Table:
+    def __init__(self) -> None:
+        self.entries: dict[int, Request] = {}
+
+    def put(self, index: int, request: Request, since_ns: int) -> None:
+        assert index not in self.entries, "an entry in use was overwritten"
+        self.entries[index] = request
+
+    def drop(self, index: int) -> None:
+        del self.entries[index]
+
+
+class Bench:
+    def __init__(self, directory: Path, adopted: Iterable[ParkedEntry] = ()) -> None:
+        self.fakes, self.table = Fakes(), Table()
+        adopted = list(adopted)
+        self.table.entries.update((entry.number, entry.request) for entry in adopted)
+        self.view = View(self.fakes, self.fakes, self.table, adopted, lambda: self.fakes.now)
+        self.directory = directory
+        (directory / "image").write_bytes(CONTENT)
+        self.present = PresentMap.create(directory / "present", SIZE // BLOCK, current_boot_id())
+        self.buffer = memoryview(bytearray(protocol.MAX_READ))
+
+    def layer(self, node: int = 5) -> Layer:
+        image = os.open(self.directory / "image", os.O_RDONLY)
+        return Layer(node, SIZE, b"five", image, os.open(self.directory / "present", os.O_RDWR))
+
+    def connect(self) -> None:
+        self.view.add(self.layer())
+        self.view.synced()
+
+    def handle(self, *fields: object, **more: object) -> None:
+        self.view.handle(Request(*fields, **more), self.buffer)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_notices_for_unknown_layers_change_nothing(bench: Bench) -> None:
+    """A chunk's notice may overtake its layer, or come after its end."""
+    bench.view.ready(9, 0, memoryview(CONTENT[:BLOCK]))
+    bench.view.written(9, 0, BLOCK)
+    bench.view.fail(9, 0, BLOCK, errno.EIO)
+    bench.view.remove(9)
+    bench.connect()
+    assert not bench.fakes.answers
+
+
+def test_what_the_map_does_not_have_is_not_answered_by_a_notice(bench: Bench) -> None:
+    """`Written` alone shows nobody bytes that were not marked."""
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    bench.view.written(5, 0, SIZE)
+    assert 1 not in bench.fakes.answers
+    bench.present.mark(0, 1)
+    bench.view.written(5, 0, SIZE)
+    assert bench.fakes.answers[1] == CONTENT[:BLOCK]
+    assert not bench.table.entries
+
+
+def test_before_the_first_sync_everything_unknown_waits(bench: Bench) -> None:
+    bench.handle(LOOKUP, 1, 1, name=b"five")
+    bench.handle(LOOKUP, 2, 1, name=b"six")
+    bench.handle(READ, 3, 5, 0, BLOCK)
+    bench.handle(READ, 4, 6, 0, BLOCK)
+    bench.handle(READDIR, 5, 1, 0, 4096)
+    assert not bench.fakes.answers and len(bench.table.entries) == 5
+    bench.connect()
+    assert bench.fakes.answers == {
+        1: ("entry", 5, SIZE),
+        2: -errno.ENOENT,
+        4: -errno.EIO,
+        5: [(5, b"five")],
+    }
+    assert channel.Miss(5, 0, BLOCK) in bench.fakes.sent
+    assert list(bench.table.entries.values()) == [Request(READ, 3, 5, 0, BLOCK)]
+
+
+def test_adopted_entries_are_answered_or_asked_again(tmp_path: Path) -> None:
+    adopted = [ParkedEntry(7, Request(READ, 11, 5, 0, BLOCK), 0), ParkedEntry(9, Request(READ, 12, 5, BLOCK, BLOCK), 0)]
+    bench = Bench(tmp_path, adopted)
+    bench.present.mark(0, 1)
+    bench.connect()
+    assert bench.fakes.answers == {11: CONTENT[:BLOCK]}
+    assert list(bench.table.entries) == [9] and bench.present.parked == 1
+    assert bench.fakes.sent == [channel.Miss(5, BLOCK, BLOCK)]
+
+
+def test_resent_copy_is_answered_with_its_own_unique(bench: Bench) -> None:
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    bench.handle(READ, 1 | UNIQUE_RESEND, 5, 0, BLOCK)
+    assert len(bench.table.entries) == 1
+    bench.present.mark(0, 1)
+    bench.view.written(5, 0, BLOCK)
+    assert bench.fakes.answers == {1 | UNIQUE_RESEND: CONTENT[:BLOCK]}
+
+
+def test_resent_copy_that_comes_between_look_and_claim(bench: Bench) -> None:
+    """Whoever claims answers the request as it stands then: the old unique is dead, its reader would hang."""
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    (parked,) = bench.view.parking.waiting(5)
+    bench.handle(READ, 1 | UNIQUE_RESEND, 5, 0, BLOCK)
+    assert bench.view.parking.claim(parked)
+    assert parked.request.unique == 1 | UNIQUE_RESEND
+    assert not bench.view.parking.claim(parked)
+
+
+def test_new_agent_drops_what_it_does_not_name(bench: Bench) -> None:
+    bench.connect()
+    bench.view.add(bench.layer(6))
+    bench.handle(READ, 1, 6, 0, BLOCK)
+    bench.view.agent_gone()
+    bench.handle(READ, 2, 5, 0, BLOCK)
+    assert channel.Miss(5, 0, BLOCK) not in bench.fakes.sent, "there was nobody to ask"
+    bench.connect()
+    assert bench.fakes.answers == {1: -errno.EIO}
+    assert channel.Miss(5, 0, BLOCK) in bench.fakes.sent
+
+
+def test_deadline_is_named_and_counted_and_not_sticky(bench: Bench) -> None:
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    bench.fakes.now = 59
+    bench.view.expire(60)
+    assert not bench.fakes.answers
+    bench.fakes.now = 60
+    bench.view.expire(60)
+    assert bench.fakes.answers == {1: -errno.EIO}
+    assert bench.fakes.sent[-1] == channel.Expired(5, 0, BLOCK)
+    assert bench.view.notes.failed["deadline"] == 1 and bench.present.parked == 0
+    bench.present.mark(0, 1)
+    bench.handle(READ, 2, 5, 0, BLOCK)
+    assert bench.fakes.answers[2] == CONTENT[:BLOCK]
+
+
+def test_killed_reader_is_let_go(bench: Bench) -> None:
+    bench.connect()
+    bench.handle(READ, 2, 5, 0, BLOCK)
+    bench.handle(INTERRUPT, 3, 5, target=2)
+    assert bench.fakes.answers == {2: -errno.EINTR} and not bench.table.entries
+    bench.handle(INTERRUPT, 5, 5, target=4)
+    assert bench.fakes.answers[5] == -errno.EAGAIN
+
+
+def test_full_table_fails_the_newest_read_and_hurts_no_other(bench: Bench) -> None:
+    bench.connect()
+    for unique in range(1, PARKED_MAX + 2):
+        bench.handle(READ, unique, 5, 0, BLOCK)
+    assert bench.fakes.answers == {PARKED_MAX + 1: -errno.EIO}
+    bench.present.mark(0, 1)
+    bench.view.written(5, 0, BLOCK)
+    assert len(bench.fakes.answers) == PARKED_MAX + 1 and not bench.fakes.repeated
+
+
+def test_image_that_is_shorter_than_its_map_says(bench: Bench) -> None:
+    bench.connect()
+    bench.present.mark(0, 16)
+    os.truncate(bench.directory / "image", BLOCK)
+    bench.handle(READ, 1, 5, 0, 2 * BLOCK)
+    assert bench.fakes.answers == {1: -errno.EIO} and bench.view.notes.failed["image"] == 1
+    with pytest.raises(CorruptError):
+        bench.layer()
+
+
+def test_no_read_is_lost_between_readers_and_notices(bench: Bench) -> None:
+    """Readers and the agent's notices race on the same blocks; everyone is answered exactly once."""
+    bench.connect()
+    uniques = iter(range(1, 10_000))
+    lock = threading.Lock()
+    rounds = 40
+
+    def read() -> None:
+        buffer = memoryview(bytearray(SIZE))
+        for block in range(SIZE // BLOCK):
+            with lock:
+                unique = next(uniques)
+            bench.view.handle(Request(READ, unique, 5, block * BLOCK, BLOCK), buffer)
+
+    for _ in range(rounds):
+        bench.present.clear(0, SIZE // BLOCK)
+        readers = [threading.Thread(target=read) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        for block in range(SIZE // BLOCK):
+            bench.present.mark(block, 1)
+            bench.view.written(5, block * BLOCK, (block + 1) * BLOCK)
+        for reader in readers:
+            reader.join()
+        assert not len(bench.view.parking)
+    assert len(bench.fakes.answers) == rounds * 2 * SIZE // BLOCK and not bench.fakes.repeated
+    assert not bench.table.entries
