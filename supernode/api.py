@@ -1,4 +1,4 @@
-"""The control API: HTTP/1.1, JSON unless said (imgdist.wire.control has the documents; docs list the routes)."""
+"""The control API: HTTP/1.1 and JSON unless said; `imgdist.wire.control` has the documents."""
 
 from __future__ import annotations
 
