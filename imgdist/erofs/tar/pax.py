@@ -12,6 +12,8 @@ SPARSE_MAP = b"GNU.sparse.map"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
 _DIGITS_MAX = 100  # no number of 64 bits has more, but for zeros in front
 _RECORD = re.compile(rb"([+-]?[0-9]{1,19}) ([^=]+)=")
+_TIME = re.compile(rb"([+-]?[0-9]+)(?:\.([0-9]*))?")
+_SPARSE_00 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _TEXT = (b"path", b"linkpath", b"uname", b"gname")
 
 
@@ -28,7 +30,7 @@ def parse_records(body: bytes) -> dict[bytes, bytes]:
     start, end = 0, len(body)
     while start < end:
         key, value, start = _record(body, start)
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+        if key in _SPARSE_00:
             if (len(sparse) % 2 == 0) != (key == b"GNU.sparse.offset") or b"," in value:
                 raise CorruptError(f"pax header: sparse record {key!r} out of order")
             sparse.append(value)
@@ -61,14 +63,16 @@ def merge(member: Member, records: dict[bytes, bytes]) -> None:
         CorruptError: a number or time that is none.
     """
     for key, value in records.items():
-        if key.startswith(XATTR_PREFIX):
+        if key == b"mtime" and value:
+            member.mtime_s, member.mtime_ns = bounded_time(*_time(value))
+        elif key in (b"atime", b"ctime") and value:
+            _time(value)  # not kept, but containerd refuses a wrong one
+        elif key.startswith(XATTR_PREFIX):
             member.xattrs[key[len(XATTR_PREFIX) :]] = value
         elif not value:
             continue
         elif key == b"path":
             member.name = value
-        elif key == b"mtime":
-            member.mtime_s, member.mtime_ns = bounded_time(*_time(value))
         elif key == b"size":
             member.size = integer(value)
         elif key == b"linkpath":
@@ -77,8 +81,6 @@ def merge(member: Member, records: dict[bytes, bytes]) -> None:
             member.uid = integer(value)
         elif key == b"gid":
             member.gid = integer(value)
-        elif key in (b"atime", b"ctime"):
-            _time(value)
 
 
 def integer(value: bytes) -> int:
@@ -92,11 +94,12 @@ def integer(value: bytes) -> int:
 
 def _time(value: bytes) -> tuple[int, int]:
     """Return (seconds, nanoseconds) of a decimal time; digits beyond the ninth are cut."""
-    whole, _, fraction = value.partition(b".")
-    seconds = integer(whole)
+    match = _TIME.fullmatch(value)
+    if not match:
+        raise CorruptError(f"pax header: expected a time, saw {value[:40]!r}")
+    whole, fraction = match.groups()
+    seconds = int(whole) if len(whole) < 19 else integer(whole)
     if not fraction:
         return seconds, 0
-    if not fraction.isdigit():
-        raise CorruptError(f"pax header: expected a time, saw {value[:40]!r}")
     nanoseconds = int(fraction[:9].ljust(9, b"0"))
     return seconds, -nanoseconds if whole.startswith(b"-") else nanoseconds
