@@ -26,6 +26,7 @@ from agent.mounter import Mounter
 from agent.mounts import ImageMounts
 from agent.snapshotter import grpc
 from agent.snapshotter.core import Snapshotter
+from agent.snapshotter.packs import Sharing
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
 from agent.taking import NodeLayers
@@ -52,9 +53,9 @@ class _LazyNode:
     images: Images
     mounts: ImageMounts
     own_snapshots: Snapshotter
+    sharing: Sharing
     layers: NodeLayers
     keeper: TraceKeeper
-    link: ViewLink
 
 
 def main() -> int:
@@ -128,12 +129,14 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
         traces=config.trace.enabled,
     )
     layers = NodeLayers(images, catalog)
-    own_snapshots = Snapshotter(root / "mounts", layers, take_over_timeout_s=config.prepare_timeout_s)
+    sharing = Sharing()
+    own_snapshots = Snapshotter(root / "mounts", layers, take_over_timeout_s=config.prepare_timeout_s, sharing=sharing)
     stack.callback(own_snapshots.close)
     await catalog.recover()
     link.start()
     await catalog.rescue()
-    return _LazyNode(catalog, images, ImageMounts(images, own_snapshots), own_snapshots, layers, keeper, link)
+    mounts = ImageMounts(images, own_snapshots)
+    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, keeper)
 
 
 async def _serve_sockets(
@@ -143,8 +146,12 @@ async def _serve_sockets(
     stack: AsyncExitStack,
     tasks: asyncio.TaskGroup,
 ) -> None:
-    layers = node.layers if node is not None else None
-    snapshotter = Snapshotter(Path(config.root), layers, take_over_timeout_s=config.prepare_timeout_s)
+    snapshotter = Snapshotter(
+        Path(config.root),
+        node.layers if node is not None else None,
+        take_over_timeout_s=config.prepare_timeout_s,
+        sharing=node.sharing if node is not None else None,
+    )
     stack.callback(snapshotter.close)
     await snapshotter.recover()
     tasks.create_task(snapshotter.run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 
 from agent.catalog import Catalog, Layer
 from agent.images import Images
@@ -28,9 +29,11 @@ class NodeLayers:
 
     async def ensure_mounted(self, pack_id: str) -> str:
         """The layer's directory, mounted. NotFoundError if its pack is gone from this node."""
-        directory = await self._catalog.ensure_mounted(pack_id)
-        self._images.started(pack_id)
-        return directory
+        return await self._catalog.ensure_mounted(pack_id)
+
+    async def starting(self, pack_ids: Sequence[str]) -> None:
+        """A container is being created over these packs, top first."""
+        self._images.started(pack_ids[0])
 
     async def usage(self, pack_id: str) -> Usage:
         """Blocks that the pack's files take on this disk."""

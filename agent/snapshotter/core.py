@@ -165,6 +165,8 @@ class Snapshotter:
     async def _create(self, kind: Kind, key: str, parent: str, snapshot_labels: Mapping[str, str]) -> list[Mount]:
         row = await self._store.do(self._store.create, kind, key, parent, snapshot_labels)
         try:
+            if labels.SNAPSHOT_REF not in snapshot_labels:
+                await self._packs.starting(await self._store.do(self._metadata.chain, parent))
             return await self._mounts(row)
         except BaseException:
             # The client will not learn of the key, or not believe in it: it must be free for the next attempt.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -103,6 +103,10 @@ class Layers(Protocol):
     async def ensure_mounted(self, pack_id: str) -> str:
         """The directory where the layer is mounted, mounting it if it is not; its name is short (128 of them fit
         into one page of mount options) and stays the same. Fast where it is mounted already."""
+        ...
+
+    async def starting(self, pack_ids: Sequence[str]) -> None:
+        """A container is being created over these packs, top first: what is read from them now is its start."""
         ...
 
     async def usage(self, pack_id: str) -> Usage:

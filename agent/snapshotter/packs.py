@@ -72,6 +72,12 @@ class Packs:
                 found.append(await self.mounted(row.pack_id))
         return found
 
+    async def starting(self, chain: Sequence[Row]) -> None:
+        """A container is being created over this chain (top first): tell the layers."""
+        packs = [row.pack_id for row in chain if row.pack_id is not None]
+        if self.layers is not None and packs:
+            await self.layers.starting(packs)
+
     async def usage(self, row: Row) -> Usage:
         """Local bytes of a taken-over layer, accounted to one snapshot only if several share the pack."""
         assert row.pack_id is not None

@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ class ErofsLayers:
         self._root = root
         self._layers: dict[str, TakenLayer] = {}
         self.asked: list[LayerRequest] = []
+        self.starts: list[list[str]] = []
         (root / "l").mkdir(parents=True)
 
     def learn(self, image: Pushed, only: set[int] | None = None) -> None:
@@ -86,6 +87,9 @@ class ErofsLayers:
             with loop.attached(str(self._root / pack_id)) as device:
                 mount_erofs(device, place)
         return place
+
+    async def starting(self, pack_ids: Sequence[str]) -> None:
+        self.starts.append(list(pack_ids))
 
     async def usage(self, pack_id: str) -> Usage:
         return Usage((self._root / pack_id).stat().st_blocks * 512, 1)

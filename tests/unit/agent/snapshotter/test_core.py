@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ class FakeLayers:
         self.root = root
         self.known: dict[str, TakenLayer | BaseException] = {}
         self.asked: list[LayerRequest] = []
+        self.starts: list[list[str]] = []
         self.mounted: set[str] = set()
         self.busy: set[str] = set()
         self.broken: set[str] = set()
@@ -65,6 +66,9 @@ class FakeLayers:
             self.mounting.set()
             await asyncio.Event().wait()
         return str(self.root / pack_id)
+
+    async def starting(self, pack_ids: Sequence[str]) -> None:
+        self.starts.append(list(pack_ids))
 
     async def usage(self, pack_id: str) -> Usage:
         return Usage(1000, 3)
@@ -373,3 +377,14 @@ async def test_fix_up_lowers_stand_above_their_layer(core: Snapshotter, layers: 
     assert layer == str(layers.directory(1)) and os.stat(f"{fixup}/tmp").st_mode & 0o7777 == 0o1777
     (overlay,) = await core.view("one", CHAIN[1], {})
     assert overlay.type == "overlay" and len(lowerdirs([overlay])) == 3
+
+
+async def test_only_a_container_s_snapshot_is_a_start(core: Snapshotter, layers: FakeLayers) -> None:
+    for number in (0, 1):
+        layers.add(number)
+        parent = CHAIN[number - 1] if number else ""
+        with pytest.raises(AlreadyExistsError):
+            await core.prepare(f"extract-{number}", parent, {labels.SNAPSHOT_REF: CHAIN[number]})
+    assert layers.starts == []
+    await core.prepare("container", CHAIN[1], {})
+    assert layers.starts == [["pack1", "pack0"]]
