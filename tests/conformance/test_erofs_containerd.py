@@ -16,9 +16,6 @@ from layer_image import build_image
 
 from imgdist.errors import CorruptError, DeclinedError
 
-# Where we decline what containerd 1.6 accepts on this machine, and why that is right.
-_DECLINED_MORE: dict[str, str] = {}
-
 
 @pytest.fixture(scope="module")
 def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unpacker]:
@@ -28,19 +25,18 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unpacker]:
 
 @pytest.mark.parametrize("name", TARS)
 def test_corner_layer_equals_containerds(name: str, containerd: Unpacker, tmp_path: Path) -> None:
-    assert_equal(TARS[name], containerd, tmp_path, name in _DECLINED_MORE)
+    assert_equal(TARS[name], containerd, tmp_path)
 
 
-def assert_equal(tar: bytes, containerd: Unpacker, directory: Path, declined: bool = False) -> None:
+def assert_equal(tar: bytes, containerd: Unpacker, directory: Path) -> None:
     """Unpack and convert `tar` and compare the verdicts, then the trees."""
     theirs = containerd.unpack(tar)
     try:
         built = build_image([tar], directory / "image")
     except (DeclinedError, CorruptError) as error:
-        assert declined or isinstance(theirs, str), f"we refuse what containerd takes: {error}"
+        assert isinstance(theirs, str), f"we refuse what containerd takes: {error}"
         return
     assert isinstance(theirs, Path), f"we take what containerd refuses: {theirs}"
-    assert not declined
     with mounted(directory / "image", directory / "mount") as root:
         ours = tree.read(root)
     expected = tree.read(theirs)
