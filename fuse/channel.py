@@ -32,6 +32,7 @@ RING_BUFFER_SIZE = 256 * 1024
 RING_SIZE = RING_BUFFERS * RING_BUFFER_SIZE
 
 _MAGIC = b"IVW"
+_ERRNO_END = 512  # the kernel refuses a FUSE answer with a greater one
 _HELLO = Struct("<B3sH")
 _ADD = Struct("<BQQ")
 _NODE = Struct("<BQ")
@@ -218,6 +219,13 @@ def _ready(data: bytes) -> Ready:
     return Ready(node, start, end, slot)
 
 
+def _fail(data: bytes) -> Fail:
+    _, node, start, end, number = _FAIL.unpack(data)
+    if not 0 < number < _ERRNO_END:
+        raise ProtocolError(f"view channel: a read cannot fail with errno {number}")
+    return Fail(node, start, end, number)
+
+
 def _touched(data: bytes) -> Touched:
     try:
         return Touched(tuple(_TOUCH.iter_unpack(data[1:])))
@@ -232,7 +240,7 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     4: _synced,
     5: _ready,
     6: lambda data: Written(*_RANGE.unpack(data)[1:]),
-    7: lambda data: Fail(*_FAIL.unpack(data)[1:]),
+    7: _fail,
     8: lambda data: Added(*_ADDED.unpack(data)[1:]),
     9: lambda data: Removed(_NODE.unpack(data)[1]),
     10: lambda data: Miss(*_MISS.unpack(data)[1:]),

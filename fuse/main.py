@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def check_deadline(deadline_s: float) -> None:
-    """Warn if the kernel would abort the session before we fail a read (Linux 6.16, fs.fuse.max_request_timeout)."""
+    """Warn if the kernel would abort the session before we fail a read (fs.fuse.max_request_timeout, newer kernels)."""
     try:
         with open("/proc/sys/fs/fuse/max_request_timeout", encoding="ascii") as file:
             limit_s = int(file.read())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,18 +148,18 @@ def test_layer_without_a_view_is_told_so(tmp_path: Path) -> None:
 def test_ring_buffers_come_back(bench: Bench) -> None:
     link = bench.link(Misses())
     for _ in range(3 * channel.RING_BUFFERS):
-        slot = None
-        for _ in range(10_000):
-            slot = link.acquire_ring()
-            if slot is not None:
-                break
-            threading.Event().wait(0.001)
-        assert slot is not None, "the view keeps the ring"
-        link.ready(99, 0, BLOCK, slot)
-    held = link.acquire_ring()
-    assert held is not None
-    link.release_ring(held)
+        link.ready(99, 0, BLOCK, acquired(link))
+    link.release_ring(acquired(link))
     link.close()
+
+
+def acquired(link: ViewLink) -> int:
+    """A ring buffer as soon as the view has given one back."""
+    deadline = time.monotonic() + WAIT_S
+    while (slot := link.acquire_ring()) is None:
+        assert time.monotonic() < deadline, "the view keeps the ring"
+        time.sleep(0.001)
+    return slot
 
 
 def test_callback_that_fails_does_not_cut_the_link(bench: Bench) -> None:

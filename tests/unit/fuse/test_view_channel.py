@@ -61,6 +61,8 @@ def test_any_bytes_give_a_message_or_a_protocol_error(data: bytes) -> None:
         channel.Add(2, 4096, b"a/b"),
         channel.Add(2, 4096, b".."),
         channel.Add(2, 4096, b"x" * 14),
+        channel.Fail(2, 0, 4096, 0),
+        channel.Fail(2, 0, 4096, 512),
         channel.Ready(2, 0, 4096, 32),
         channel.Ready(2, 8192, 4096, 0),
         channel.Ready(2, 0, channel.RING_BUFFER_SIZE + 4096, 0),
