@@ -11,6 +11,7 @@ demo: setup
 	$(BIN)/imgdist demo
 
 test: setup
+	@scripts/parts test
 	$(BIN)/python -m pytest
 
 bench: setup
