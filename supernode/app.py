@@ -24,7 +24,7 @@ from supernode.api import Parts, application, metrics_application
 from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.chunkprocess import ChunkProcess
-from supernode.convert import Conversion
+from supernode.convert.conversion import Conversion
 from supernode.database import Database
 from supernode.fetch import Fetcher, Origin
 from supernode.metrics import Metrics

@@ -18,7 +18,7 @@ from blake3 import blake3
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.pack import codec
 from imgdist.pack.index import Index, IndexFollower
-from supernode.convert import Conversion
+from supernode.convert.conversion import Conversion
 from supernode.convert.standalone import convert_file
 from supernode.store import LocalStore
 from supernode.store.layout import wire_name
