@@ -86,6 +86,7 @@ def _children(config: AgentConfig, lazy: bool) -> Iterator[dict[str, Any]]:
         yield {"role": "supernode", "argv": _supernode_command(config)}
     if lazy:
         view = [sys.executable, "-m", "fuse.main", "--deadline", str(config.read.deadline_s)]
+        view += ["--log-format", config.log_format]
         yield {"role": "view", "argv": view}
     settings = msgspec.json.encode(config).decode()
     yield {"role": "agent", "argv": [sys.executable, "-m", "agent.app", settings, "lazy" if lazy else "plain"]}

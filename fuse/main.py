@@ -18,7 +18,7 @@ from fuse.outbox import Outbox
 from fuse.port import Port
 from fuse.slots import Slots
 from fuse.view import View
-from imgdist import holder_client
+from imgdist import daemon, holder_client
 
 log = logging.getLogger("imgdist.view")
 
@@ -34,8 +34,9 @@ def main() -> int:
     """Serve until the holder is gone."""
     parser = argparse.ArgumentParser(prog="python -m fuse.main", description=__doc__.partition("\n")[0])
     parser.add_argument("--deadline", type=float, default=DEADLINE_S, help="seconds a read may wait; 0: for ever")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="log lines on stderr")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    daemon.configure_logging(arguments.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     check_deadline(arguments.deadline)
     holder = holder_client.connect()
