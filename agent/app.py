@@ -32,6 +32,7 @@ from agent.supernodes import SupernodeChunks, Supernodes
 from agent.taking import NodeLayers
 from agent.tracekeeper import TraceKeeper
 from agent.tracing import TraceRecorder
+from agent.transfer.gate import FillGate
 from agent.transfer.transfers import Transfers
 from fuse.link import ViewLink
 from imgdist import daemon, holder_client
@@ -114,7 +115,14 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
 
     link = ViewLink(str(run / "view.sock"), None, missed, touched)
     stack.callback(link.close)
-    transfers = Transfers(link, [SupernodeChunks(url) for url in urls], twins=chunks.twins, on_layer_complete=completed)
+    transfers = Transfers(
+        link,
+        [SupernodeChunks(url) for url in urls],
+        twins=chunks.twins,
+        on_layer_complete=completed,
+        read_deadline_s=config.read.deadline_s,
+        gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
+    )
     stack.callback(transfers.stop)
     mounter = Mounter(root / "l", run / "view", link)
     catalog = Catalog(chunks, mounter, transfers, fill=config.fill.enabled, switch_idle_s=config.switch.idle_s)

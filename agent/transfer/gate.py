@@ -18,6 +18,8 @@ LOW_SHARE = 0.1
 class FillGate:
     """Opens and closes; `busy` is the number of fill requests in flight, `starting` that more urgent work is there."""
 
+    quiet_s: float = QUIET_S
+    hold_s: float = HOLD_S
     ungated: bool = False
     _last_miss: float = float("-inf")
     _held_since: float | None = None
@@ -25,7 +27,7 @@ class FillGate:
 
     def missed(self, now: float) -> None:
         """A read had to wait; after quiet it begins a new start, with a hold of its own."""
-        if now - self._last_miss >= QUIET_S:
+        if now - self._last_miss >= self.quiet_s:
             self._held_since = None
         self._last_miss = now
 
@@ -37,16 +39,16 @@ class FillGate:
         """Whether one more fill request may start; called when there is one."""
         if self.ungated:
             return True
-        if not starting and now - self._last_miss >= QUIET_S:
+        if not starting and now - self._last_miss >= self.quiet_s:
             self._held_since = None
             return True
         if self._held_since is None:
             self._held_since = now
-        return now - self._held_since >= HOLD_S and not busy and now >= self._share_from
+        return now - self._held_since >= self.hold_s and not busy and now >= self._share_from
 
     def opens_at(self, now: float, starting: bool, busy: int) -> float | None:
         """When `is_open` may change its answer by time alone; None: it waits for an event, or is open."""
-        times = [] if starting else [self._last_miss + QUIET_S]
+        times = [] if starting else [self._last_miss + self.quiet_s]
         if self._held_since is not None and not busy:
-            times.append(max(self._held_since + HOLD_S, self._share_from))
+            times.append(max(self._held_since + self.hold_s, self._share_from))
         return min((at for at in times if at > now), default=None)

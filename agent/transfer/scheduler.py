@@ -122,7 +122,7 @@ class Scheduler:
     random: Callable[[], float]
     read_deadline_s: float = 60.0
     window: Window = field(default_factory=Window)
-    _gate: FillGate = field(default_factory=FillGate)
+    gate: FillGate = field(default_factory=FillGate)
     _layers: dict[int, _Layer] = field(default_factory=dict)
     _wanted: dict[tuple[int, int], _Want] = field(default_factory=dict)
     _now: dict[tuple[int, int], None] = field(default_factory=dict)
@@ -165,7 +165,7 @@ class Scheduler:
             want.expires_at = now + self.read_deadline_s
         if not absent:
             return False
-        self._gate.missed(now)
+        self.gate.missed(now)
         round_trip = self.window.round_trip_s
         if not layer.traced and (round_trip is None or round_trip >= AHEAD_ROUND_TRIP_S):
             end = min(chunks[-1] + 1 + AHEAD_CHUNKS, layer.layout.chunk_count)
@@ -205,7 +205,7 @@ class Scheduler:
 
     def drain(self, on: bool) -> None:
         """Fill without waiting for quiet, every layer there is; or no longer."""
-        self._gate.ungated = on
+        self.gate.ungated = on
         if on:
             self._fill.update((node, None) for node, layer in self._layers.items() if layer.missing)
 
@@ -234,7 +234,7 @@ class Scheduler:
         if fetch.kind in (Kind.TRACE, Kind.FILL):
             self._bulk_bytes -= flight.bytes
         if fetch.kind is Kind.FILL:
-            self._gate.filled(now, now - flight.started)
+            self.gate.filled(now, now - flight.started)
         if first_byte is not None:
             self.window.answered(flight.delivered, flight.started, first_byte, now)
         layer = self._layers.get(fetch.node)
@@ -279,7 +279,7 @@ class Scheduler:
                 is_urgent = any(key[0] == node for queue in (self._wanted, self._now) for key in queue)
                 times.append(layer.ready_at(DEMAND_PAUSE_S if is_urgent else BULK_PAUSE_S))
         if self._fill:
-            opens = self._gate.opens_at(now, self._is_start_going_on(), self._busy[Kind.FILL])
+            opens = self.gate.opens_at(now, self._is_start_going_on(), self._busy[Kind.FILL])
             if opens is not None:
                 times.append(opens)
         return min((at for at in times if at > now), default=None)
@@ -328,7 +328,7 @@ class Scheduler:
             if layer.ready_at(BULK_PAUSE_S) > now:
                 continue
             while self._has_room() and (run := self._next_run(layer)):
-                if not self._gate.is_open(now, self._is_start_going_on(), self._busy[Kind.FILL]):
+                if not self.gate.is_open(now, self._is_start_going_on(), self._busy[Kind.FILL]):
                     return
                 self._start(node, run, Kind.FILL, now, fetches)
 

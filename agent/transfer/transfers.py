@@ -22,6 +22,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from agent.layerstore import LayerStore
 from agent.transfer.crew import Crew
 from agent.transfer.figures import Figures
+from agent.transfer.gate import FillGate
 from agent.transfer.landing import Job, Landing, View
 from agent.transfer.scheduler import BULK_SLOTS, DEMAND_SLOTS, Fetch, Kind, Scheduler
 from agent.transfer.sources import ChunkSource, SourceBook
@@ -51,7 +52,7 @@ class Transfers:
 
     `twins` says where else on this disk a layer's chunks are (ChunkStore.twins). `on_layer_complete(store)` is called
     in a bulk thread once the image is whole and durable, also for a layer that is whole when it is added.
-    `read_deadline_s` is the view's.
+    `read_deadline_s` is the view's. `gate` says when fill may run.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Transfers:
         twins: Twins = lambda store: (),
         on_layer_complete: Callable[[LayerStore], None] = lambda store: None,
         read_deadline_s: float = 60.0,
+        gate: FillGate | None = None,
         registry: CollectorRegistry = REGISTRY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,7 +73,7 @@ class Transfers:
         self._figures = Figures(registry)
         self._clock = clock
         self._book = SourceBook(sources)
-        self._scheduler = Scheduler(random.random, read_deadline_s)
+        self._scheduler = Scheduler(random.random, read_deadline_s, gate=gate or FillGate())
         self._jobs: dict[int, Job] = {}
         self._waiters: list[_Waiter] = []
         self._lock = threading.RLock()
