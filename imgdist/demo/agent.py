@@ -71,13 +71,13 @@ class Supernode:
         """`imgdist preheat REF --wait`: returns when every layer is converted. Raises ImgdistError with its reason."""
         command(*IMGDIST, "preheat", reference, "--supernode", self.url, "--wait")
 
-    def has_trace(self, manifest_digest: str) -> bool:
-        """Whether a start of this manifest has been recorded."""
-        host = self.url.removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=10)
+    def trace(self, manifest_digest: str) -> bytes | None:
+        """The recorded trace of this manifest's starts (msgpack), None if there is none yet."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=10)
         try:
             connection.request("GET", f"/v1/traces/{manifest_digest}")
-            return connection.getresponse().status == 200
+            response = connection.getresponse()
+            return response.read() if response.status == 200 else None
         finally:
             connection.close()
 

@@ -83,9 +83,9 @@ class Link:
         """Command prefix that runs a program inside the namespace, same pid, no shell."""
         return ("nsenter", f"--net=/run/netns/{self.namespace}", "--")
 
-    def shape(self, bits_per_s: int) -> None:
-        """Limit each direction to `bits_per_s` from now on."""
-        shaper = ("root", "tbf", "rate", f"{bits_per_s}bit", "burst", f"{BURST_BYTES}b", "limit", f"{QUEUE_BYTES}b")
+    def shape(self, bits_per_s: int, *, burst_bytes: int = BURST_BYTES) -> None:
+        """Limit each direction to `bits_per_s` from now on; `burst_bytes` may pass at once after a pause."""
+        shaper = ("root", "tbf", "rate", f"{bits_per_s}bit", "burst", f"{burst_bytes}b", "limit", f"{QUEUE_BYTES}b")
         command("tc", "qdisc", "replace", "dev", self._device, *shaper)
         command("tc", "-n", self.namespace, "qdisc", "replace", "dev", f"imgd{self._number}f", *shaper)
         self.bits_per_s = bits_per_s

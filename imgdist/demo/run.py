@@ -112,7 +112,9 @@ def _measure(progress: Progress, reference: str | None, keep: bool) -> Result:
             plain = stack.plain("plain", app, argv, linger_s=linger_s)
             progress("imgdist, first start: nobody has started this image before")
             first = stack.lazy("imgdist, first", app, argv, filled=True, traced=True, linger_s=linger_s)
-            progress("imgdist, a fresh node: the first start's trace goes ahead")
+            if not (first.traced or reference):
+                raise ImgdistError("demo: expected the first start to leave a trace at the supernode, there is none")
+            progress("imgdist, a fresh node" + (": the first start's trace goes ahead" if first.traced else ""))
             lazy = stack.lazy("imgdist", app, argv, filled=True, linger_s=linger_s)
             progress("/bin/true, plain and imgdist")
             true_plain, true_lazy = _true(stack, app, true, required=reference is None)

@@ -22,12 +22,13 @@ from imgdist.demo.processes import Process, wait_until
 from imgdist.demo.push import push
 from imgdist.demo.registry import registry
 from imgdist.demo.start import Start, cold_start
+from imgdist.errors import TemporaryError
 
 REPOSITORY = "demo/app"
 REGISTRY_PORT = 5000
 SUPERNODE_PORT = 7600
-# The trace is sent when a start's window (30 s) is over, or sooner.
-TRACE_TIMEOUT_S = 90.0
+# An agent tells a trace when nothing new was touched for 2 s; images of small layers only never have one.
+TRACE_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Stack:
     ) -> Start:
         """The same on a fresh agent and a fresh containerd. `filled`: measure until the background fill has ended.
 
-        `traced`: afterwards wait until the supernode knows which chunks this start touched.
+        `traced`: afterwards wait until the supernode knows which chunks this start touched; `Start.traced` says so.
         """
         with self.node(settings) as (agent, containerd):
             start = cold_start(
@@ -159,9 +160,16 @@ class Stack:
                 wait_filled=agent.wait_complete if filled else None,
             )
             if traced:
-                known = f"trace of {pushed.manifest_digest} at the supernode"
-                wait_until(lambda: self.supernode.has_trace(pushed.manifest_digest), known, TRACE_TIMEOUT_S)
+                start.traced = self._wait_for_trace(pushed)
             return start
+
+    def _wait_for_trace(self, pushed: Pushed) -> bool:
+        digest = pushed.manifest_digest
+        try:
+            wait_until(lambda: self.supernode.trace(digest) is not None, f"trace of {digest}", TRACE_TIMEOUT_S)
+        except TemporaryError:
+            return False
+        return True
 
     @contextmanager
     def node(self, settings: Sequence[str] = ()) -> Iterator[tuple[Agent, Containerd]]:

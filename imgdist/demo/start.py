@@ -73,6 +73,7 @@ class Start:
     bytes_before_output: int
     bytes_total: int = 0
     filled_s: float | None = None
+    traced: bool = False
     samples: list[tuple[float, int]] = field(default_factory=list)
 
     @property
