@@ -6,7 +6,8 @@ them in reverse order of their start. The standard library alone, one thread, no
 anything in here that could fail.
 
 Plan: {"run": DIR, "fuse": bool (default true), "sockets": [{"name", "path" | "tcp": "HOST:PORT", "type":
-"stream"|"seqpacket"}], "children": [{"role", "argv": [...]}], "stop_timeout_s": 30}.
+"stream"|"seqpacket"}], "children": [{"role", "argv": [...], "environment": {NAME: VALUE} (default none)}],
+"stop_timeout_s": 30}.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def main() -> int:
     """Run the plan given as the only argument; 1 with a line that says why if something cannot be held."""
     try:
         plan = json.loads(sys.argv[1])
-        children = [Child(item["role"], item["argv"]) for item in plan["children"]]
+        children = [Child(item["role"], item["argv"], item.get("environment", {})) for item in plan["children"]]
         stop_timeout_s = float(plan.get("stop_timeout_s", 30))
         held = Held(plan["run"], plan["root"], plan["sockets"], plan.get("fuse", True))
     except (IndexError, ValueError, KeyError, TypeError) as error:

@@ -23,6 +23,11 @@ from imgdist.wire.address import Address
 SOCKET_PATH_MAX = 107
 """Bytes of a unix socket's path (sockaddr_un in linux/un.h: 108 with the final zero)."""
 
+_SPARING = {"MALLOC_ARENA_MAX": "1"}
+"""glibc's malloc (mallopt(3)) for view and agent: an arena for each of twenty threads is memory that stays theirs, and
+under Python's lock they hardly allocate at once. Measured, 50 layers: the agent 5.5 MiB smaller, no slower. Not for
+the supernode, whose compressors do allocate at once."""
+
 
 def main(config: AgentConfig) -> int:
     """Replace this process by the holder of an agent. Returns only by raising the reason why it cannot."""
@@ -82,14 +87,16 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
 
 
 def _children(config: AgentConfig, lazy: bool) -> Iterator[dict[str, Any]]:
+    sparing = {name: os.environ.get(name, value) for name, value in _SPARING.items()}
     if lazy and not config.supernode:
         yield {"role": "supernode", "argv": _supernode_command(config)}
     if lazy:
         view = [sys.executable, "-m", "fuse.main", "--deadline", str(config.read.deadline_s)]
         view += ["--log-format", config.log_format]
-        yield {"role": "view", "argv": view}
+        yield {"role": "view", "argv": view, "environment": sparing}
     settings = msgspec.json.encode(config).decode()
-    yield {"role": "agent", "argv": [sys.executable, "-m", "agent.app", settings, "lazy" if lazy else "plain"]}
+    agent = [sys.executable, "-m", "agent.app", settings, "lazy" if lazy else "plain"]
+    yield {"role": "agent", "argv": agent, "environment": sparing}
 
 
 def _supernode_command(config: AgentConfig) -> list[str]:

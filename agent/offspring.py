@@ -26,8 +26,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Child:
     """One child in the plan, over all its restarts. Times are CLOCK_MONOTONIC seconds."""
 
-    def __init__(self, role: str, argv: list[str]) -> None:
-        self.role, self._argv = role, argv
+    def __init__(self, role: str, argv: list[str], environment: dict[str, str]) -> None:
+        """`environment`: variables of its own beside ours."""
+        self.role, self._argv, self._environment = role, argv, environment
         self.connection: socket.socket | None = None
         self.ready = self.ever_ready = False
         self.restart_at = 0.0
@@ -46,7 +47,8 @@ class Child:
             sys.stderr.flush()
             self.pid = os.fork()
             if self.pid == 0:
-                _become(self._argv, {FD_VARIABLE: str(theirs.fileno()), ROLE_VARIABLE: self.role}, theirs.fileno())
+                contact = {FD_VARIABLE: str(theirs.fileno()), ROLE_VARIABLE: self.role}
+                _become(self._argv, self._environment | contact, theirs.fileno())
         self.running = True
         self.connection = ours
         return ours

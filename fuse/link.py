@@ -13,7 +13,6 @@ import os
 import socket
 import struct
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -70,7 +69,7 @@ class ViewLink:
         os.ftruncate(self._ring_fd, RING_SIZE)
         self._ring = memoryview(mmap.mmap(self._ring_fd, RING_SIZE))
         self._lock = threading.Lock()
-        self._free = deque(range(RING_BUFFERS))
+        self._free = list(range(RING_BUFFERS))  # the last one given back first: its pages are there already
         self._sent: set[int] = set()
         self._layers: dict[int, _Shown] = {}
         self._removing: dict[int, threading.Event] = {}
@@ -157,7 +156,7 @@ class ViewLink:
     def acquire_ring(self) -> int | None:
         """A free ring buffer, or None: then write and say `written`. End its use by `ready` or `release_ring`."""
         with self._lock:
-            return self._free.popleft() if self._live and self._free else None
+            return self._free.pop() if self._live and self._free else None
 
     def ring(self, slot: int) -> memoryview:
         """The 256 KiB of ring buffer `slot`."""
