@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -18,14 +17,6 @@ from imgdist.pack.index import Index
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.messages import Priority
-
-
-def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from parts import require
 from rig.images import Workshop, busybox_layer
-from rig.stack import free_port
 
 from imgdist.demo.agent import IMGDIST, Supernode
+from imgdist.demo.ports import free_port
 from imgdist.demo.registry import registry
 
 _LIMIT_S = 30.0

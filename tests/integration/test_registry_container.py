@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 from parts import require
-from supernode_rig import free_port, layer_tree, push_image, read_pack, supernode, url_of
+from supernode_rig import layer_tree, push_image, read_pack, supernode, url_of
 
 from agent.supernode_client import SupernodeClient
+from imgdist.demo.ports import free_port
 from imgdist.demo.processes import Process, wait_until
 from imgdist.demo.registry import answers
 

@@ -11,8 +11,8 @@ from parts import require
 from rig import makers, tree
 from rig.containerds import Setting, containerd
 from rig.images import Workshop, busybox_layer
-from rig.stack import free_port
 
+from imgdist.demo.ports import free_port
 from imgdist.demo.registry import registry
 
 

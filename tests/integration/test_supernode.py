@@ -18,9 +18,10 @@ import pytest
 from blake3 import blake3
 from fake_registry import FakeRegistry, answer, cut_after, digest_of, serving, tar_gz
 from parts import require
-from supernode_rig import free_port, layer_tree, push_image, read_pack, supernode, url_of
+from supernode_rig import layer_tree, push_image, read_pack, supernode, url_of
 
 from agent.supernode_client import SupernodeClient
+from imgdist.demo.ports import free_port
 from imgdist.demo.processes import wait_until
 from imgdist.demo.registry import registry
 from imgdist.errors import CorruptError, DeclinedError, TemporaryError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from rig.images import Workshop
 from imgdist.api import JsonApi
 from imgdist.demo import leftovers
 from imgdist.demo.agent import IMGDIST, Supernode
+from imgdist.demo.ports import free_port
 from imgdist.demo.processes import Process, wait_until
 from imgdist.demo.registry import registry
 
@@ -25,13 +25,6 @@ _QUICK = ("fill.quiet_s=0", "switch.idle_s=0.2")
 _SETTLED = {"switched", "complete", "plain"}
 _SETTLE_S = 60.0
 _LOG_LINES = 200
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Node:
