@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from prometheus_client import REGISTRY, generate_latest
 import imgdist
 from agent.catalog import Catalog, Layer, State
 from agent.images import Images
+from agent.known_images import KnownImage, KnownLayer
 from agent.mounts import ImageMounts
 from imgdist.errors import ImgdistError, UnsupportedError, UsageError
 from imgdist.pack import BLOCK
 from imgdist.wire.control import failure
+
+log = logging.getLogger("imgdist.agent")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -72,7 +76,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         status, document = failure(error)
         return _json(document, status)
     except web.HTTPException as error:
-        return _json({"error": error.text or error.reason, "kind": "usage"}, error.status)
+        return _json({"error": f"{request.path}: {error.text or error.reason}", "kind": "usage"}, error.status)
+    except Exception as error:
+        log.exception("%s %s failed", request.method, request.path)
+        reason = f"{type(error).__name__}: {error}; the agent's log says more"
+        return _json({"error": reason, "kind": "internal"}, 500)
 
 
 class _Api:
@@ -106,11 +114,11 @@ class _Api:
             return _json([])
         digests = {layer.pack_id: layer.digest for image in self._node.images.known.all() for layer in image.layers}
         rows = [_row(layer, digests.get(layer.pack_id)) for layer in self._node.catalog.all()]
-        for known in self._node.images.indexing.values():
-            if known.pack_id is None:
-                rows.append(_absent(known.digest, known.diff_id, State.INDEXING, known.size_bytes))
-        for digest, reason in self._node.images.plain.items():
-            rows.append({**_absent(digest, None, State.PLAIN, 0), "reason": reason})
+        rows += [_absent(layer, State.INDEXING) for layer in self._node.images.indexing.values()]
+        here = {row["digest"] for row in rows}
+        for plain in self._node.images.plain.values():
+            if plain.layer.digest not in here:
+                rows.append({**_absent(plain.layer, State.PLAIN), "reason": plain.reason})
         return _json(rows)
 
     async def images(self, request: web.Request) -> web.Response:
@@ -139,7 +147,7 @@ class _Api:
         """GET /healthz, /readyz: the snapshotter was served before this was."""
         return web.Response(text="ok\n")
 
-    def _image(self, image: Any) -> dict[str, Any]:
+    def _image(self, image: KnownImage) -> dict[str, Any]:
         assert self._node is not None
         found = [self._node.catalog.get(layer.pack_id or "") for layer in image.layers]
         present = [layer for layer in found if layer is not None]
@@ -173,13 +181,14 @@ def _row(layer: Layer, digest: str | None) -> dict[str, Any]:
     }
 
 
-def _absent(digest: str, diff_id: str | None, state: State, size_bytes: int) -> dict[str, Any]:
+def _absent(layer: KnownLayer, state: State) -> dict[str, Any]:
+    """A layer without an image here; `size_bytes` is what the registry has, compressed."""
     return {
-        "digest": digest,
-        "diff_id": diff_id,
+        "digest": layer.digest,
+        "diff_id": layer.diff_id,
         "pack_id": None,
         "state": state.value,
-        "size_bytes": size_bytes,
+        "size_bytes": layer.size_bytes,
         "present_bytes": 0,
         "sources": {},
     }

@@ -34,6 +34,7 @@ from agent.tracekeeper import TraceKeeper
 from agent.tracing import TraceRecorder
 from agent.transfer.gate import FillGate
 from agent.transfer.transfers import Transfers
+from agent.unused import Unused
 from fuse.link import ViewLink
 from imgdist import daemon, holder_client
 from imgdist.config import AgentConfig
@@ -42,6 +43,9 @@ from imgdist.oci.platform import Platform
 log = logging.getLogger("imgdist.agent")
 
 _SWITCH_INTERVAL_S = 0.0005  # a miss crosses several threads; the default 5 ms is what each might wait for the GIL
+
+
+_SHUTDOWN_S = 1.0  # for answers of the API under way at a stop; what they wait for has been cancelled by then
 
 
 class _Stopped(Exception):
@@ -125,7 +129,7 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     )
     stack.callback(transfers.stop)
     mounter = Mounter(root / "l", run / "view", link)
-    catalog = Catalog(chunks, mounter, transfers, fill=config.fill.enabled, switch_idle_s=config.switch.idle_s)
+    catalog = Catalog(chunks, mounter, transfers, tasks, fill=config.fill.enabled, switch_idle_s=config.switch.idle_s)
     images = Images(
         supernodes,
         catalog,
@@ -144,6 +148,7 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     link.start()
     await catalog.rescue()
     mounts = ImageMounts(images, own_snapshots)
+    await mounts.recover()
     return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, keeper)
 
 
@@ -165,13 +170,18 @@ async def _serve_sockets(
     tasks.create_task(snapshotter.run())
     if node is not None:
         await node.own_snapshots.recover()
+        unused = Unused(node.catalog, node.sharing)
+        await unused.release(0)
+        tasks.create_task(unused.run())
         tasks.create_task(node.own_snapshots.run())
         tasks.create_task(node.catalog.switch_forever())
         tasks.create_task(node.keeper.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
     stack.callback(server.close)
     seen = api.Node(node.catalog, node.images, node.mounts) if node is not None else None
-    runner = web.AppRunner(api.application(seen, config.root, supernode_urls(config)), access_log=None)
+    runner = web.AppRunner(
+        api.application(seen, config.root, supernode_urls(config)), access_log=None, shutdown_timeout=_SHUTDOWN_S
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, socket.socket(fileno=holder.fds["socket:api"])).start()

@@ -18,6 +18,7 @@ from agent.chunkstore import ChunkStore
 from agent.layerstore import LayerStore
 from agent.mounter import Mounter
 from agent.transfer.transfers import Transfers
+from agent.work import SharedWork
 from imgdist.errors import ImgdistError, NotFoundError
 
 log = logging.getLogger("imgdist.agent")
@@ -39,12 +40,14 @@ class State(enum.StrEnum):
 
 @dataclass
 class Layer:
-    """A layer whose index is sealed. `shown` tells whether reads go through the view."""
+    """A layer whose index is sealed. `shown` tells whether reads go through the view; `mounted_at` is in seconds of
+    the monotonic clock."""
 
     store: LayerStore
     state: State = State.FILLING
     shown: bool = False
     mounted: bool = False
+    mounted_at: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -54,12 +57,24 @@ class Layer:
 
 
 class Catalog:
-    """Every layer of the node. `on_shown(layer)` is called when a layer begins to be read through the view."""
+    """Every layer of the node.
+
+    Mounting and unmounting run as work of `tasks`, the daemon's task group: a caller that is cancelled in the middle
+    (its client hung up, its time is up) leaves a layer whose state is known, not a second mount on top of a first.
+    """
 
     def __init__(
-        self, chunks: ChunkStore, mounter: Mounter, transfers: Transfers, *, fill: bool, switch_idle_s: float
+        self,
+        chunks: ChunkStore,
+        mounter: Mounter,
+        transfers: Transfers,
+        tasks: asyncio.TaskGroup,
+        *,
+        fill: bool,
+        switch_idle_s: float,
     ) -> None:
         self._chunks = chunks
+        self._tasks = tasks
         self._mounter = mounter
         self._transfers = transfers
         self._fill = fill
@@ -80,18 +95,26 @@ class Catalog:
         """At start, before the view is told anything: find what is on disk and what earlier agents left mounted."""
         for store in await asyncio.to_thread(self._chunks.recover):
             layer = self._enter(store)
-            left = await asyncio.to_thread(self._mounter.found, store)
-            layer.mounted = left is not None
-            if left is None:
-                continue
-            if left.local:
-                layer.state = State.SWITCHED
-                continue
-            layer.shown = True
-            await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
-            self._mounter.announce(store)
-            if not left.live:
-                self._stranded.append(layer)
+            try:
+                await self._take_up(layer)
+            except (ImgdistError, OSError) as error:
+                layer.mounted, layer.state = True, State.FAILED
+                log.error("layer %s: what is mounted at its place cannot be taken up: %s", layer.pack_id, error)
+
+    async def _take_up(self, layer: Layer) -> None:
+        store = layer.store
+        left = await asyncio.to_thread(self._mounter.found, store)
+        if left is None:
+            return
+        layer.mounted, layer.mounted_at = True, time.monotonic()
+        if left.local:
+            layer.state = State.SWITCHED
+            return
+        layer.shown = True
+        await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+        self._mounter.announce(store)
+        if not left.live:
+            self._stranded.append(layer)
 
     async def rescue(self) -> None:
         """Once the view is there: give the loops of a view that died their file again, and go on filling."""
@@ -120,10 +143,9 @@ class Catalog:
 
     async def mount(self, layer: Layer) -> str:
         """Mount the layer if it is not, through the view where bytes are missing; returns the directory."""
-        async with layer.lock:
-            if not layer.mounted:
-                await self._mount(layer)
-            return self._mounter.directory(layer.store)
+        if not layer.mounted or layer.lock.locked():
+            await SharedWork(self._tasks, self._mount_once(layer)).wait()
+        return self._mounter.directory(layer.store)
 
     async def ensure_mounted(self, pack_id: str) -> str:
         """`mount` by pack id (hex). NotFoundError if the pack is not here."""
@@ -135,15 +157,8 @@ class Catalog:
     async def unmount(self, pack_id: str) -> None:
         """Unmount a layer that nobody uses; its bytes stay. BusyError says who holds it."""
         layer = self._layers.get(pack_id)
-        if layer is None:
-            return
-        async with layer.lock:
-            if not layer.mounted:
-                return
-            await asyncio.to_thread(self._mounter.unmount, layer.store)
-            layer.mounted = False
-            if layer.shown:
-                await self._leave_view(layer)
+        if layer is not None:
+            await SharedWork(self._tasks, self._unmount(layer)).wait()
 
     def completed(self, pack_id: str) -> None:
         """All bytes of the layer are here and durable."""
@@ -172,7 +187,6 @@ class Catalog:
             await asyncio.to_thread(self._transfers.drain, timeout_s)
         for layer in shown:
             if layer.store.is_complete:
-                await asyncio.to_thread(layer.store.complete)
                 await self._try_switch(layer)
         return [layer for layer in shown if layer.shown]
 
@@ -183,17 +197,30 @@ class Catalog:
         self._layers[layer.pack_id] = layer
         return layer
 
-    async def _mount(self, layer: Layer) -> None:
-        small = layer.store.index.image_size < SMALL_BYTES
-        if small and not layer.store.is_complete:
-            await self._fetch_whole(layer.store)
-        if layer.store.is_complete:
-            await asyncio.to_thread(layer.store.complete)
-            await asyncio.to_thread(self._mounter.mount_local, layer.store)
-            layer.state = State.COMPLETE
-        else:
-            await self._mount_shown(layer)
-        layer.mounted = True
+    async def _mount_once(self, layer: Layer) -> None:
+        async with layer.lock:
+            if layer.mounted:
+                return
+            store = layer.store
+            if store.index.image_size < SMALL_BYTES and not store.is_complete:
+                await self._fetch_whole(store)
+            if store.is_complete:
+                await asyncio.to_thread(store.complete)
+                await asyncio.to_thread(self._mounter.mount_local, store)
+                layer.state = State.COMPLETE
+            else:
+                await self._mount_shown(layer)
+            layer.mounted, layer.mounted_at = True, time.monotonic()
+
+    async def _unmount(self, layer: Layer) -> None:
+        async with layer.lock:
+            if not layer.mounted:
+                return
+            await asyncio.to_thread(self._mounter.unmount, layer.store)
+            layer.mounted = False
+            if layer.shown:
+                await self._leave_view(layer)
+            layer.state = State.COMPLETE if layer.store.is_complete else State.FILLING
 
     async def _fetch_whole(self, store: LayerStore) -> None:
         await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
@@ -206,16 +233,18 @@ class Catalog:
         store = layer.store
         await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
         metadata = [chunk for chunk in store.missing_chunks() if store.index.is_metadata(chunk)]
-        showing = asyncio.to_thread(self._mounter.show, store)
-        fetching = asyncio.wrap_future(self._transfers.fetch_now(store, metadata))
         try:
-            await asyncio.gather(showing, fetching)
+            fetching = self._transfers.fetch_now(store, metadata)  # on its way while the view is told
+            await asyncio.to_thread(self._mounter.show, store)
+            await asyncio.wrap_future(fetching)
+            await asyncio.to_thread(self._mounter.mount_shown, store)
         except BaseException:
             await self._leave_view(layer)
             raise
         layer.shown = True
-        await asyncio.to_thread(self._mounter.mount_shown, store)
-        if self._fill:
+        if store.is_complete:  # meanwhile: nobody was told, as it was not shown yet
+            self._changed.set()
+        elif self._fill:
             self._transfers.fill(store)
 
     def _idle(self, layer: Layer) -> bool:
@@ -234,6 +263,7 @@ class Catalog:
                 log.error("layer %s stays behind the view: it could not be switched: %s", layer.pack_id, error)
 
     async def _switch(self, layer: Layer) -> None:
+        await asyncio.to_thread(layer.store.complete)  # durable first: from here on nobody proves its bytes
         await asyncio.to_thread(self._mounter.switch, layer.store)
         await self._leave_view(layer)
         layer.state = State.SWITCHED

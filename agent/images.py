@@ -19,7 +19,7 @@ from agent.supernodes import Supernodes
 from agent.tracing import TraceRecorder, unpack
 from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
-from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.wire.control import Resolution
 
 log = logging.getLogger("imgdist.agent")
@@ -31,6 +31,14 @@ class ImageJob:
 
     image: KnownImage
     layers: dict[str, SharedWork[Layer]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainLayer:
+    """A layer that could not be had lazily, and why: it is pulled the ordinary way."""
+
+    layer: KnownLayer
+    reason: str
 
 
 class Images:
@@ -60,17 +68,24 @@ class Images:
         self._jobs: dict[tuple[str, str | None], SharedWork[ImageJob]] = {}
         self._opening: dict[str, SharedWork[Layer]] = {}
         self.indexing: dict[str, KnownLayer] = {}
-        self.plain: dict[str, str] = {}
+        self.plain: dict[str, PlainLayer] = {}
 
-    async def open(self, reference: str, manifest_digest: str | None = None) -> ImageJob:
-        """The job of an image, started now or by somebody else before. Raises what resolving raises."""
+    async def open(self, reference: str, manifest_digest: str | None = None, *, anew: bool = False) -> ImageJob:
+        """The job of an image, started now or by somebody else before. Raises what resolving raises.
+
+        `anew`: what the reference names now counts (a tag may have moved), not what an earlier job found.
+        """
         key = (reference, manifest_digest)
         # Single flight: the Prepares of one pull, and pulls of one image, find the job that the first one started.
         # A waiter sees the leader's error; the next caller tries anew.
         job = self._jobs.get(key)
-        if job is None or _is_stale(job):
+        if job is None or _is_stale(job) or (anew and job.result is not None):
             job = self._jobs[key] = SharedWork(self._tasks, self._start(reference, manifest_digest))
-        return await job.wait()
+        opened = await job.wait()
+        by_digest = (reference, opened.image.manifest_digest)
+        if by_digest not in self._jobs or _is_stale(self._jobs[by_digest]):
+            self._jobs[by_digest] = job
+        return opened
 
     async def layer_by_chain(self, chain_id: str) -> Layer:
         """The mounted layer of a chain ID: from what this node knows, else by the supernode's table.
@@ -90,6 +105,8 @@ class Images:
     async def layer(self, reference: str, layer_digest: str, manifest_digest: str | None) -> Layer:
         """The mounted layer of an image by its compressed digest. DeclinedError if it cannot be lazy."""
         job = await self.open(reference, manifest_digest)
+        if layer_digest not in job.layers and manifest_digest is None:  # the tag has moved since the job began
+            job = await self.open(reference, anew=True)
         opening = job.layers.get(layer_digest)
         if opening is None:
             raise DeclinedError(f"image {reference} has no layer {layer_digest}")
@@ -104,20 +121,43 @@ class Images:
                 self._recorder.started(image.manifest_digest, now)
 
     async def _start(self, reference: str, manifest_digest: str | None) -> ImageJob:
-        resolution = await self._supernodes.resolve(reference, platform=self._platform, manifest_digest=manifest_digest)
+        try:
+            resolution = await self._supernodes.resolve(
+                reference, platform=self._platform, manifest_digest=manifest_digest
+            )
+        except TemporaryError as error:
+            remembered = self._remembered(reference, manifest_digest)
+            if remembered is None:
+                raise
+            log.warning("%s: taken as this node knows it, all its layers being here: %s", reference, error)
+            return ImageJob(
+                remembered, {layer.digest: self._opening_of(remembered, layer, None) for layer in remembered.layers}
+            )
         image = _known(reference, resolution)
         self.known.add(image)
-        job = ImageJob(image, {layer.digest: self._opening_of(layer, resolution) for layer in image.layers})
+        declined = {layer.digest: layer.reason or "" for layer in resolution.layers if layer.state == "declined"}
+        job = ImageJob(
+            image, {layer.digest: self._opening_of(image, layer, declined.get(layer.digest)) for layer in image.layers}
+        )
         if self._traces:
             SharedWork(self._tasks, self._follow_trace(job, resolution.trace))
         return job
 
-    def _opening_of(self, layer: KnownLayer, resolution: Resolution) -> SharedWork[Layer]:
+    def _remembered(self, reference: str, manifest_digest: str | None) -> KnownImage | None:
+        """The one image that was known by this name and has all its layers on this node."""
+        found = [
+            image
+            for image in self.known.all()
+            if (image.manifest_digest == manifest_digest if manifest_digest else image.reference == reference)
+            and all(layer.pack_id and self._catalog.get(layer.pack_id) for layer in image.layers)
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def _opening_of(self, image: KnownImage, layer: KnownLayer, declined: str | None) -> SharedWork[Layer]:
         opening = self._opening.get(layer.digest)
         if opening is None or opening.failed or self._is_gone(opening):
-            said = next(one for one in resolution.layers if one.digest == layer.digest)
-            reason = (said.reason or "declined by the supernode") if said.state == "declined" else None
-            opening = self._opening[layer.digest] = SharedWork(self._tasks, self._open_layer(layer, reason))
+            work = self._open_layer(image, layer, declined)
+            opening = self._opening[layer.digest] = SharedWork(self._tasks, work)
         return opening
 
     def _is_gone(self, opening: SharedWork[Layer]) -> bool:
@@ -125,28 +165,37 @@ class Images:
         layer = opening.result
         return layer is not None and not layer.mounted
 
-    async def _open_layer(self, layer: KnownLayer, declined: str | None) -> Layer:
-        self.indexing[layer.digest] = layer
+    async def _open_layer(self, image: KnownImage, layer: KnownLayer, declined: str | None) -> Layer:
         try:
             if declined is not None:
-                raise DeclinedError(f"layer {layer.digest}: {declined}")
-            found = self._catalog.get(self.known.pack_of(layer.digest) or "")
-            if found is None:
-                found = await self._catalog.adopt(await self._index(layer))
-                self.known.sealed(layer.digest, found.pack_id)
+                raise DeclinedError(f"layer {layer.digest}: {declined or 'declined by the supernode'}")
+            found = self._catalog.get(self.known.pack_of(layer.digest) or "") or await self._adopt(image, layer)
             await self._catalog.mount(found)
-        except ImgdistError as error:
-            self.plain[layer.digest] = str(error)
+        except (ImgdistError, OSError) as error:
+            self.plain[layer.digest] = PlainLayer(layer, str(error))
             raise
-        else:
-            self.plain.pop(layer.digest, None)
-            return found
+        self.plain.pop(layer.digest, None)
+        return found
+
+    async def _adopt(self, image: KnownImage, layer: KnownLayer) -> Layer:
+        self.indexing[layer.digest] = layer
+        try:
+            found = await self._catalog.adopt(await self._index(image, layer))
         finally:
             self.indexing.pop(layer.digest, None)
+        self.known.sealed(layer.digest, found.pack_id)
+        return found
 
-    async def _index(self, layer: KnownLayer) -> bytes:
+    async def _index(self, image: KnownImage, layer: KnownLayer) -> bytes:
         """The layer's sealed index stream, rooted in the image's configuration by its diff ID."""
-        index, data = await self._supernodes.follow_index(layer.digest)
+        try:
+            index, data = await self._supernodes.follow_index(layer.digest)
+        except NotFoundError:
+            # Another supernode than the one that resolved the image has to hear of it first.
+            await self._supernodes.resolve(
+                image.reference, platform=self._platform, manifest_digest=image.manifest_digest
+            )
+            index, data = await self._supernodes.follow_index(layer.digest)
         if index.diff_id != layer.diff_id:
             raise CorruptError(
                 f"index of layer {layer.digest}: expected diff ID {layer.diff_id}, found {index.diff_id}"
@@ -160,7 +209,7 @@ class Images:
             try:
                 trace = await self._supernodes.trace(job.image.manifest_digest)
                 entries = unpack(trace) if trace is not None else []
-            except (TemporaryError, ProtocolError) as error:
+            except ImgdistError as error:
                 log.info("no trace for %s: %s", job.image.reference, error)
         await asyncio.gather(*(opening.settled() for opening in job.layers.values()))
         lazy = _lazy_layers(job)
@@ -179,12 +228,13 @@ class Images:
 
 
 def _is_stale(job: SharedWork[ImageJob]) -> bool:
-    """A finished job answers later callers only as long as each of its layers is mounted or about to be."""
+    """A finished job answers later callers only as long as each of its layers is mounted, about to be, or declined."""
     if job.failed:
         return True
     done = job.result
     return done is not None and any(
-        opening.failed or (opening.result is not None and not opening.result.mounted)
+        (opening.failed and not isinstance(opening.error, DeclinedError))
+        or (opening.result is not None and not opening.result.mounted)
         for opening in done.layers.values()
     )
 

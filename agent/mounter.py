@@ -6,6 +6,7 @@ caller makes no two calls for one layer at a time. Nothing here waits for a chun
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,11 @@ class Mounter:
         target = self.directory(store)
         mount.prepare_mount_point(target)
         mount.mount_erofs(device, target)
-        _read_metadata(device, store)
+        try:
+            _read_metadata(device, store)
+        except BaseException:
+            mount.umount(target, lazy=True)  # a mount that failed leaves nothing
+            raise
 
     def _device(self, store: LayerStore) -> str:
         entry = mountinfo.find(self.directory(store))
@@ -110,8 +115,13 @@ class Mounter:
             raise ImgdistError(f"layer {store.pack_id.hex()} is not mounted at {self.directory(store)} any more")
         return entry.source
 
-    def _view_device(self) -> int:
-        return os.stat(self._view_directory).st_dev
+    def _view_device(self) -> int | None:
+        try:
+            return os.stat(self._view_directory).st_dev
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            return None  # it died as well; the holder is about to make another
 
     def _link(self) -> ViewLink:
         if self._view is None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from agent.supernode_client import SupernodeClient
 from imgdist.api import JsonApi
-from imgdist.errors import ProtocolError, TemporaryError
+from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UsageError
 from imgdist.pack.index import Index
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient, OnChunk
@@ -57,16 +57,19 @@ class Supernodes:
             await client.close()
 
     async def _ask(self, question: Callable[[SupernodeClient], Awaitable[T]]) -> T:
-        for remaining in range(len(self._clients), 0, -1):
-            client = self._clients[0]
+        # Over a copy: of two questions that find the same supernode dead, each puts it last, and neither the next one.
+        *others, last = list(self._clients)
+        for client in others:
             try:
                 return await question(client)
             except TemporaryError as error:
-                if remaining == 1:
-                    raise
                 log.warning("asking the next supernode: %s", error)
-                self._clients.append(self._clients.pop(0))
-        raise AssertionError("an agent has at least one supernode")
+                self._ask_last(client)
+        return await question(last)
+
+    def _ask_last(self, client: SupernodeClient) -> None:
+        self._clients.remove(client)
+        self._clients.append(client)
 
 
 class SupernodeChunks:
@@ -110,20 +113,30 @@ class SupernodeChunks:
         client = self._client
         if client is not None:
             return client
-        url = self._ask_where()
+        address = self._ask_where()
         with self._lock:
             if self._closed:
                 raise TemporaryError(f"{self.name}: the agent is stopping")
             if self._client is None:
-                self._client = ChunkClient(Address.parse(url))
+                self._client = ChunkClient(address)
             return self._client
 
-    def _ask_where(self) -> str:
-        status = self._control.get("/v1/status")
-        url = status.get("chunks") if isinstance(status, dict) else None
-        if not isinstance(url, str):
-            raise ProtocolError(f"{self.name}: expected the address of its chunk bodies in /v1/status, got {url!r}")
-        return url
+    def _ask_where(self) -> Address:
+        try:
+            status = self._control.get("/v1/status")
+        except TemporaryError:
+            raise
+        except ImgdistError as error:  # whatever it says, it is not about the pack that is asked for
+            raise ProtocolError(f"{self.name}: expected its status, got: {error}") from None
+        url = status.get("chunks", "") if isinstance(status, dict) else ""
+        if url is None:  # its chunk server is being started (again): no lie, and over in a moment
+            raise TemporaryError(f"{self.name}: serves no chunk bodies at the moment")
+        try:
+            return Address.parse(url)
+        except (UsageError, AttributeError, TypeError):
+            raise ProtocolError(
+                f"{self.name}: expected the address of its chunk bodies in /v1/status, got {url!r}"
+            ) from None
 
     def _forget(self, failed: ChunkClient) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from imgdist.errors import ImgdistError
 log = logging.getLogger("imgdist.agent")
 
 _ROUND_S = 0.5
+_FLUSH_S = 2.0
 
 
 class TraceKeeper:
@@ -34,8 +36,10 @@ class TraceKeeper:
             await self._upload(self._recorder.due(time.monotonic()))
 
     async def flush(self) -> None:
-        """The agent stops: tell what is left."""
-        await self._upload(self._recorder.due(time.monotonic(), everything=True))
+        """The agent stops: tell what is left, if the supernode listens; a stop does not wait for a hint."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                await self._upload(self._recorder.due(time.monotonic(), everything=True))
 
     async def _upload(self, updates: list[TraceUpdate]) -> None:
         for update in updates:

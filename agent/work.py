@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
+from imgdist.errors import TemporaryError
+
 T = TypeVar("T")
 
 
@@ -17,8 +19,15 @@ class SharedWork(Generic[T]):
     """
 
     def __init__(self, tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) -> None:
+        """Start it. TemporaryError if the daemon is stopping."""
         self._outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        tasks.create_task(self._run(work))
+        running = self._run(work)
+        try:
+            tasks.create_task(running)
+        except RuntimeError:  # the group is closed
+            running.close()
+            work.close()
+            raise TemporaryError("the agent is stopping") from None
 
     async def wait(self) -> T:
         """The result, or the error that the work ended with."""
@@ -38,6 +47,12 @@ class SharedWork(Generic[T]):
     def failed(self) -> bool:
         """Whether the work has ended without a result."""
         return self._outcome.done() and (self._outcome.cancelled() or self._outcome.exception() is not None)
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error of work that has ended with one."""
+        ended = self._outcome.done() and not self._outcome.cancelled()
+        return self._outcome.exception() if ended else None
 
     async def _run(self, work: Coroutine[Any, Any, T]) -> None:
         try:

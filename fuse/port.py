@@ -110,8 +110,9 @@ class Port:
         try:
             while self._agent is agent:
                 data, fds, _, _ = socket.recv_fds(agent, channel.MESSAGE_MAX, _FDS_MAX, socket.MSG_CMSG_CLOEXEC)
-                if not data:
-                    raise ConnectionResetError("the agent closed the channel")
+                if not data:  # it stopped, or the holder says why it died
+                    self._leave()
+                    return
                 self._take(agent, data, fds)
         except BlockingIOError:
             return

@@ -10,27 +10,11 @@ import json
 import socket
 from typing import Any
 
-from imgdist.errors import (
-    CorruptError,
-    DeclinedError,
-    DeniedError,
-    ImgdistError,
-    NotFoundError,
-    ProtocolError,
-    TemporaryError,
-    UsageError,
-)
-from imgdist.wire.address import Address
+import msgspec
 
-_KINDS: dict[str, type[ImgdistError]] = {
-    "usage": UsageError,
-    "not_found": NotFoundError,
-    "denied": DeniedError,
-    "temporary": TemporaryError,
-    "protocol": ProtocolError,
-    "corrupt": CorruptError,
-    "declined": DeclinedError,
-}
+from imgdist.errors import ProtocolError, TemporaryError
+from imgdist.wire.address import Address
+from imgdist.wire.control import Failure, error_of
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -68,8 +52,15 @@ class JsonApi:
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
             raw = response.read()
+        except TimeoutError:
+            raise TemporaryError(
+                f"{self._who} at {self._url} has not answered within {self._timeout_s:.0f} s; its log may say why"
+            ) from None
+        except PermissionError as error:
+            raise TemporaryError(f"{self._who} at {self._url}: {error.strerror}; only root may ask it") from None
         except (OSError, http.client.HTTPException) as error:
-            raise TemporaryError(f"{self._who} does not answer at {self._url}: {error}; is it running?") from None
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise TemporaryError(f"{self._who} does not answer at {self._url}: {reason}; is it running?") from None
         finally:
             connection.close()
         return self._answer(response.status, raw)
@@ -81,13 +72,10 @@ class JsonApi:
 
     def _answer(self, status: int, raw: bytes) -> Any:
         try:
-            document = json.loads(raw) if raw else None
-        except ValueError:
+            if status >= 400:
+                raise error_of(msgspec.json.decode(raw, type=Failure), status)
+            return json.loads(raw) if raw else None
+        except (ValueError, msgspec.ValidationError):
             raise ProtocolError(
                 f"{self._who} at {self._url}: expected JSON, got status {status}: {raw[:80]!r}"
             ) from None
-        if status < 400:
-            return document
-        error = document if isinstance(document, dict) else {}
-        kind = _KINDS.get(str(error.get("kind")), ImgdistError)
-        raise kind(str(error.get("error") or f"{self._who} at {self._url} answered status {status}"))

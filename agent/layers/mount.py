@@ -14,6 +14,7 @@ from imgdist.errors import ImgdistError, TemporaryError, UnsupportedError
 
 # <sys/mount.h>
 MS_RDONLY = 1
+MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
 _MNT_DETACH = 2
@@ -23,7 +24,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
-_PAGE = 4096
+PAGE = 4096
+"""Bytes of options that mount(2) takes, the final zero included."""
 
 
 class BusyError(TemporaryError):
@@ -32,8 +34,8 @@ class BusyError(TemporaryError):
 
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2). UnsupportedError if the kernel lacks the file system or we lack the right, else ImgdistError."""
-    if len(data) >= _PAGE:  # the kernel would cut it silently and then complain of a path that does not exist
-        raise ImgdistError(f"cannot mount {fstype} on {target}: {len(data)} bytes of options, at most {_PAGE - 1} fit")
+    if len(data) >= PAGE:  # the kernel would cut it silently and then complain of a path that does not exist
+        raise ImgdistError(f"cannot mount {fstype} on {target}: {len(data)} bytes of options, at most {PAGE - 1} fit")
     result = _libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), flags, data.encode() or None)
     if result == 0:
         return

@@ -17,6 +17,7 @@ from imgdist.errors import (
     NotFoundError,
     ProtocolError,
     TemporaryError,
+    UnsupportedError,
     UsageError,
 )
 
@@ -114,6 +115,7 @@ _KINDS: tuple[tuple[type[ImgdistError], str, int], ...] = (
     (ProtocolError, "protocol", 502),
     (CorruptError, "corrupt", 502),
     (DeclinedError, "declined", 409),
+    (UnsupportedError, "unsupported", 501),
 )
 
 
