@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import os
 import signal
 import socket
+import sqlite3
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -38,6 +41,7 @@ from agent.unused import Unused
 from fuse.link import ViewLink
 from imgdist import daemon, holder_client
 from imgdist.config import AgentConfig
+from imgdist.errors import ImgdistError
 from imgdist.oci.platform import Platform
 
 log = logging.getLogger("imgdist.agent")
@@ -45,6 +49,7 @@ log = logging.getLogger("imgdist.agent")
 _SWITCH_INTERVAL_S = 0.0005  # a miss crosses several threads; the default 5 ms is what each might wait for the GIL
 
 
+_OWN_ATTEMPTS, _OWN_RETRY_S = 30, 0.1
 _SHUTDOWN_S = 1.0  # for answers of the API under way at a stop; what they wait for has been cancelled by then
 
 
@@ -68,8 +73,19 @@ def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=AgentConfig)
     daemon.configure_logging(config.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    asyncio.run(serve(config, lazy=sys.argv[2] == "lazy"))
-    return 0
+    code = 0
+    try:
+        asyncio.run(serve(config, lazy=sys.argv[2] == "lazy"))
+    except* (ImgdistError, OSError, sqlite3.Error) as group:
+        log.error("the agent cannot go on: %s", _first(group))
+        code = 1
+    return code
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def serve(config: AgentConfig, *, lazy: bool) -> None:
@@ -80,6 +96,7 @@ async def serve(config: AgentConfig, *, lazy: bool) -> None:
     holder = holder_client.connect()
     loop.add_reader(holder.fileno(), stop.set)
     async with AsyncExitStack() as stack:
+        await _own(Path(config.root), stack)
         try:
             async with asyncio.TaskGroup() as tasks:
                 node = await _lazy_node(config, stack, tasks) if lazy else None
@@ -92,6 +109,20 @@ async def serve(config: AgentConfig, *, lazy: bool) -> None:
                 raise _Stopped
         except* _Stopped:
             log.info("stopped; mounts in use stay")
+
+
+async def _own(root: Path, stack: AsyncExitStack) -> None:
+    """Two agents would destroy each other's work below `root`: ImgdistError if another one has it."""
+    lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, lock)
+    # One that was killed along with its holder may take a moment to end.
+    for _ in range(_OWN_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            await asyncio.sleep(_OWN_RETRY_S)
+    raise ImgdistError(f"{root}: another agent uses it; stop that one or choose another --root")
 
 
 async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> _LazyNode:

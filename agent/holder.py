@@ -41,7 +41,7 @@ class Holder:
         self._selector.register(self._signals, selectors.EVENT_READ)
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT (0), or until a child refuses to start (its exit status)."""
+        """Until SIGTERM (0) or SIGINT (130), or until a child refuses to start (its exit status)."""
         for child in self._children:
             self._start(child)
         while True:
@@ -49,7 +49,7 @@ class Holder:
             received = self._wait(max(0.0, min(due) - time.monotonic()) if due else None)
             if received & {signal.SIGTERM, signal.SIGINT}:
                 self._stop()
-                return 0
+                return 0 if signal.SIGTERM in received else 128 + signal.SIGINT
             for child in self._children:
                 status = child.reap()
                 if status is not None and (refused := self._died(child, status)):

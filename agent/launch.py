@@ -29,6 +29,10 @@ under Python's lock they hardly allocate at once. Measured, 50 layers: the agent
 the supernode, whose compressors do allocate at once."""
 
 
+_SEPARATORS = frozenset(",:\\")
+"""What separates options and lower directories: containerd joins our paths as they are."""
+
+
 def main(config: AgentConfig) -> int:
     """Replace this process by the holder of an agent. Returns only by raising the reason why it cannot."""
     if os.geteuid() != 0:
@@ -36,6 +40,10 @@ def main(config: AgentConfig) -> int:
     config = absolute(config)
     for url in config.supernode:
         _check_url(url)
+    if wrong := _SEPARATORS & set(config.root):
+        raise ConfigError(
+            f"--root {config.root}: expected a path without {' '.join(wrong)}, which overlayfs reads as its own"
+        )
     for directory in (config.root, config.run):
         _prepare_directory(directory)
     missing = missing_features()
@@ -43,7 +51,8 @@ def main(config: AgentConfig) -> int:
     for name in missing:
         print(f"imgdist: no {name} on this machine: every image is pulled the ordinary way", file=sys.stderr)
     arguments = [sys.executable, "-m", "agent.holder", json.dumps(plan)]
-    os.execve(sys.executable, arguments, {**os.environ, "PYTHONPATH": _python_path()})
+    # Safe path: `python -m` would look into the current directory first, and we are root.
+    os.execve(sys.executable, arguments, {**os.environ, "PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"})
 
 
 def absolute(config: AgentConfig) -> AgentConfig:

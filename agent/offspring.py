@@ -126,6 +126,7 @@ def _become(argv: list[str], variables: dict[str, str], keep: int) -> None:
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         signal.set_wakeup_fd(-1)
+        os.setpgid(0, 0)  # Ctrl-C at a terminal is for the holder, which ends its children one after the other
         os.set_inheritable(keep, True)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execvpe(argv[0], argv, {**os.environ, **variables})
