@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,10 @@ def newest() -> Install:
             "containerd: expected in PATH or in the cache directory, not found; run scripts/parts demo"
         )
     return found[0]
+
+
+SILENCE_S = 60.0
+"""How long a program that may serve for ever can take to its first output."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,8 @@ class Containerd:
     def run(self, reference: str, name: str, *argv: str, linger_s: float | None = None) -> Run:
         """Run a container and note its first output. Raises ImgdistError if it fails.
 
-        It runs to its end, or (`linger_s`, for programs that serve) is killed so long after its first output.
+        It runs to its end, or (`linger_s`, for programs that serve) is killed so long after its first output; then
+        printing nothing for SILENCE_S is a failure too.
         """
         arguments = [*self._ctr(), "run", "--rm", "--snapshotter", self.snapshotter, reference, name, *argv]
         errors = self.directory / f"{name}.err"
@@ -151,24 +156,26 @@ class Containerd:
                 env=self.environment,
                 start_new_session=True,
             )
-        killed = threading.Event()
-        killer = threading.Timer(linger_s or 0, self._kill, (name, killed))
-        with child:
+        with child, _Limit(lambda: self._kill(name)) as limit:
             try:
                 assert child.stdout is not None
+                if linger_s is not None:
+                    limit.set(SILENCE_S)
                 first = child.stdout.read(1)
                 first_at = time.monotonic() if first else None
-                if linger_s is not None:
-                    killer.start()
+                if linger_s is not None and first:
+                    limit.set(linger_s)
                 output = first + child.stdout.read()
                 code = child.wait()
             except BaseException:
                 child.kill()
                 raise
-            finally:
-                killer.cancel()
         ended = time.monotonic()
-        if code and not killed.is_set():
+        if limit.reached and first_at is None:
+            raise ImgdistError(
+                f"{reference}: expected some output of its program within {SILENCE_S:g} s, there is none"
+            )
+        if code and not limit.reached:
             said = errors.read_text(errors="replace").strip()[-500:]
             raise ImgdistError(f"ctr run {reference} {' '.join(argv)}: expected exit 0, seen {code}: {said}")
         return Run(started, first_at, ended, code, output)
@@ -182,8 +189,7 @@ class Containerd:
             leftovers.kill_with_children(pid)
         leftovers.unmount_below(self.directory)
 
-    def _kill(self, name: str, killed: threading.Event) -> None:
-        killed.set()
+    def _kill(self, name: str) -> None:
         try:
             self.ctr("tasks", "kill", "--signal", "SIGKILL", name)
         except ImgdistError:
@@ -212,6 +218,37 @@ class Containerd:
         except ImgdistError:
             return False
         return True
+
+
+class _Limit:
+    """Calls `act` when the time last set is over; a context manager that calls it off. `reached`: it was called."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        self._timer: threading.Timer | None = None
+        self.reached = False
+
+    def set(self, seconds: float) -> None:
+        self._call_off()
+        self._timer = threading.Timer(seconds, self._over)
+        self._timer.start()
+
+    def _over(self) -> None:
+        self.reached = True
+        self._act()
+
+    def _call_off(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+
+    def __enter__(self) -> _Limit:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call_off()
 
 
 def configuration(major: int, directory: Path, snapshotter: Path | None, exports_root: Path | None) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from imgdist.demo import machine, timeline
 from imgdist.demo.cache import cache_directory
 from imgdist.demo.containerd import newest
-from imgdist.demo.copy import copied_image
+from imgdist.demo.copy import copied_image, program
 from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
 from imgdist.demo.recipe import APPLICATION, demo_image
@@ -98,7 +98,7 @@ def main(*, as_json: bool, keep: bool, image: str | None, svg: str | None) -> in
 def _measure(progress: Progress, reference: str | None, keep: bool) -> Result:
     with tempfile.TemporaryDirectory(prefix="imgdist-", dir="/var/tmp") as temporary:
         image = copied_image(reference, Path(temporary), progress) if reference else demo_image(progress)
-        argv: Sequence[str] = () if reference else APPLICATION
+        argv = program(image) if reference else APPLICATION
         linger_s = _LINGER_S if reference else None
         install = newest()
         progress(f"starting registry and supernode behind a link of {LINK_BITS_PER_S // 10**6} Mbit/s")
