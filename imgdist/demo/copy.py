@@ -11,9 +11,10 @@ from imgdist.demo.processes import command
 from imgdist.oci.reference import parse
 
 # Given no terminal these wait for input and print nothing: what they are told to do instead.
-_INTERPRETERS = dict.fromkeys(("sh", "ash", "bash", "dash", "zsh"), ("-c", "echo started")) | dict.fromkeys(
-    ("python", "python3"), ("-c", "print('started')")
-)
+_INTERPRETERS = {
+    **dict.fromkeys(("sh", "ash", "bash", "dash", "zsh"), ("-c", "echo started")),
+    **dict.fromkeys(("python", "python3"), ("-c", "print('started')")),
+}
 _LOOPBACK = ("localhost", "127.", "[::1]")
 
 
