@@ -25,6 +25,7 @@ from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.chunkprocess import ChunkProcess
 from supernode.convert.conversion import Conversion
+from supernode.convert.workers import Workers
 from supernode.database import Database
 from supernode.fetch import Fetcher, Origin
 from supernode.metrics import Metrics
@@ -94,10 +95,12 @@ async def _serve(
         keychain = Keychain(config.registry.docker_config or None)
         registries = Registries(http, metrics, config.plain_http, keychain.find)
         catalog, chains = Catalog(database), Chains(database)
+        workers = await held.enter_async_context(Workers())
 
         def convert(origin: Origin) -> Conversion:
             return Conversion(
                 store,
+                workers,
                 origin.layer.digest,
                 diff_id=origin.diff_id,
                 threads=config.convert.threads,

@@ -6,10 +6,8 @@ import asyncio
 import json
 import logging
 import os
-import sys
 import time
 import weakref
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +15,7 @@ from typing import Any, Self
 
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, TemporaryError
 from imgdist.pack import codec, records
+from supernode.convert.workers import Worker, Workers
 from supernode.store.layout import INDEX
 from supernode.store.local import LocalStore
 
@@ -57,6 +56,7 @@ class Conversion:
     def __init__(
         self,
         store: LocalStore,
+        workers: Workers,
         layer_digest: str,
         *,
         diff_id: str | None = None,
@@ -65,10 +65,11 @@ class Conversion:
     ) -> None:
         """`diff_id`: what the image's configuration says the layer is; a layer that differs is not sealed."""
         self._store = store
+        self._workers = workers
         self._layer_digest = layer_digest
         self._expected_diff_id = diff_id
         self._settings = {"layer": layer_digest, "threads": threads, "level": level}
-        self._process: Process | None = None
+        self._worker: Worker | None = None
         self._watcher: asyncio.Task[dict[str, Any]] | None = None
         self._index_fd: int | None = None
         self._started = time.monotonic()
@@ -84,11 +85,12 @@ class Conversion:
 
     async def __aenter__(self) -> Self:
         self._part = await asyncio.to_thread(self._store.begin, self._layer_digest)
-        plan = json.dumps(self._settings | {"part": str(self._part)})
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "supernode.convert.worker", plan, stdin=PIPE, stdout=PIPE
-        )
-        self._watcher = asyncio.create_task(self._watch(self._process))
+        try:
+            self._worker = await self._workers.start(self._settings | {"part": str(self._part)})
+        except ImgdistError:
+            await asyncio.to_thread(self._store.abandon, self._layer_digest)
+            raise
+        self._watcher = asyncio.create_task(self._watch(self._worker))
         return self
 
     async def __aexit__(
@@ -103,11 +105,10 @@ class Conversion:
 
         Raises what `finish` would raise, as soon as the worker has given up.
         """
-        assert self._process is not None
-        assert self._process.stdin is not None
+        assert self._worker is not None
         try:
-            self._process.stdin.write(data)
-            await self._process.stdin.drain()
+            self._worker.layer.write(data)
+            await self._worker.layer.drain()
         except (BrokenPipeError, ConnectionResetError):
             await self._outcome()
             raise
@@ -119,10 +120,10 @@ class Conversion:
         Raises `DeclinedError` where only an ordinary pull will do, `CorruptError` for a layer that is not what it
         should be, `TemporaryError` if the worker died or the disk is full. Nothing is kept then.
         """
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self._worker is not None
         try:
+            if not self._worker.layer.is_closing():
+                self._worker.layer.write_eof()
             done = await self._outcome()
             if self._expected_diff_id not in (None, done["diff_id"]):
                 raise CorruptError(
@@ -177,24 +178,35 @@ class Conversion:
         if "corrupt" in outcome:
             raise CorruptError(reason + outcome["corrupt"])
         if "done" not in outcome:
-            raise TemporaryError(reason + outcome["failed"])
+            raise TemporaryError(reason + outcome.get("failed", "the conversion worker ended without a result"))
         done: dict[str, Any] = outcome["done"]
         return done
 
-    async def _watch(self, process: Process) -> dict[str, Any]:
-        """Read the worker's reports to the end. Returns its last word, or that it died without one."""
-        assert process.stdout is not None
-        last: dict[str, Any] = {}
-        async for line in process.stdout:
-            last = json.loads(line)
-            if "progress" in last:
-                self._open_index()
-                self._advance(last["progress"]["chunks"], last["progress"]["index_bytes"])
-        code = await process.wait()
-        if last.keys() & {"done", "declined", "corrupt", "failed"}:
-            return last
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        return {"failed": f"the conversion worker ended {how}"}
+    async def _watch(self, worker: Worker) -> dict[str, Any]:
+        """Read the worker's reports until it is gone. Returns its outcome, or that it ended without one."""
+        outcome: dict[str, Any] = {}
+        try:
+            async for line in worker.reports:
+                report = json.loads(line)
+                if not isinstance(report, dict):
+                    raise TypeError("no object")
+                if "progress" in report:
+                    self._follow_to(report["progress"]["chunks"], report["progress"]["index_bytes"])
+                elif "ended" not in report:
+                    outcome = report
+                elif not outcome:
+                    code = report["ended"]
+                    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+                    outcome = {"failed": f"the conversion worker ended {how}"}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            worker.kill()
+            await worker.reports.read()
+            outcome = {"failed": f"the conversion worker made no sense: {error!r}"}
+        return outcome or {"failed": "the process that conversion workers are forked from ended"}
+
+    def _follow_to(self, chunks: int, index_bytes: int) -> None:
+        """Let followers see what the worker says that it wrote, if it did."""
+        self._advance(chunks, min(index_bytes, os.fstat(self._open_index()).st_size))
 
     def _advance(self, chunks: int, index_bytes: int) -> None:
         self._state = Progress(self._state.fed_bytes, chunks, index_bytes)
@@ -219,10 +231,10 @@ class Conversion:
         return TemporaryError(f"conversion of layer {self._layer_digest} was abandoned")
 
     async def _clean_up(self) -> None:
-        assert self._process is not None
+        assert self._worker is not None
         assert self._watcher is not None
-        if self._process.returncode is None:
-            self._process.kill()
+        self._worker.kill()
         await self._watcher
+        self._workers.release(self._worker)
         if self._error is not None:
             await asyncio.to_thread(self._store.abandon, self._layer_digest)

@@ -1,9 +1,9 @@
 """The conversion worker: one layer from standard input to a part directory, in a process of its own.
 
-`python -m supernode.convert.worker PLAN`, PLAN a JSON object: `part`, `layer`, `threads`, `level`. On standard output
-one JSON object a line: `{"progress": {...}}` as it goes, then one of `done`, `declined`, `corrupt`, `failed`. The
-exit code says the same. Hostile layers are parsed here: the process has limits, and can be killed at any time,
-for what it leaves is trusted by nobody.
+Forked by `supernode.convert.forkserver`, or `python -m supernode.convert.worker PLAN`; PLAN is a JSON object: `part`,
+`layer`, `threads`, `level`. On standard output one JSON object a line: `{"progress": {...}}` as it goes, then one of
+`done`, `declined`, `corrupt`, `failed`. The exit code says the same. Hostile layers are parsed here: the process has
+limits, and can be killed at any time, for what it leaves is trusted by nobody.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _ADDRESS_SPACE_PER_THREAD = 256 << 20
 """Address space, not memory: the tar reader's own limits allow about 2 GiB, a thread reserves an
 8 MiB stack and up to 128 MiB for its malloc arena."""
 _FILES_MAX = 64
+_libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES, _MMAP_BYTES = 256 << 20, 4 << 20
@@ -79,23 +80,28 @@ def _say(message: dict[str, Any]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when the thread that started it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def limit(what: int, most: int) -> None:
+    """Lower a resource limit of this process, for good."""
+    hard = resource.getrlimit(what)[1]
+    least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (least, least))
+
+
 def _confine(threads: int) -> None:
     """Give up what a parser of strangers' bytes does not need, and do not outlive the supernode."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+    die_with_parent()
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+        _libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     os.nice(_NICE)
-    space = _ADDRESS_SPACE + threads * _ADDRESS_SPACE_PER_THREAD
-    for what, most in (
-        (resource.RLIMIT_AS, space),
-        (resource.RLIMIT_NOFILE, _FILES_MAX),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (limit, limit))
+    limit(resource.RLIMIT_AS, _ADDRESS_SPACE + threads * _ADDRESS_SPACE_PER_THREAD)
+    limit(resource.RLIMIT_NOFILE, _FILES_MAX)
+    limit(resource.RLIMIT_CORE, 0)
 
 
 if __name__ == "__main__":

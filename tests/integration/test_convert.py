@@ -20,6 +20,7 @@ from imgdist.pack import codec
 from imgdist.pack.index import Index, IndexFollower
 from supernode.convert.conversion import Conversion
 from supernode.convert.standalone import convert_file
+from supernode.convert.workers import Workers
 from supernode.store import LocalStore
 from supernode.store.layout import wire_name
 
@@ -54,18 +55,32 @@ LAYER = digest_of(GZIP)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[LocalStore]:
-    """An empty store; afterwards no process of the test may be left."""
+def store(tmp_path: Path) -> LocalStore:
+    """An empty store."""
     made = LocalStore(tmp_path / "store")
     made.recover()
-    yield made
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    left = [child for child in children if b"supernode.convert.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    assert not left, f"conversion workers are left: {left}"
+    return made
 
 
-async def convert(store: LocalStore, layer: bytes, **options: object) -> str:
-    async with Conversion(store, digest_of(layer), **options) as conversion:  # type: ignore[arg-type]
+@pytest.fixture
+async def workers() -> AsyncIterator[Workers]:
+    """Afterwards no process of the test may be left."""
+    async with Workers() as made:
+        yield made
+    left = [child for child in children_of(os.getpid()) if b"supernode.convert" in command_of(child)]
+    assert not left, f"conversion processes are left: {left}"
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+async def convert(store: LocalStore, workers: Workers, layer: bytes, **options: object) -> str:
+    async with Conversion(store, workers, digest_of(layer), **options) as conversion:  # type: ignore[arg-type]
         for at in range(0, len(layer), 100_000):
             await conversion.feed(layer[at : at + 100_000])
         return (await conversion.finish()).pack_id
@@ -88,8 +103,8 @@ def parts(store: LocalStore, tmp_path: Path) -> list[str]:
     return [entry.name for entry in (tmp_path / "store" / "packs").iterdir()]
 
 
-async def test_a_layer_becomes_a_pack(store: LocalStore, tmp_path: Path) -> None:
-    async with Conversion(store, LAYER, diff_id=DIFF_ID) as conversion:
+async def test_a_layer_becomes_a_pack(store: LocalStore, workers: Workers, tmp_path: Path) -> None:
+    async with Conversion(store, workers, LAYER, diff_id=DIFF_ID) as conversion:
         await conversion.feed(GZIP)
         result = await conversion.finish()
     assert result.diff_id == DIFF_ID
@@ -106,8 +121,8 @@ async def test_a_layer_becomes_a_pack(store: LocalStore, tmp_path: Path) -> None
     assert parts(store, tmp_path) == [result.pack_id]
 
 
-async def test_the_pack_is_what_the_converter_alone_writes(store: LocalStore, tmp_path: Path) -> None:
-    pack_id = await convert(store, GZIP)
+async def test_the_pack_is_what_the_converter_alone_writes(store: LocalStore, workers: Workers, tmp_path: Path) -> None:
+    pack_id = await convert(store, workers, GZIP)
     (tmp_path / "layer").write_bytes(GZIP)
     said = convert_file(tmp_path / "layer", tmp_path / "out")
     image = (tmp_path / "out" / "image.erofs").read_bytes()
@@ -139,26 +154,28 @@ TWINS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", TWINS)
-async def test_twins_share_a_pack(store: LocalStore, tmp_path: Path, kind: str) -> None:
-    pack_id = await convert(store, GZIP)
+async def test_twins_share_a_pack(store: LocalStore, workers: Workers, tmp_path: Path, kind: str) -> None:
+    pack_id = await convert(store, workers, GZIP)
     twin = TWINS[kind](TAR)
-    assert await convert(store, twin) == pack_id
+    assert await convert(store, workers, twin) == pack_id
     assert store.find(digest_of(twin)) == pack_id
     assert parts(store, tmp_path) == [pack_id]
 
 
-async def test_threads_and_levels_do_not_change_the_pack_id(store: LocalStore, tmp_path: Path) -> None:
+async def test_threads_and_levels_do_not_change_the_pack_id(
+    store: LocalStore, workers: Workers, tmp_path: Path
+) -> None:
     seen = set()
     for threads, level in ((1, 1), (2, 1), (4, 1), (2, 3)):
-        seen.add(await convert(store, GZIP, threads=threads, level=level))
+        seen.add(await convert(store, workers, GZIP, threads=threads, level=level))
         store.remove(seen.copy().pop())
     assert len(seen) == 1
 
 
-async def test_followers_see_chunks_before_the_layer_is_whole(store: LocalStore) -> None:
+async def test_followers_see_chunks_before_the_layer_is_whole(store: LocalStore, workers: Workers) -> None:
     tar = make_tar(files=300)
     layer = digest_of(tar)
-    async with Conversion(store, layer) as conversion:
+    async with Conversion(store, workers, layer) as conversion:
         await conversion.feed(tar[: len(tar) // 2])
         follower = IndexFollower()
         stream = conversion.follow()
@@ -186,8 +203,8 @@ async def test_followers_see_chunks_before_the_layer_is_whole(store: LocalStore)
     assert [piece async for piece in conversion.follow(10_000)] == []
 
 
-async def test_a_follower_gets_the_seal_only_when_the_pack_has_its_name(store: LocalStore) -> None:
-    async with Conversion(store, LAYER) as conversion, asyncio.TaskGroup() as group:
+async def test_a_follower_gets_the_seal_only_when_the_pack_has_its_name(store: LocalStore, workers: Workers) -> None:
+    async with Conversion(store, workers, LAYER) as conversion, asyncio.TaskGroup() as group:
 
         async def follow() -> str | None:
             follower = IndexFollower()
@@ -224,9 +241,9 @@ BAD: dict[str, tuple[bytes, type[ImgdistError]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-async def test_bad_layers_leave_nothing(store: LocalStore, tmp_path: Path, kind: str) -> None:
+async def test_bad_layers_leave_nothing(store: LocalStore, workers: Workers, tmp_path: Path, kind: str) -> None:
     layer, error = BAD[kind]
-    conversion = Conversion(store, digest_of(layer))
+    conversion = Conversion(store, workers, digest_of(layer))
     with pytest.raises(error, match=digest_of(layer)):
         async with conversion:
             for at in range(0, len(layer), 5000):
@@ -250,41 +267,47 @@ def test_the_converter_alone_refuses_bad_layers_and_leaves_nothing(tmp_path: Pat
         convert_file(tmp_path / "nowhere", tmp_path / "out")
 
 
-async def test_another_diff_id_than_promised_is_not_sealed(store: LocalStore, tmp_path: Path) -> None:
+async def test_another_diff_id_than_promised_is_not_sealed(store: LocalStore, workers: Workers, tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match="configuration says"):
-        await convert(store, GZIP, diff_id="sha256:" + "00" * 32)
+        await convert(store, workers, GZIP, diff_id="sha256:" + "00" * 32)
     assert parts(store, tmp_path) == []
 
 
-def worker_of(conversion: Conversion) -> int:
-    process = conversion._process
-    assert process is not None
-    return process.pid
+async def worker_of(workers: Workers, conversion: Conversion) -> int:
+    """The one worker that runs, once it does."""
+    await anext(conversion.follow())
+    assert workers.server_pid is not None
+    [worker] = children_of(workers.server_pid)
+    return worker
 
 
-async def test_a_killed_worker_fails_the_conversion_and_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
-    conversion = Conversion(store, LAYER)
+async def test_a_killed_worker_fails_the_conversion_and_leaves_nothing(
+    store: LocalStore, workers: Workers, tmp_path: Path
+) -> None:
+    conversion = Conversion(store, workers, LAYER)
     with pytest.raises(TemporaryError, match="signal 9"):
         async with conversion:
             await conversion.feed(GZIP[: len(GZIP) // 2])
-            os.kill(worker_of(conversion), signal.SIGKILL)
+            os.kill(await worker_of(workers, conversion), signal.SIGKILL)
             await conversion.finish()
     assert parts(store, tmp_path) == []
-    assert await convert(store, GZIP)
+    assert await convert(store, workers, GZIP)
 
 
-async def test_feeding_a_dead_worker_says_why(store: LocalStore) -> None:
+async def test_feeding_a_dead_worker_says_why(store: LocalStore, workers: Workers) -> None:
     noise = random.Random(3).randbytes(1 << 20)
     with pytest.raises(TemporaryError, match="signal 9"):
-        async with Conversion(store, LAYER) as conversion:
-            os.kill(worker_of(conversion), signal.SIGKILL)
+        async with Conversion(store, workers, LAYER) as conversion:
+            os.kill(await worker_of(workers, conversion), signal.SIGKILL)
             while True:
                 await conversion.feed(noise)
 
 
-async def test_cancellation_kills_the_worker_and_ends_followers(store: LocalStore, tmp_path: Path) -> None:
+async def test_cancellation_kills_the_worker_and_ends_followers(
+    store: LocalStore, workers: Workers, tmp_path: Path
+) -> None:
     fed = asyncio.Event()
-    conversion = Conversion(store, LAYER)
+    conversion = Conversion(store, workers, LAYER)
 
     async def run() -> None:
         async with conversion:
@@ -298,7 +321,7 @@ async def test_cancellation_kills_the_worker_and_ends_followers(store: LocalStor
 
     task = asyncio.create_task(run())
     await fed.wait()
-    pid = worker_of(conversion)
+    pid = await worker_of(workers, conversion)
     follower = asyncio.create_task(follow())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -309,18 +332,19 @@ async def test_cancellation_kills_the_worker_and_ends_followers(store: LocalStor
     assert parts(store, tmp_path) == []
 
 
-async def test_leaving_early_keeps_nothing_even_of_a_whole_layer(store: LocalStore, tmp_path: Path) -> None:
-    async with Conversion(store, LAYER) as conversion:
+async def test_leaving_early_keeps_nothing_even_of_a_whole_layer(
+    store: LocalStore, workers: Workers, tmp_path: Path
+) -> None:
+    async with Conversion(store, workers, LAYER) as conversion:
         await conversion.feed(GZIP)
     assert parts(store, tmp_path) == []
     assert store.find(LAYER) is None
 
 
-async def test_the_worker_is_confined(store: LocalStore) -> None:
-    async with Conversion(store, LAYER) as conversion:
+async def test_the_worker_is_confined(store: LocalStore, workers: Workers) -> None:
+    async with Conversion(store, workers, LAYER) as conversion:
         await conversion.feed(GZIP[: len(GZIP) // 2])
-        await anext(conversion.follow())
-        proc = Path(f"/proc/{worker_of(conversion)}")
+        proc = Path(f"/proc/{await worker_of(workers, conversion)}")
         limits = {line[:26].strip(): line[26:].split()[0] for line in (proc / "limits").read_text().splitlines()}
         assert int(limits["Max address space"]) < 8 << 30
         assert limits["Max core file size"] == "0"
