@@ -26,6 +26,7 @@ _TWINS = """
 SELECT mine.number, other.node, other.number FROM chunks AS mine
 JOIN chunks AS other ON other.prefix = mine.prefix AND other.node != mine.node WHERE mine.node = ?
 """
+_CACHE_KIB = 512  # the file is in the page cache as well
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -113,6 +114,7 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
             connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")

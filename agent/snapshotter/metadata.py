@@ -71,6 +71,7 @@ class Metadata:
         # containerd's own store survives a power loss, so must ours: an image whose snapshots are gone is broken.
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")
+        self._db.execute("PRAGMA cache_size=-512")  # KiB; the file is in the page cache as well
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:

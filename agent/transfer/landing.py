@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -78,14 +77,27 @@ class Desk(Protocol):
         """A verified chunk is in the image. True if a reader waited for it."""
 
 
-class _Buffer(threading.local):
-    """A chunk's worth of page-aligned memory per thread, as O_DIRECT wants it."""
+class _Buffers:
+    """Page-aligned memory for a chunk, as O_DIRECT wants it. What was given back last goes out first: there come to be
+    as many as chunks are decoded at once (2 to 4), not as many as threads."""
 
     def __init__(self) -> None:
-        self.view = memoryview(mmap.mmap(-1, CHUNK_MAX))
+        self._free: list[memoryview] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[memoryview]:
+        """CHUNK_MAX bytes, for the block."""
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = memoryview(mmap.mmap(-1, CHUNK_MAX))
+        try:
+            yield buffer
+        finally:
+            self._free.append(buffer)
 
 
-_buffer = _Buffer()
+_buffers = _Buffers()
 _PRIORITY = {
     Kind.DEMAND: Priority.DEMAND,
     Kind.NOW: Priority.DEMAND,
@@ -137,10 +149,11 @@ class Landing:
         """Fetch `rest` from one source, taking from it what lands."""
 
         def on_chunk(number: int, encoding: int, body: memoryview) -> None:
-            raw = _buffer.view[: job.store.index.size(number)]
-            decode_into(encoding, body, raw)
-            job.store.verify(number, raw)
-            self._land(job, number, raw, kind, source, len(body))
+            with _buffers.one() as buffer:
+                raw = buffer[: job.store.index.size(number)]
+                decode_into(encoding, body, raw)
+                job.store.verify(number, raw)
+                self._land(job, number, raw, kind, source, len(body))
             rest.remove(number)
 
         def on_head() -> None:
@@ -154,10 +167,11 @@ class Landing:
             with other.use() as usable, contextlib.suppress(CorruptError):
                 size = job.store.index.size(chunk)
                 if usable and other.index.size(other_chunk) == size and other.has(other_chunk):
-                    raw = _buffer.view[:size]
-                    other.read_into(other_chunk, raw)
-                    job.store.verify(chunk, raw)
-                    self._land(job, chunk, raw, kind, None, size)
+                    with _buffers.one() as buffer:
+                        raw = buffer[:size]
+                        other.read_into(other_chunk, raw)
+                        job.store.verify(chunk, raw)
+                        self._land(job, chunk, raw, kind, None, size)
                     return True
         return False
 

@@ -29,7 +29,6 @@ class _PerThread(threading.local):
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-        self.decompressor = zstandard.ZstdDecompressor()
 
     def compressor(self, level: int) -> zstandard.ZstdCompressor:
         if level not in self.compressors:
@@ -38,6 +37,8 @@ class _PerThread(threading.local):
 
 
 _contexts = _PerThread()
+_decompressors: list[zstandard.ZstdDecompressor] = []
+"""Those not in use, 160 KiB each. Not one a thread: an agent has sixteen threads that decode, hardly four at once."""
 
 
 def is_zero(raw: Body) -> bool:
@@ -65,10 +66,7 @@ def decode_into(encoding: int, body: Body, out: memoryview) -> None:
         out[:] = body
     elif encoding == ZSTD:
         _check_frame(body, len(out))
-        try:
-            raw = _contexts.decompressor.decompress(body, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise CorruptError(f"zstd chunk body does not decode: {error}") from error
+        raw = _decompress(body)
         if len(raw) != len(out):
             raise CorruptError(f"zstd chunk body decodes to {len(raw)} bytes, its header says {len(out)}")
         out[:] = raw
@@ -78,6 +76,19 @@ def decode_into(encoding: int, body: Body, out: memoryview) -> None:
         out[:] = bytes(len(out))
     else:
         raise ProtocolError(f"unknown chunk encoding {encoding}: expected 0 raw, 1 zstd or 2 zero")
+
+
+def _decompress(frame: Body) -> bytes:
+    try:
+        decompressor = _decompressors.pop()
+    except IndexError:
+        decompressor = zstandard.ZstdDecompressor()
+    try:
+        return decompressor.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CorruptError(f"zstd chunk body does not decode: {error}") from error
+    finally:
+        _decompressors.append(decompressor)
 
 
 def _check_frame(body: Body, size: int) -> None:

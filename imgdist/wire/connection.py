@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import socket
 import struct
 
@@ -26,7 +27,8 @@ class Connection:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._address = address
         self._read_timeout_s = read_timeout_s
-        self._buffer = memoryview(bytearray(HEAD_MAX + FRAME_SIZE + BODY_MAX))
+        # Not a bytearray: pages that no body has reached yet do not exist, and most bodies are far below the largest.
+        self._buffer = memoryview(mmap.mmap(-1, HEAD_MAX + FRAME_SIZE + BODY_MAX))
         self._start = 0
         self._end = 0
 
