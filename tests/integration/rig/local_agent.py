@@ -1,0 +1,101 @@
+"""`imgdist agent` on its own: with the supernode that it starts itself, driven by the command line as its users do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from imgdist.demo import leftovers
+from imgdist.demo.agent import IMGDIST
+from imgdist.demo.processes import Process, wait_until
+
+
+class LocalAgent:
+    """Started and stopped as often as a test likes; what it mounted stays in between. `directory` is short."""
+
+    def __init__(self, directory: Path, registry: str, root: Path | None = None) -> None:
+        self.root, self.run = root or directory / "root", directory / "run"
+        self._directory = directory
+        self._registry = registry
+        self._process: Process | None = None
+        self._directory.mkdir(exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def start(self, *flags: str) -> None:
+        """Returns once it serves; `flags` after those that name its directories and the registry."""
+        argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--plain-http", self._registry]
+        self._process = Process("agent", [*argv, *flags], self._directory / "agent.log", stop_timeout_s=60)
+        self._process.wait_for_line("ready")
+
+    def stop(self) -> int:
+        """SIGTERM, as systemd does it; the exit code."""
+        assert self._process is not None
+        return self._process.stop()
+
+    def interrupt(self) -> int:
+        """Ctrl-C: SIGINT to its whole process group; the exit code."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGINT)
+        wait_until(lambda: self._process is not None and not self._process.running, "agent ended", 60)
+        return self._process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL for holder, supernode, view and agent, the holder first so that nothing is started again."""
+        assert self._process is not None
+        holder = self._process.pid
+        children = [int(pid) for pid in Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
+        for pid in (holder, *children):
+            os.kill(pid, signal.SIGKILL)
+        self._process.stop()
+
+    def imgdist(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command against this agent."""
+        argv = [*IMGDIST, *words, "--run", str(self.run)]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+    def done(self, *words: str) -> None:
+        """Run a command that must succeed and say nothing."""
+        ran = self.imgdist(*words)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+    def refused(self, *words: str) -> tuple[int, str]:
+        """Run a command that must fail with one line; exit code and line."""
+        ran = self.imgdist(*words)
+        assert ran.stdout == "" and ran.stderr.count("\n") == 1, ran.stderr
+        return ran.returncode, ran.stderr.strip()
+
+    def json(self, command: str) -> Any:
+        """The one document that `imgdist COMMAND --json` prints."""
+        ran = self.imgdist(command, "--json")
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout)
+
+    def states(self) -> dict[str, str]:
+        """State of each layer, by its digest."""
+        return {layer["digest"]: layer["state"] for layer in self.json("layers")}
+
+    def log(self) -> str:
+        """What it has written, all its runs together."""
+        log = self._directory / "agent.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def mounts(self) -> list[Path]:
+        """What is mounted below its directories, the newest first."""
+        return leftovers.mounts_below(self._directory)
+
+    def loops(self) -> list[str]:
+        """Loop devices that show a file of its own."""
+        return leftovers.loops_below(self._directory)
+
+    def close(self) -> None:
+        """Stop it, and take away what rightly outlives it."""
+        if self._process is not None:
+            self._process.stop()
+        for pid in leftovers.processes_with(str(self.run)):
+            leftovers.kill_with_children(pid)
+        leftovers.unmount_below(self._directory)
+        leftovers.detach_loops_below(self._directory)
