@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from statistics import median
 
 import msgspec
@@ -58,12 +58,16 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _against_plain(stack: Stack, rounds: int) -> list[Row]:
-    measure = _Rounds(stack, rounds)
-    plain = measure.plain("plain", APPLICATION)
-    untraced = measure.untraced("without trace", APPLICATION)
-    traced = measure.traced()
-    true_plain = measure.plain("/bin/true, plain", _TRUE)
-    true_lazy = measure.untraced("/bin/true", _TRUE)
+    measure = _Measure(stack)
+    measure.record()
+    plain, untraced, traced, true_plain, true_lazy = [], [], [], [], []
+    # Kinds take turns, so that a machine that is busy for a while is busy for all of them.
+    for _ in range(rounds):
+        plain.append(measure.plain("plain", APPLICATION))
+        untraced.append(measure.untraced("without trace", APPLICATION))
+        traced.append(measure.traced())
+        true_plain.append(measure.plain("/bin/true, plain", _TRUE))
+        true_lazy.append(measure.untraced("/bin/true", _TRUE))
     return [
         Row("with trace / plain", _seconds(traced) / _seconds(plain), TRACED_GOAL),
         Row("without trace / plain", _seconds(untraced) / _seconds(plain), UNTRACED_GOAL),
@@ -82,10 +86,13 @@ def _against_plain(stack: Stack, rounds: int) -> list[Row]:
 
 
 def _against_floor(stack: Stack, rounds: int) -> list[Row]:
-    measure = _Rounds(stack, rounds)
+    measure = _Measure(stack)
+    measure.record()
     local = stack.local("local", measure.app, APPLICATION, rounds)
-    untraced = measure.untraced("without trace", APPLICATION)
-    traced = measure.traced()
+    untraced, traced = [], []
+    for _ in range(rounds):
+        untraced.append(measure.untraced("without trace", APPLICATION))
+        traced.append(measure.traced())
     touched = _touched_bytes(stack, measure.app)
     link_s = touched * 8 / LINK_BITS_PER_S
     floor_s = max(link_s, _seconds(local))
@@ -101,32 +108,32 @@ def _against_floor(stack: Stack, rounds: int) -> list[Row]:
     ]
 
 
-class _Rounds:
-    """Starts of each kind on one stack. A tag of its own is a manifest of its own: nobody's trace."""
+class _Measure:
+    """Single starts on one stack. A tag of its own is a manifest of its own: nobody's trace."""
 
-    def __init__(self, stack: Stack, rounds: int) -> None:
+    def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._rounds = rounds
         self._image = demo_image()
+        self._tags = 0
         self.app = stack.push(self._image, "app")
 
-    def plain(self, what: str, argv: Iterable[str]) -> list[Start]:
-        return [self._told(self._stack.plain(what, self.app, tuple(argv))) for _ in range(self._rounds)]
-
-    def untraced(self, what: str, argv: Iterable[str]) -> list[Start]:
-        starts = []
-        for number in range(self._rounds):
-            pushed = self._stack.push(self._image, f"{what.strip('/').replace('/', '-').replace(' ', '-')}-{number}")
-            self._stack.preheat(pushed)
-            starts.append(self._told(self._stack.lazy(what, pushed, tuple(argv))))
-        return starts
-
-    def traced(self) -> list[Start]:
-        # Until the fill has ended: by then the whole start has been told, not only its first burst of reads.
-        recording = self._told(self._stack.lazy("recording the trace", self.app, APPLICATION, filled=True, traced=True))
-        if not recording.traced:
+    def record(self) -> None:
+        """Leave a trace of `app`: of the whole start, not of its first burst, hence until the fill has ended."""
+        start = self._told(self._stack.lazy("recording the trace", self.app, APPLICATION, filled=True, traced=True))
+        if not start.traced:
             raise ImgdistError("lazy-start: expected a start to leave a trace at the supernode, there is none")
-        return [self._told(self._stack.lazy("with trace", self.app, APPLICATION)) for _ in range(self._rounds)]
+
+    def plain(self, what: str, argv: Sequence[str]) -> Start:
+        return self._told(self._stack.plain(what, self.app, argv))
+
+    def untraced(self, what: str, argv: Sequence[str]) -> Start:
+        self._tags += 1
+        pushed = self._stack.push(self._image, f"untraced-{self._tags}")
+        self._stack.preheat(pushed)
+        return self._told(self._stack.lazy(what, pushed, argv))
+
+    def traced(self) -> Start:
+        return self._told(self._stack.lazy("with trace", self.app, APPLICATION))
 
     @staticmethod
     def _told(start: Start) -> Start:
