@@ -215,7 +215,8 @@ class Images:
         lazy = _lazy_layers(job)
         order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
         self._transfers.trace(order)
-        self._record(job.image, time.monotonic())
+        # As it is known by now: when the job began, a new image's packs had no ids.
+        self._record(self.known.get(job.image.manifest_digest) or job.image, time.monotonic())
 
     def _record(self, image: KnownImage, now: float) -> None:
         shown = {}

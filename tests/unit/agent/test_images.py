@@ -1,0 +1,301 @@
+"""Image jobs: single flight, what fails is tried anew, what is declined stays plain, trust in diff IDs, traces."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_node import FakeNode, FakeStore
+
+from agent.images import Images
+from agent.known_images import KnownImages
+from agent.tracing import pack
+from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.wire.control import Chain, Layer, Resolution, Trace
+
+REFERENCE, MANIFEST = "reg.test/app:1", "sha256:" + "a" * 64
+DIFF_ID = "sha256:" + "d" * 64
+
+
+def digest(number: int) -> str:
+    return f"sha256:{number:064x}"
+
+
+def chain(number: int) -> str:
+    return f"sha256:c{number:063x}"
+
+
+def resolution(*numbers: int, declined: tuple[int, ...] = (), trace: bool = False, manifest: str = MANIFEST) -> Any:
+    layers = tuple(
+        Layer(
+            digest(number),
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            100,
+            DIFF_ID,
+            chain(number),
+            "declined" if number in declined else "converting",
+            reason="hard link to a lower layer" if number in declined else None,
+        )
+        for number in numbers
+    )
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    return Resolution(REFERENCE, "reg.test/app", manifest, kind, digest(0), "linux/amd64", 1, None, 0, trace, layers)
+
+
+class FakeSupernodes:
+    """Answers from what the test lays out; an exception in its place is raised."""
+
+    def __init__(self) -> None:
+        self.resolution: Any = resolution(5)
+        self.indexes: dict[str, Any] = {}
+        self.chains: dict[str, Chain] = {}
+        self.traces: Any = None
+        self.asked: list[str] = []
+        self.going = asyncio.Event()
+        self.going.set()
+
+    async def resolve(self, reference: str, *, platform: str, manifest_digest: str | None) -> Resolution:
+        self.asked.append(f"resolve {reference} {manifest_digest}")
+        await self.going.wait()
+        if isinstance(self.resolution, Exception):
+            raise self.resolution
+        return self.resolution  # type: ignore[no-any-return]
+
+    async def follow_index(self, layer_digest: str) -> tuple[Any, bytes]:
+        self.asked.append(f"index {int(layer_digest.removeprefix('sha256:'), 16)}")
+        number = int(layer_digest.removeprefix("sha256:"), 16)
+        answers = self.indexes.get(layer_digest, [DIFF_ID])
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(diff_id=answer), bytes([number])
+
+    async def chain(self, chain_id: str) -> Chain | None:
+        return self.chains.get(chain_id)
+
+    async def trace(self, manifest_digest: str) -> Trace | None:
+        if isinstance(self.traces, Exception):
+            raise self.traces
+        return self.traces  # type: ignore[no-any-return]
+
+
+class World:
+    def __init__(self, tasks: asyncio.TaskGroup, directory: Path) -> None:
+        self.node = FakeNode(tasks, *(FakeStore(number) for number in range(4, 9)))
+        self.supernodes: Any = FakeSupernodes()
+        self.recorded: list[tuple[str, str]] = []
+        self.recorder: Any = SimpleNamespace(
+            open=lambda manifest, shown, now: self.recorded.append(("open", manifest)),
+            started=lambda manifest, now: self.recorded.append(("started", manifest)),
+        )
+        self._tasks, self._directory = tasks, directory
+        self.images = self.make()
+
+    def make(self, traces: bool = True) -> Images:
+        return Images(
+            self.supernodes,
+            self.node.catalog,
+            KnownImages(self._directory / "images"),
+            self.node.transfers,
+            self.recorder,
+            self._tasks,
+            platform="linux/amd64",
+            traces=traces,
+        )
+
+    def resolved(self) -> int:
+        return sum(asked.startswith("resolve") for asked in self.supernodes.asked)
+
+
+@asynccontextmanager
+async def world(directory: Path) -> AsyncIterator[World]:
+    async with asyncio.TaskGroup() as tasks:
+        yield World(tasks, directory)
+
+
+async def test_the_first_layer_asked_for_starts_them_all_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, 7)
+        wanted = [made.images.layer(REFERENCE, digest(number), MANIFEST) for number in (5, 6, 7, 5)]
+        layers = await asyncio.gather(*wanted)
+        assert [layer.store.node for layer in layers] == [5, 6, 7, 5]
+        assert all(layer.mounted for layer in layers)
+        assert sorted(made.supernodes.asked) == ["index 5", "index 6", "index 7", f"resolve {REFERENCE} {MANIFEST}"]
+        await made.images.layer(REFERENCE, digest(6), MANIFEST)
+        assert made.resolved() == 1
+
+
+async def test_a_caller_that_goes_leaves_the_job_to_the_others(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.going.clear()
+        first = asyncio.ensure_future(made.images.layer(REFERENCE, digest(5), None))
+        second = asyncio.ensure_future(made.images.layer(REFERENCE, digest(5), None))
+        await asyncio.sleep(0)
+        first.cancel()
+        made.supernodes.going.set()
+        assert (await second).mounted
+        assert made.resolved() == 1
+
+
+async def test_a_resolution_that_failed_is_every_waiters_error_and_the_next_caller_tries_anew(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = TemporaryError("the registry is away")
+        wanted = [made.images.layer(REFERENCE, digest(5), None) for _ in range(2)]
+        assert [type(error) for error in await asyncio.gather(*wanted, return_exceptions=True)] == [TemporaryError] * 2
+        assert made.resolved() == 1
+        made.supernodes.resolution = resolution(5)
+        assert (await made.images.layer(REFERENCE, digest(5), None)).mounted
+
+
+@pytest.mark.parametrize("error", [TemporaryError("cut"), OSError(28, "No space left on device")])
+async def test_a_failed_layer_is_tried_anew_and_the_others_are_kept(tmp_path: Path, error: Exception) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6)
+        made.supernodes.indexes[digest(6)] = [error, DIFF_ID]
+        with pytest.raises(type(error)):
+            await made.images.layer(REFERENCE, digest(6), None)
+        assert made.images.plain[digest(6)].reason == str(error)
+        assert (await made.images.layer(REFERENCE, digest(6), None)).mounted
+        assert made.images.plain == {}
+        assert [asked for asked in made.supernodes.asked if asked == "index 5"] == ["index 5"]
+
+
+async def test_a_declined_layer_stays_plain_without_asking_again(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, declined=(6,))
+        for _ in range(3):
+            with pytest.raises(DeclinedError, match="hard link"):
+                await made.images.layer(REFERENCE, digest(6), MANIFEST)
+            assert (await made.images.layer(REFERENCE, digest(5), MANIFEST)).mounted
+        assert made.resolved() == 1
+        assert "index 6" not in made.supernodes.asked
+        assert made.images.plain[digest(6)].layer.diff_id == DIFF_ID
+
+
+async def test_a_layer_that_the_manifest_does_not_have_is_declined(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        with pytest.raises(DeclinedError, match="has no layer"):
+            await made.images.layer(REFERENCE, digest(8), MANIFEST)
+
+
+async def test_an_index_of_another_diff_id_is_refused(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.indexes[digest(5)] = ["sha256:" + "e" * 64]
+        with pytest.raises(CorruptError, match="expected diff ID sha256:ddd"):
+            await made.images.layer(REFERENCE, digest(5), None)
+        assert made.node.catalog.all() == [] and made.images.indexing == {}
+
+
+async def test_a_supernode_that_does_not_know_the_layer_is_told_of_the_image(tmp_path: Path) -> None:
+    """The one that resolved it has died, and another follows."""
+    async with world(tmp_path) as made:
+        made.supernodes.indexes[digest(5)] = [NotFoundError("no such layer"), DIFF_ID]
+        assert (await made.images.layer(REFERENCE, digest(5), None)).mounted
+        assert made.supernodes.asked == [
+            f"resolve {REFERENCE} None",
+            "index 5",
+            f"resolve {REFERENCE} {MANIFEST}",
+            "index 5",
+        ]
+
+
+async def test_a_layer_that_was_unmounted_is_mounted_again_from_what_is_here(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        layer = await made.images.layer(REFERENCE, digest(5), None)
+        await made.node.catalog.unmount(layer.pack_id)
+        again = await made.images.layer(REFERENCE, digest(5), None)
+        assert again is layer and layer.mounted
+        assert made.supernodes.asked.count("index 5") == 1
+
+
+async def test_a_tag_that_moved_is_found_by_the_layers_it_brings_and_when_asked_for_anew(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        await made.images.layer(REFERENCE, digest(5), None)
+        made.supernodes.resolution = resolution(6, manifest="sha256:" + "b" * 64)
+        assert (await made.images.open(REFERENCE)).image.manifest_digest == MANIFEST
+        assert (await made.images.layer(REFERENCE, digest(6), None)).store.node == 6
+        made.supernodes.resolution = resolution(7, manifest="sha256:" + "c" * 64)
+        assert (await made.images.open(REFERENCE, anew=True)).image.manifest_digest == "sha256:" + "c" * 64
+
+
+async def test_by_chain_id_first_what_this_node_knows_then_the_supernodes_table(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        with pytest.raises(NotFoundError, match="no image with chain ID"):
+            await made.images.layer_by_chain(chain(5))
+        made.supernodes.chains[chain(5)] = Chain(chain(5), digest(5), DIFF_ID, "reg.test/app", MANIFEST, "linux/amd64")
+        layer = await made.images.layer_by_chain(chain(5))
+        assert layer.store.node == 5
+        made.supernodes.chains.clear()
+        made.supernodes.resolution = TemporaryError("gone")
+        await made.node.catalog.unmount(layer.pack_id)
+        assert (await made.images.layer_by_chain(chain(5))).mounted
+
+
+async def test_without_a_supernode_an_image_is_taken_as_this_node_knows_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6)
+        for opening in (await made.images.open(REFERENCE)).layers.values():
+            await opening.wait()
+        made.supernodes.resolution = TemporaryError("gone")
+        later = made.make()
+        for reference, manifest in ((REFERENCE, None), ("reg.test/app@" + MANIFEST, MANIFEST)):
+            job = await later.open(reference, manifest)
+            assert [(await opening.wait()).store.node for opening in job.layers.values()] == [5, 6]
+        with pytest.raises(TemporaryError, match="gone"):
+            await later.open("reg.test/other:1")
+
+
+async def test_without_a_supernode_an_image_that_is_not_all_here_is_not_guessed(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, declined=(6,))
+        await made.images.layer(REFERENCE, digest(5), None)
+        made.supernodes.resolution = TemporaryError("gone")
+        with pytest.raises(TemporaryError, match="gone"):
+            await made.make().open(REFERENCE)
+
+
+async def test_the_trace_is_fetched_in_its_order_of_shown_layers_alone(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, declined=(6,), trace=True)
+        made.supernodes.traces = pack([(digest(5), 1), (digest(6), 0), (digest(5), 0), (digest(8), 3)])
+        await made.images.layer(REFERENCE, digest(5), None)
+    assert made.node.transfers.traced == [(5, 1), (5, 0)]
+    assert made.recorded == [("open", MANIFEST)]
+
+
+@pytest.mark.parametrize(
+    "answer", [TemporaryError("busy"), ProtocolError("nonsense"), ImgdistError("odd"), Trace(9, (), b""), None]
+)
+async def test_a_trace_that_cannot_be_had_is_recorded_all_the_same(tmp_path: Path, answer: Any) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, trace=True)
+        made.supernodes.traces = answer
+        await made.images.layer(REFERENCE, digest(5), None)
+    assert made.node.transfers.traced == [] and made.recorded == [("open", MANIFEST)]
+
+
+async def test_switched_off_traces_are_neither_asked_for_nor_recorded(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, trace=True)
+        made.supernodes.traces = AssertionError("not asked for")
+        images = made.make(traces=False)
+        await images.layer(REFERENCE, digest(5), None)
+        images.started(made.node.catalog.all()[0].pack_id)
+    assert made.recorded == [("started", MANIFEST)]
+
+
+async def test_a_container_starts_the_images_that_end_with_its_top_layer(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6)
+        for opening in (await made.images.open(REFERENCE)).layers.values():
+            await opening.wait()
+        made.recorded.clear()
+        made.images.started((await made.images.layer(REFERENCE, digest(5), None)).pack_id)
+        assert made.recorded == []
+        made.images.started((await made.images.layer(REFERENCE, digest(6), None)).pack_id)
+        assert made.recorded == [("open", MANIFEST), ("started", MANIFEST)]
