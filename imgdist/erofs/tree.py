@@ -151,7 +151,7 @@ class Tree:
         )
         parent.names[base] = number
         if member.xattrs or parent.default_acl:
-            self._set_xattrs(number, self._inherited(parent, mode), member.xattrs)
+            self._set_xattrs(number, self._inherited(parent, mode), member.xattrs or {})
         return number
 
     def _directory(self, parent: Directory, base: bytes, path: bytes, member: Member) -> None:
@@ -224,7 +224,7 @@ class Tree:
             current = self._xattrs(number)
             if kind != S_IFDIR:
                 current.pop(attributes.CAPABILITY, None)  # chown(2) drops a file's capabilities
-            self._set_xattrs(number, current, member.xattrs)
+            self._set_xattrs(number, current, member.xattrs or {})
 
     def _xattrs(self, number: int) -> Xattrs:
         return dict(self.xattr_sets.sets[self.inodes.xattrs[number]])

@@ -7,7 +7,7 @@ Fields repeat from member to member: every parser of a raw field is cached, whic
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from zlib import adler32
 
@@ -36,7 +36,7 @@ class Member:
     mtime_ns: int
     size: int
     device: int
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    xattrs: dict[bytes, bytes] | None = None
 
 
 def parse_header(block: bytes) -> Member:
@@ -45,16 +45,13 @@ def parse_header(block: bytes) -> Member:
     Raises:
         CorruptError: the checksum or a number in it is wrong (where Go's reader says `ErrHeader`).
     """
-    if (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 != _promised_sum(block[148:156]):
-        _check_signed_sum(block)
+    _check_sum(block)
     end = block.find(0, 0, 100)
     name = block[: end if end >= 0 else 100]
     mode, uid, gid = _owner(block[100:124])
-    device = 0
-    if block[257:262] == b"ustar":
-        prefix, device = _extension(block)
-        if prefix:
-            name = prefix + b"/" + name
+    prefix, device = _extension(block)
+    if prefix:
+        name = prefix + b"/" + name
     return Member(
         block[156],
         name,
@@ -67,6 +64,15 @@ def parse_header(block: bytes) -> Member:
         parse_number(block[124:136]),
         device,
     )
+
+
+def extension_size(block: bytes) -> int:
+    """Return the size that the header of a pax extension states: `parse_header(block).size`, and refuses the same."""
+    _check_sum(block)
+    _owner(block[100:124])
+    _seconds(block[136:148])
+    _extension(block)
+    return parse_number(block[124:136])
 
 
 def bounded_time(seconds: int, nanoseconds: int) -> tuple[int, int]:
@@ -90,6 +96,9 @@ def parse_number(raw: bytes) -> int:
 
 
 def _parse_octal(raw: bytes) -> int:
+    digits = raw[:-1]
+    if digits.isdigit() and raw[-1] in b"\0 " and b"8" not in digits and b"9" not in digits:  # as most are written
+        return int(digits, 8)
     digits = raw.strip(b" \0").split(b"\0", 1)[0]
     if not digits:
         return 0
@@ -105,6 +114,11 @@ def _parse_octal(raw: bytes) -> int:
 def _promised_sum(raw: bytes) -> int:
     """Return the sum of all 512 bytes that the checksum field promises (it counts itself as spaces)."""
     return _parse_octal(raw) - 8 * ord(" ") + sum(raw)
+
+
+def _check_sum(block: bytes) -> None:
+    if (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2 != _promised_sum(block[148:156]):
+        _check_signed_sum(block)
 
 
 def _check_signed_sum(block: bytes) -> None:
@@ -132,7 +146,9 @@ def _device(raw: bytes) -> int:
 
 
 def _extension(block: bytes) -> tuple[bytes, int]:
-    """Return (path prefix, device) of a ustar, star or GNU header; a GNU header has no prefix."""
+    """Return (path prefix, device) of a ustar, star or GNU header; a GNU header has no prefix, one of v7 neither."""
+    if not (block[345] or block[357] or block[508]):  # no prefix, no times of GNU or star: what most headers are
+        return b"", _plain_device(block[257:345])
     magic = block[257:265]
     if magic[:6] == b"ustar\0":
         star = block[508:] == b"tar\0"
@@ -144,6 +160,12 @@ def _extension(block: bytes) -> tuple[bytes, int]:
     if magic != b"ustar  \0":
         return b"", 0
     return _buggy_gnu_prefix(block) if block[345] or block[357] else b"", _device(block[329:345])
+
+
+@lru_cache(_FIELDS_CACHED)
+def _plain_device(raw: bytes) -> int:
+    """Return the device of a header from its magic, the names of its owner, and the device numbers behind them."""
+    return _device(raw[72:]) if raw[:6] == b"ustar\0" or raw[:8] == b"ustar  \0" else 0
 
 
 def _buggy_gnu_prefix(block: bytes) -> bytes:

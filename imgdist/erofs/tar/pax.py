@@ -13,6 +13,11 @@ _INTEGER = re.compile(rb"[+-]?[0-9]+")
 _DIGITS_MAX = 100  # no number of 64 bits has more, but for zeros in front
 _RECORD = re.compile(rb"([+-]?[0-9]{1,19}) ([^=]+)=")
 _TIME = re.compile(rb"([+-]?[0-9]+)(?:\.([0-9]*))?")
+_TIME_FORMS = [rb"%d %%b=%%b[0-9]{10}\.[0-9]{%d}\n%%b" % (21 + digits, digits) for digits in range(9, 0, -1)]
+_TIME_FORMS.append(rb"20 %b=%b[0-9]{10}\n%b")
+_OTHER_TIMES = rb"(?:%b)*" % b"|".join(form % (b"[ac]time", b"", b"") for form in _TIME_FORMS)
+_MTIME = rb"(?:%b)([0-9]{10})\.?([0-9]*)\n" % b"|".join(form % (b"mtime", b"(?=", b")") for form in _TIME_FORMS)
+_TIMES_ONLY = re.compile(_OTHER_TIMES + _MTIME + _OTHER_TIMES)
 _SPARSE_00 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _TEXT = (b"path", b"linkpath", b"uname", b"gname")
 
@@ -41,6 +46,18 @@ def parse_records(body: bytes) -> dict[bytes, bytes]:
     return records
 
 
+def only_times(body: bytes) -> tuple[int, int] | None:
+    """Return the bounded mtime of a header that says nothing but times, as GNU tar and BuildKit write for each member.
+
+    None: read it with `parse_records`, which says the same of those that this takes, six times as slowly.
+    """
+    match = _TIMES_ONLY.fullmatch(body)
+    if match is None:
+        return None
+    seconds, fraction = match.groups()
+    return bounded_time(int(seconds), int(fraction.ljust(9, b"0")) if fraction else 0)
+
+
 def _record(body: bytes, start: int) -> tuple[bytes, bytes, int]:
     """Return (key, value, start of the next record)."""
     match = _RECORD.match(body, start)
@@ -62,13 +79,14 @@ def merge(member: Member, records: dict[bytes, bytes]) -> None:
     Raises:
         CorruptError: a number or time that is none.
     """
+    xattrs: dict[bytes, bytes] = {}
     for key, value in records.items():
         if key == b"mtime" and value:
             member.mtime_s, member.mtime_ns = bounded_time(*_time(value))
         elif key in (b"atime", b"ctime") and value:
             _time(value)  # not kept, but containerd refuses a wrong one
         elif key.startswith(XATTR_PREFIX):
-            member.xattrs[key[len(XATTR_PREFIX) :]] = value
+            xattrs[key[len(XATTR_PREFIX) :]] = value
         elif not value:
             continue
         elif key == b"path":
@@ -81,6 +99,8 @@ def merge(member: Member, records: dict[bytes, bytes]) -> None:
             member.uid = integer(value)
         elif key == b"gid":
             member.gid = integer(value)
+    if xattrs:
+        member.xattrs = xattrs
 
 
 def integer(value: bytes) -> int:

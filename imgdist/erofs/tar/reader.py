@@ -11,7 +11,7 @@ from typing import Protocol
 
 from imgdist.erofs.limits import Limits
 from imgdist.erofs.tar import pax, sparse
-from imgdist.erofs.tar.header import HEADER_BYTES, Member, parse_header
+from imgdist.erofs.tar.header import HEADER_BYTES, Member, extension_size, parse_header
 from imgdist.erofs.tar.split import SplitWriter
 from imgdist.errors import CorruptError, DeclinedError
 
@@ -47,11 +47,13 @@ class TarReader:
         self._begin = begin
         self._split = split
         self._limits = limits
-        self._state: Callable[[memoryview], int] = self._header
+        self._state: Callable[[memoryview, int, int], int] = self._header
         self._carry = bytearray()  # of a header, extension or sparse map that is not whole yet
         self._read = self._members = self._holes = 0
         self._zero_block = False
         self._body: Body
+        self._told = 0  # of the piece that is fed, what the tar-split knows
+        self._untold = False  # it does not know yet that the current body is in the image
         self._stored = 0  # bytes of the current body still to come
         self._padding = 0
         self._extension_kind = self._extension_size = 0
@@ -62,7 +64,9 @@ class TarReader:
     def _reset(self) -> None:
         """Forget the extension headers, which described one member."""
         self._records: dict[bytes, bytes] = {}
+        self._times: tuple[int, int] | None = None
         self._long_name = self._long_link = b""
+        self._extended_next = False
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take the next piece of the tar."""
@@ -71,8 +75,11 @@ class TarReader:
             raise DeclinedError(f"layer: its tar is larger than {self._limits.tar_bytes} bytes")
         view = memoryview(data)
         at, end = 0, len(view)
+        self._told = 0
         while at < end:
-            at += self._state(view[at:] if at else view)
+            at = self._state(view, at, end)
+        if self._told < end:
+            self._split.literal(view[self._told :])
 
     def finish(self) -> None:
         """End the tar (CorruptError: in the middle of a member)."""
@@ -80,20 +87,22 @@ class TarReader:
             return
         raise CorruptError(f"layer: the tar is cut short after {self._read} bytes")
 
-    # States: each takes bytes from the front of the view and returns how many.
+    # States: each takes bytes of the view from `at` on and returns where it stopped. What goes to the image is told to
+    # the tar-split as such; all other bytes are literal, from `_told` on, and handed over together.
 
-    def _header(self, view: memoryview) -> int:
-        if not self._carry and len(view) >= HEADER_BYTES:
-            taken = HEADER_BYTES
-            block = view[:HEADER_BYTES].tobytes()
+    def _header(self, view: memoryview, at: int, end: int) -> int:
+        if not self._carry and end - at >= HEADER_BYTES:
+            after = at + HEADER_BYTES
+            block = view[at:after].tobytes()
+            if block[156] == PAX and not self._zero_block:
+                return self._pax(block, view, after, end)
         else:
-            taken = min(HEADER_BYTES - len(self._carry), len(view))
-            self._carry += view[:taken]
+            after = min(at + HEADER_BYTES - len(self._carry), end)
+            self._carry += view[at:after]
             if len(self._carry) < HEADER_BYTES:
-                return taken
+                return after
             block = bytes(self._carry)
             self._carry.clear()
-        self._split.literal(block)
         if block == _ZERO:
             if self._zero_block:
                 self._state = self._rest
@@ -102,50 +111,60 @@ class TarReader:
             raise CorruptError("layer: a block of zeros in the tar is followed by another member")
         else:
             self._member(parse_header(block))
-        return taken
+        return after
 
-    def _extension(self, view: memoryview) -> int:
-        taken = min(self._extension_size - len(self._carry), len(view))
-        piece = view[:taken]
-        self._split.literal(piece)
-        self._carry += piece
+    def _pax(self, block: bytes, view: memoryview, at: int, end: int) -> int:
+        """Take a pax header; also its body, if all of it is at hand."""
+        self._extend(PAX, extension_size(block))
+        size, padding = self._extension_size, self._padding
+        if not size or end - at < size + padding:
+            return at
+        self._padding = 0
+        self._pad_next()
+        self._extended(view[at : at + size].tobytes())
+        return at + size + padding
+
+    def _extension(self, view: memoryview, at: int, end: int) -> int:
+        after = min(at + self._extension_size - len(self._carry), end)
+        self._carry += view[at:after]
         if len(self._carry) == self._extension_size:
             body = bytes(self._carry)
             self._carry.clear()
             self._pad_next()
             self._extended(body)
-        return taken
+        return after
 
-    def _data(self, view: memoryview) -> int:
-        taken = min(self._stored, len(view))
-        piece = view[:taken]
-        self._body.write(piece)
-        if self._body.image_offset is None:
-            self._split.literal(piece)
-        self._stored -= taken
+    def _data(self, view: memoryview, at: int, end: int) -> int:
+        after = min(at + self._stored, end)
+        body = self._body
+        if body.image_offset is not None:
+            if self._untold:
+                self._tell(view, at, body.image_offset, self._stored)
+            self._told = after
+        body.write(view[at:after])
+        self._stored -= after - at
         if not self._stored:
-            self._body.end()
-            self._pad_next()
-        return taken
+            body.end()
+            if end - after >= self._padding:
+                self._state = self._header
+                return after + self._padding
+            self._state = self._pad
+        return after
 
-    def _pad(self, view: memoryview) -> int:
-        taken = min(self._padding, len(view))
-        self._split.literal(view[:taken])
-        self._padding -= taken
+    def _pad(self, view: memoryview, at: int, end: int) -> int:
+        after = min(at + self._padding, end)
+        self._padding -= after - at
         if not self._padding:
             self._state = self._header
-        return taken
+        return after
 
-    def _rest(self, view: memoryview) -> int:
-        self._split.literal(view)
-        return len(view)
+    def _rest(self, view: memoryview, at: int, end: int) -> int:
+        return end
 
-    def _sparse_map(self, view: memoryview) -> int:
-        taken = min(HEADER_BYTES - len(self._carry) % HEADER_BYTES, len(view), self._stored)
-        piece = view[:taken]
-        self._split.literal(piece)
-        self._carry += piece
-        self._stored -= taken
+    def _sparse_map(self, view: memoryview, at: int, end: int) -> int:
+        after = min(at + min(HEADER_BYTES - len(self._carry) % HEADER_BYTES, self._stored), end)
+        self._carry += view[at:after]
+        self._stored -= after - at
         if len(self._carry) > self._limits.header_bytes:
             raise DeclinedError(f"layer: a sparse map is larger than {self._limits.header_bytes} bytes")
         if len(self._carry) % HEADER_BYTES == 0:
@@ -153,26 +172,32 @@ class TarReader:
             if segments is not None:
                 self._carry.clear()
                 self._begin_sparse(segments)
-                return taken
+                return after
         if not self._stored:
             raise CorruptError("sparse member: its map is cut short")
-        return taken
+        return after
 
-    def _sparse_data(self, view: memoryview) -> int:
+    def _sparse_data(self, view: memoryview, at: int, end: int) -> int:
         offset, length = self._segments[-1]
         if self._written < offset:
             self._hole(offset - self._written)
-        if self._written == offset and self._body.image_offset is not None:
-            self._split.image(self._body.image_offset + offset, length)
-        taken = min(offset + length - self._written, len(view))
-        piece = view[:taken]
-        self._body.write(piece)
-        if self._body.image_offset is None:
-            self._split.literal(piece)
-        self._written += taken
+        after = min(at + offset + length - self._written, end)
+        if self._body.image_offset is not None:
+            if self._written == offset:
+                self._tell(view, at, self._body.image_offset + offset, length)
+            self._told = after
+        self._body.write(view[at:after])
+        self._written += after - at
         if self._written == offset + length:
             self._next_segment()
-        return taken
+        return after
+
+    def _tell(self, view: memoryview, at: int, image_offset: int, length: int) -> None:
+        """Tell the tar-split that `length` bytes from here on are in the image, and what was before them."""
+        if self._told < at:
+            self._split.literal(view[self._told : at])
+        self._split.image(image_offset, length)
+        self._untold = False
 
     # What a whole header or extension leads to.
 
@@ -181,22 +206,11 @@ class TarReader:
         if member.size < 0 and kind not in _BODILESS:
             raise CorruptError(f"layer: member {member.name!r} has a negative size")
         if kind in (PAX, PAX_GLOBAL, GNU_NAME, GNU_LINK):
-            if member.size > self._limits.header_bytes:
-                raise DeclinedError(f"layer: an extension header is larger than {self._limits.header_bytes} bytes")
-            self._extension_kind, self._extension_size = kind, member.size
             self._extended_header = member
-            self._padding = -member.size % HEADER_BYTES
-            self._state = self._extension
-            if not member.size:
-                self._pad_next()
-                self._extended(b"")
+            self._extend(kind, member.size)
             return
-        if self._records:
-            pax.merge(member, self._records)
-        if self._long_name:
-            member.name = self._long_name
-        if self._long_link:
-            member.link = self._long_link
+        if self._extended_next:
+            self._apply_extensions(member)
         if kind == REGULAR_V7:
             member.kind = kind = DIRECTORY if member.name.endswith(b"/") else REGULAR
         if kind == GNU_SPARSE:
@@ -224,14 +238,39 @@ class TarReader:
         else:
             raise CorruptError("sparse member: its map is cut short")
 
+    def _extend(self, kind: int, size: int) -> None:
+        """Begin an extension header of `size` bytes."""
+        if size < 0:
+            raise CorruptError("layer: an extension header has a negative size")
+        if size > self._limits.header_bytes:
+            raise DeclinedError(f"layer: an extension header is larger than {self._limits.header_bytes} bytes")
+        self._extension_kind, self._extension_size = kind, size
+        self._padding = -size % HEADER_BYTES
+        self._state = self._extension
+        if not size:
+            self._pad_next()
+            self._extended(b"")
+
+    def _apply_extensions(self, member: Member) -> None:
+        if self._times is not None:
+            member.mtime_s, member.mtime_ns = self._times
+        elif self._records:
+            pax.merge(member, self._records)
+        if self._long_name:
+            member.name = self._long_name
+        if self._long_link:
+            member.link = self._long_link
+
     def _extended(self, body: bytes) -> None:
         """Keep what an extension header says of the next member; a global one is handed on as a member."""
+        self._extended_next = True
         if self._extension_kind == GNU_NAME:
             self._long_name = body.split(b"\0", 1)[0]
         elif self._extension_kind == GNU_LINK:
             self._long_link = body.split(b"\0", 1)[0]
         elif self._extension_kind == PAX:
-            self._records = pax.parse_records(body)
+            self._times = pax.only_times(body)
+            self._records = pax.parse_records(body) if self._times is None else {}
         else:
             self._count()
             member = self._extended_header
@@ -247,11 +286,10 @@ class TarReader:
     def _start(self, member: Member) -> None:
         """Begin a member that is stored whole."""
         self._body = body = self._begin(member)
-        if self._records or self._long_name or self._long_link:
+        if self._extended_next:
             self._reset()
         if self._stored:
-            if body.image_offset is not None:
-                self._split.image(body.image_offset, self._stored)
+            self._untold = True
             self._state = self._data
         else:
             body.end()

@@ -51,12 +51,18 @@ class SplitWriter:
         self._flush(1)
 
     def _cut(self, least: int) -> None:
-        literal = self._literal
+        literal, out = self._literal, self._out
         while len(literal) >= least:
-            piece = literal[:_LITERAL_MAX]
-            del literal[:_LITERAL_MAX]
-            self._out += _LITERAL.pack(1, len(piece)) + piece
-        self._flush(_LITERAL_MAX)
+            if len(literal) <= _LITERAL_MAX:  # nearly always: without a copy
+                out += _LITERAL.pack(1, len(literal))
+                out += literal
+                literal.clear()
+            else:
+                out += _LITERAL.pack(1, _LITERAL_MAX)
+                out += memoryview(literal)[:_LITERAL_MAX]
+                del literal[:_LITERAL_MAX]
+        if len(out) >= _LITERAL_MAX:
+            self._flush(_LITERAL_MAX)
 
     def _flush(self, least: int) -> None:
         if self._emit is not None and len(self._out) >= least:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_image import build_image
-from raw_tar import END, directory, file, hard_link, header, long_name, padded, pax, symlink
+from raw_tar import END, directory, file, hard_link, header, long_name, padded, pax, record, symlink
 
 from imgdist.erofs import LayerSummary, LayerWriter, Limits
 from imgdist.erofs.tar.header import bounded_time, parse_header, parse_number
-from imgdist.erofs.tar.pax import parse_records
+from imgdist.erofs.tar.pax import merge, only_times, parse_records
 from imgdist.erofs.tar.split import SplitWriter, reassemble
 from imgdist.errors import CorruptError, DeclinedError, ProtocolError
 
@@ -29,6 +29,8 @@ MIXED = (
     directory(b"d/", mode=0o750)
     + file(b"d/small", b"s" * 100)
     + pax({b"mtime": b"1600000000.5", b"SCHILY.xattr.user.a": b"v"}) + file(b"d/file", b"f" * 5000)
+    + pax({b"mtime": b"1600000000.25", b"atime": b"1700000000.123456789", b"ctime": b"1700000000"}) + file(b"t", b"t")
+    + pax({b"atime": b"1", b"mtime": b"1600000001"}) + directory(b"u/")
     + long_name(b"d/" + b"l" * 200) + file(b"x", b"e" * 513)
     + file(b"big", random.Random(1).randbytes(600_000))
     + file(b"d/file", b"again" * 200)
@@ -162,6 +164,32 @@ def test_flipped_byte_raises_nothing_but_our_errors(at: int, value: int) -> None
 def test_pax_garbage(body: bytes) -> None:
     with suppress(CorruptError):
         parse_records(body)
+
+
+_TIME = st.from_regex(rb"[+-]?[0-9]{0,2}[0-9]{8,11}(\.[0-9]{0,12})?", fullmatch=True)
+_TIMES = st.lists(st.tuples(st.sampled_from([b"mtime", b"atime", b"ctime"]), _TIME), min_size=1, max_size=4)
+
+
+@settings(max_examples=300)
+@given(_TIMES, st.integers(-1, 200), st.integers(0, 255))
+def test_the_short_way_through_times_leads_where_the_long_one_does(
+    times: list[tuple[bytes, bytes]], at: int, value: int
+) -> None:
+    body = bytearray(b"".join(record(key, time) for key, time in times))
+    if 0 <= at < len(body):
+        body[at] = value
+    found = only_times(bytes(body))
+    if found is not None:
+        member = parse_header(header(b"x"))
+        merge(member, parse_records(bytes(body)))
+        assert (member.mtime_s, member.mtime_ns) == found
+
+
+@pytest.mark.parametrize("fraction", ["", *(f".{'123456789'[:digits]}" for digits in range(1, 10))])
+def test_the_short_way_takes_every_length_of_a_fraction(fraction: str) -> None:
+    value = b"1600000000" + fraction.encode()
+    body = b"".join(record(key, value) for key in (b"atime", b"ctime", b"mtime"))
+    assert only_times(body) == (1_600_000_000, int(fraction[1:].ljust(9, "0") or 0))
 
 
 @pytest.mark.parametrize("value", [0, 1, 8**11 - 1, 1 << 40, (1 << 63) - 1, -1, -(1 << 63)])
