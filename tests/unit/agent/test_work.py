@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from agent.work import SharedWork
-from imgdist.errors import NotFoundError
+from imgdist.errors import NotFoundError, TemporaryError
 
 
 async def test_every_waiter_gets_the_one_result() -> None:
@@ -70,3 +70,13 @@ async def test_the_daemon_s_stop_cancels_who_waits() -> None:
     assert task is not None
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_daemon_that_is_stopping_takes_no_new_work() -> None:
+    async def work() -> int:
+        raise AssertionError("never begun")
+
+    async with asyncio.TaskGroup() as tasks:
+        pass
+    with pytest.raises(TemporaryError, match="stopping"):
+        SharedWork(tasks, work())

@@ -1,0 +1,212 @@
+"""The agent's HTTP API on its socket, asked by the client that the command line has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fake_node import FakeStore
+
+from agent.api import Node, application
+from agent.catalog import Layer, State
+from agent.images import PlainLayer
+from agent.known_images import KnownImage, KnownLayer
+from imgdist.api import JsonApi
+from imgdist.errors import DeclinedError, ImgdistError, TemporaryError, UnsupportedError, UsageError
+
+
+def known(number: int, pack_id: str | None = None) -> KnownLayer:
+    digest = f"sha256:{number:064x}"
+    return KnownLayer(digest=digest, media_type="t", size_bytes=7, diff_id="sha256:d", chain_id="c", pack_id=pack_id)
+
+
+class FakeMounts:
+    def __init__(self) -> None:
+        self.mounted: dict[str, tuple[str, bool]] = {}
+        self.fail: Exception | None = None
+
+    async def mount(self, reference: str, directory: str, *, writable: bool) -> str:
+        if self.fail is not None:
+            raise self.fail
+        self.mounted[directory] = (reference, writable)
+        return "sha256:m"
+
+    async def umount(self, directory: str) -> None:
+        del self.mounted[directory]
+
+    async def all(self) -> list[str]:
+        return list(self.mounted)
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self.layers: list[Any] = []
+        self.images: Any = SimpleNamespace(known=SimpleNamespace(all=lambda: self.known), indexing={}, plain={})
+        self.known: list[KnownImage] = []
+        self.mounts = FakeMounts()
+        catalog: Any = SimpleNamespace(
+            all=lambda: self.layers,
+            get=lambda pack_id: next((layer for layer in self.layers if layer.pack_id == pack_id), None),
+        )
+        self.node = Node(catalog, self.images, self.mounts)  # type: ignore[arg-type]
+        self.directory = directory
+        self._api = JsonApi(f"unix://{directory}/s", "the agent", timeout_s=10)
+
+    def layer(self, number: int, state: State, *, shown: bool = False) -> Layer:
+        store: Any = FakeStore(number)
+        made = Layer(store, state=state, shown=shown, mounted=True)
+        self.layers.append(made)
+        return made
+
+    async def get(self, path: str) -> Any:
+        return await asyncio.to_thread(self._api.get, path)
+
+    async def post(self, path: str, document: Any) -> Any:
+        return await asyncio.to_thread(self._api.post, path, document)
+
+
+async def serving(directory: Path, node: Node | None) -> web.AppRunner:
+    runner = web.AppRunner(application(node, str(directory), ["http://s:1"]), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(directory / "s")).start()
+    return runner
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    runner = await serving(tmp_path, made.node)
+    yield made
+    await runner.cleanup()
+
+
+async def test_layers_of_every_state_each_once(world: World) -> None:
+    filling = world.layer(5, State.FILLING, shown=True)
+    filling.store.received = Counter(supernode=9)
+    unknown = world.layer(6, State.SWITCHED)
+    twice = known(5, filling.pack_id)
+    world.known = [
+        KnownImage(reference="r", name="n", manifest_digest="m", platform="p", layers=(twice, known(7), known(8)))
+    ]
+    world.images.indexing = {known(7).digest: known(7)}
+    world.images.plain = {
+        known(8).digest: PlainLayer(known(8), "a hard link"),
+        twice.digest: PlainLayer(twice, "was away for a moment"),
+    }
+    rows = await world.get("/v1/layers")
+    assert [(row["digest"], row["state"]) for row in rows] == [
+        (known(5).digest, "filling"),
+        (None, "switched"),
+        (known(7).digest, "indexing"),
+        (known(8).digest, "plain"),
+    ]
+    assert rows[0] == {
+        "digest": known(5).digest,
+        "diff_id": filling.store.index.diff_id,
+        "pack_id": "05" * 32,
+        "state": "filling",
+        "size_bytes": filling.store.index.image_size,
+        "present_bytes": 5 * 4096,
+        "sources": {"supernode": 9},
+    }
+    assert rows[1]["pack_id"] == unknown.pack_id
+    assert rows[3] == {
+        "digest": known(8).digest,
+        "diff_id": "sha256:d",
+        "pack_id": None,
+        "state": "plain",
+        "size_bytes": 7,
+        "present_bytes": 0,
+        "sources": {},
+        "reason": "a hard link",
+    }
+
+
+async def test_images_sum_their_layers(world: World) -> None:
+    here = world.layer(5, State.COMPLETE)
+    here.store.missing.clear()  # type: ignore[attr-defined]
+    whole = KnownImage(reference="r", name="n", manifest_digest="m", platform="p", layers=(known(5, here.pack_id),))
+    part = KnownImage(
+        reference="q", name="n", manifest_digest="k", platform="p", layers=(known(5, here.pack_id), known(6))
+    )
+    world.known = [whole, part]
+    first, second = await world.get("/v1/images")
+    assert (first["reference"], first["complete"], first["layers"]) == ("r", True, [known(5).digest])
+    assert (first["size_bytes"], first["present_bytes"]) == (here.store.index.image_size, 5 * 4096)
+    assert second["complete"] is False
+
+
+async def test_status_counts(world: World) -> None:
+    for number, state in ((5, State.FILLING), (6, State.FILLING), (7, State.COMPLETE)):
+        world.layer(number, state, shown=state is State.FILLING).store.present.parked = number  # type: ignore[misc]
+    world.mounts.mounted = {"/m": ("r", False)}
+    status = await world.get("/v1/status")
+    assert status["layers"] == {"filling": 2, "complete": 1}
+    assert (status["reads_waiting"], status["mounts"], status["lazy"]) == (11, ["/m"], True)
+    assert status["supernodes"] == ["http://s:1"] and status["root"] == str(world.directory)
+    assert status["disk_free_bytes"] > 0
+
+
+async def test_mount_and_umount(world: World) -> None:
+    answer = await world.post("/v1/mounts", {"reference": "r", "directory": "/m", "writable": True})
+    assert answer == {"directory": "/m", "manifest_digest": "sha256:m"}
+    assert world.mounts.mounted == {"/m": ("r", True)}
+    assert await world.post("/v1/umount", {"directory": "/m"}) == {"directory": "/m"}
+    assert world.mounts.mounted == {}
+
+
+@pytest.mark.parametrize("error", [UsageError("twice"), DeclinedError("plain"), TemporaryError("busy")])
+async def test_errors_come_out_as_what_they_are(world: World, error: ImgdistError) -> None:
+    world.mounts.fail = error
+    with pytest.raises(type(error), match=str(error)):
+        await world.post("/v1/mounts", {"reference": "r", "directory": "/m"})
+
+
+async def test_a_defect_is_an_answer_too_and_is_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.mounts.fail = OSError(5, "Input/output error")
+    with pytest.raises(ImgdistError, match="Input/output error"):
+        await world.post("/v1/mounts", {"reference": "r", "directory": "/m"})
+    assert "POST /v1/mounts failed" in caplog.text
+
+
+@pytest.mark.parametrize("document", [{}, [], {"reference": 1, "directory": "/m"}, {"reference": "r", "dir": "/m"}])
+async def test_a_question_that_makes_no_sense_is_the_callers_fault(world: World, document: Any) -> None:
+    with pytest.raises(UsageError, match="POST /v1/mounts"):
+        await world.post("/v1/mounts", document)
+
+
+async def test_a_path_that_does_not_exist_is_named(world: World) -> None:
+    with pytest.raises(UsageError, match="/v1/nothing"):
+        await world.get("/v1/nothing")
+
+
+async def test_metrics_and_health(world: World) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(world.directory / "s"))
+    for path, words in (("/healthz", b"ok"), ("/readyz", b"ok"), ("/metrics", b"# HELP")):
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        assert b" 200 " in head and words in await reader.readexactly(length)
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_machine_that_cannot_says_so(tmp_path: Path) -> None:
+    runner = await serving(tmp_path, None)
+    try:
+        asking = World(tmp_path)
+        assert (await asking.get("/v1/status"))["lazy"] is False
+        assert (await asking.get("/v1/layers"), await asking.get("/v1/images")) == ([], [])
+        with pytest.raises(UnsupportedError, match="cannot mount layers lazily") as raised:
+            await asking.post("/v1/mounts", {"reference": "r", "directory": "/m"})
+        assert raised.value.exit_code == 3
+        json.dumps(await asking.get("/v1/status"))
+    finally:
+        await runner.cleanup()
