@@ -58,9 +58,11 @@ class JsonApi:
             ) from None
         except PermissionError as error:
             raise TemporaryError(f"{self._who} at {self._url}: {error.strerror}; only root may ask it") from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.IncompleteRead) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise TemporaryError(f"{self._who} does not answer at {self._url}: {reason}; is it running?") from None
+        except http.client.HTTPException as error:
+            raise ProtocolError(f"{self._who} at {self._url}: expected HTTP, got {error!r}") from None
         finally:
             connection.close()
         return self._answer(response.status, raw)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from imgdist.errors import UsageError
+from imgdist.errors import ImgdistError, UsageError
 
 RUN = click.option(
     "--run", envvar="IMGDIST_RUN", default="/run/imgdist", show_default=True, metavar="DIR", help="The agent's sockets."
@@ -20,7 +20,10 @@ def agent_api(run: str) -> Any:
     """The JSON API of the agent whose run directory is `run`."""
     from imgdist.api import JsonApi
 
-    return JsonApi(f"unix://{os.path.join(os.path.abspath(run), 'api.sock')}", "the agent", timeout_s=600.0)
+    try:
+        return JsonApi(f"unix://{os.path.join(os.path.abspath(run), 'api.sock')}", "the agent", timeout_s=600.0)
+    except UsageError as error:  # too long a path is the machine's limit, no misspelt command (exit code 1)
+        raise ImgdistError(f"--run {run}: {error}") from None
 
 
 def _show(document: Any, as_json: bool, columns: tuple[str, ...], title: str) -> int:

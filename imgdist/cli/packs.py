@@ -7,6 +7,7 @@ import json
 import os
 import platform as machine
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,7 +76,9 @@ def convert(layer: str, output: str, as_json: bool) -> int:
     """Convert one layer file (tar, gzip or zstd, told by content) to a layer image and its index."""
     try:
         os.makedirs(output, exist_ok=True)
-        result: dict[str, Any] = importlib.import_module("supernode.convert.standalone").convert_file(layer, output)
+        result: dict[str, Any] = importlib.import_module("supernode.convert.standalone").convert_file(
+            Path(layer), Path(output)
+        )
     except OSError as error:
         raise ImgdistError(f"{error.filename or layer}: {error.strerror}") from None
     if as_json:
