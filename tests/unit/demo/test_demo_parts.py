@@ -17,7 +17,8 @@ from parts import require
 
 from imgdist.demo import cri, machine
 from imgdist.demo.containerd import BUILT_VERSION, configuration
-from imgdist.demo.image import tiny_image
+from imgdist.demo.copy import program
+from imgdist.demo.image import ImageWriter, tiny_image
 from imgdist.demo.interrupts import interrupted_once, shielded
 from imgdist.demo.link import Link
 from imgdist.demo.push import push
@@ -135,3 +136,11 @@ def test_without_root_the_demo_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UnsupportedError, match="root"):
         machine.check()
+
+
+def test_an_interpreter_that_would_wait_for_input_is_given_something_to_say(tmp_path: Path) -> None:
+    busybox = tmp_path / "busybox"
+    busybox.write_bytes(b"x")
+    assert program(tiny_image(tmp_path / "shell", busybox)) == ("/bin/sh", "-c", "echo started")
+    server = ImageWriter(tmp_path / "server").finish(command=["/bin/sh", "-c", "serve"])
+    assert program(server) == ()

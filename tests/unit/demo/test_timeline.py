@@ -20,7 +20,9 @@ LINK = 8_000_000  # 1 MB/s
 def _start(what: str, pulled: float, first: float, filled: float | None = None) -> Start:
     end = filled or first
     samples = [(end * i / 100, round(end * i / 100 * 1e6)) for i in range(101)]
-    return Start(what, pulled, first, first + 0.1, "line\n", round(first * 1e6), round(end * 1e6), filled, samples)
+    return Start(
+        what, pulled, first, first + 0.1, "line\n", round(first * 1e6), round(end * 1e6), filled, samples=samples
+    )
 
 
 def test_phases_have_no_gaps() -> None:
