@@ -12,7 +12,7 @@ from imgdist.errors import ImgdistError, NotFoundError
 from imgdist.pack import BLOCK, CHUNK_MAX, codec, records
 from imgdist.pack.index import Index, IndexBuilder
 from imgdist.pack.records import Chunk, DiffId, Metadata, Seal, Superblock, TarSplit
-from imgdist.wire.client import OnChunk
+from imgdist.wire.client import OnChunk, OnHead
 from imgdist.wire.messages import Priority
 
 
@@ -64,14 +64,14 @@ class MemorySource:
         numbers: Sequence[int],
         priority: Priority,
         on_chunk: OnChunk,
-        on_head: Callable[[], None] | None = None,
+        on_head: OnHead | None = None,
     ) -> None:
         self.asked.append((pack, tuple(numbers), priority))
         self.before(tuple(numbers), priority)
         if pack not in self.layers:
             raise NotFoundError(f"{self.name}: no pack {pack}")
         if on_head is not None:
-            on_head()
+            on_head(0.001)
         for number in numbers:
             encoding, body = self.layers[pack].encoded[number]
             on_chunk(number, encoding, memoryview(self.spoil(number, bytes(body))))

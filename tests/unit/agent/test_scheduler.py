@@ -131,7 +131,7 @@ def test_the_window_grows_to_link_times_round_trip(scheduler: Scheduler) -> None
         before = window.delivered
         took = max(round_trip, size / rate)
         window.received(size, size)
-        window.answered(before, now, now + round_trip, now + took)
+        window.answered(before, now, round_trip, now + took)
         now += took
     assert 5e6 <= window.size_bytes <= 12e6
 
