@@ -42,13 +42,15 @@ class OrderedEncoder:
         self._error: BaseException | None = None
         self._digests = blake3()
         self._release(self._limit)
-        self._threads = [threading.Thread(target=self._run, name=f"encode-{i}") for i in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._most_threads = threads
+        self._threads: list[threading.Thread] = []
 
     def submit(self, raw: codec.Body, metadata: bool) -> None:
         """Take a chunk; its buffer is the encoder's from now on. Waits for room, raises what a delivery raised."""
         self._room.get()
+        if len(self._threads) < self._most_threads:  # started as chunks come: most layers of most images have one
+            self._threads.append(threading.Thread(target=self._run, name=f"encode-{len(self._threads)}"))
+            self._threads[-1].start()
         self._work.put((self.submitted, raw, metadata))
         self.submitted += 1
         self._raise()

@@ -128,7 +128,7 @@ class _Run:
 
 
 class _DiffId:
-    """sha256 of the tar, on a thread of its own: 0.7 CPU-s/GB with SHA-NI, 2.8 without."""
+    """sha256 of the tar: 0.7 CPU-s/GB with SHA-NI, 2.8 without. From the second piece on, on a thread of its own."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -136,10 +136,17 @@ class _DiffId:
         self._work: SimpleQueue[bytes] = SimpleQueue()
         for _ in range(_HASH_QUEUE):
             self._room.put(None)
-        self._thread = threading.Thread(target=self._run, name="diff-id")
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._empty = True
 
     def update(self, data: bytes) -> None:
+        if self._empty:
+            self._empty = False
+            self._hash.update(data)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="diff-id")
+            self._thread.start()
         self._room.get()
         self._work.put(data)
 
@@ -148,8 +155,9 @@ class _DiffId:
         return self._hash.digest()
 
     def close(self) -> None:
-        self._work.put(b"")
-        self._thread.join()
+        if self._thread is not None:
+            self._work.put(b"")
+            self._thread.join()
 
     def _run(self) -> None:
         while data := self._work.get():
