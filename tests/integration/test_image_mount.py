@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from parts import require
@@ -19,6 +21,7 @@ from rig.local_agent import LocalAgent
 from rig.stack import free_port
 
 from imgdist.demo import caches
+from imgdist.demo.agent import Supernode
 from imgdist.demo.processes import wait_until
 from imgdist.demo.registry import registry
 from imgdist.errors import ImgdistError
@@ -300,3 +303,53 @@ def test_an_agent_refuses_the_root_of_another(site: Site) -> None:
     finally:
         rival.close()
     assert site.agent.json("status")["lazy"] is True
+
+
+def test_an_agent_outlives_its_supernode_and_finds_it_again_elsewhere(site: Site, tmp_path: Path) -> None:
+    agent, place = site.agent, site.place()
+    control, first, second = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    agent.start(*_LAZY, "--supernode", f"http://{control}")
+    code, line = agent.refused("mount", site.image.reference, str(place))
+    assert code == 1 and f"http://{control} does not answer" in line
+
+    def supernode(chunks: str) -> Supernode:
+        return Supernode(tmp_path / "s", control, plain_http=[site.address], flags=["--chunk-listen", chunks])
+
+    with supernode(first):
+        agent.done("mount", site.image.reference, str(place))
+        assert agent.states()[site.big()] == "filling"
+    with open(place / "srv/big", "rb") as file:
+        reading = Thread(target=lambda: reads.append(file.read(1_000_000)))
+        reads: list[bytes] = []
+        reading.start()
+        wait_until(lambda: agent.json("status")["reads_waiting"] > 0, "a read that waits", 10)
+        with supernode(second):
+            reading.join(30)
+            assert reads == [_BIG[:1_000_000]]
+            assert (place / "srv/big").read_bytes() == _BIG
+
+
+def test_a_killed_part_comes_back_and_readers_see_nothing(site: Site) -> None:
+    agent, place = site.agent, site.place()
+    agent.start(*_LAZY)
+    agent.done("mount", site.image.reference, str(place))
+    with open(place / "srv/big", "rb") as file:
+        for number, role in enumerate(("supernode", "view", "agent")):
+            agent.kill_child(role)
+            file.seek(number * 1_500_000)
+            assert file.read(1_500_000) == _BIG[number * 1_500_000 : (number + 1) * 1_500_000], role
+    wait_until(lambda: agent.imgdist("status").returncode == 0, "the agent's answer", 20)
+    assert agent.json("status")["mounts"] == [str(place)]
+    agent.done("umount", str(place))
+
+
+def test_many_mounts_at_once(site: Site) -> None:
+    agent = site.agent
+    agent.start(*_LAZY)
+    places = [site.place(f"m{number}") for number in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda place: agent.done("mount", "--rw", site.image.reference, str(place)), places))
+        assert {(place / "etc/motd").read_bytes() for place in places} == {b"hello\n"}
+        assert len([mount for mount in agent.mounts() if mount.parent == agent.root / "l"]) == 3
+        list(pool.map(lambda place: agent.done("umount", str(place)), places))
+    wait_until(lambda: agent.mounts() == [agent.run / "view"] and not agent.loops(), "layers unmounted", 10)

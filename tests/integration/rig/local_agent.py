@@ -46,11 +46,20 @@ class LocalAgent:
     def kill(self) -> None:
         """SIGKILL for holder, supernode, view and agent, the holder first so that nothing is started again."""
         assert self._process is not None
-        holder = self._process.pid
-        children = [int(pid) for pid in Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
-        for pid in (holder, *children):
+        for pid in (self._process.pid, *self._children()):
             os.kill(pid, signal.SIGKILL)
         self._process.stop()
+
+    def kill_child(self, role: str) -> None:
+        """SIGKILL for one of them: "supernode", "view" or "agent"."""
+        words = {"supernode": b"\0supernode\0", "view": b"\0fuse.main\0", "agent": b"\0agent.app\0"}
+        (pid,) = (pid for pid in self._children() if words[role] in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(pid, signal.SIGKILL)
+
+    def _children(self) -> list[int]:
+        assert self._process is not None
+        holder = self._process.pid
+        return [int(pid) for pid in Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
 
     def imgdist(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command against this agent."""
