@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from prometheus_client import REGISTRY, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 import imgdist
 from agent.catalog import Catalog, Layer, State
+from agent.figures import LayerFigures
 from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
 from agent.mounts import ImageMounts
@@ -88,6 +89,8 @@ class _Api:
         self._node = node
         self._root = root
         self._supernodes = list(supernodes)
+        self._figures = CollectorRegistry()
+        self._figures.register(LayerFigures(node.catalog.all if node else list))
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /v1/status"""
@@ -141,7 +144,8 @@ class _Api:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics"""
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": "text/plain; version=0.0.4"})
+        body = generate_latest(REGISTRY) + generate_latest(self._figures)
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def healthy(self, request: web.Request) -> web.Response:
         """GET /healthz, /readyz: the snapshotter was served before this was."""

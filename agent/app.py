@@ -21,6 +21,7 @@ from agent import api
 from agent.catalog import Catalog
 from agent.chunkstore import ChunkStore
 from agent.database import Database
+from agent.figures import FailedReads
 from agent.images import Images
 from agent.known_images import KnownImages
 from agent.launch import supernode_urls
@@ -148,7 +149,7 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     def completed(store: LayerStore) -> None:
         loop.call_soon_threadsafe(catalog.completed, store.pack_id.hex())
 
-    link = ViewLink(str(run / "view.sock"), None, missed, touched)
+    link = ViewLink(str(run / "view.sock"), None, missed, touched, on_expired=FailedReads().expired)
     stack.callback(link.close)
     transfers = Transfers(
         link,

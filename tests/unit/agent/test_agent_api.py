@@ -189,7 +189,7 @@ async def test_a_path_that_does_not_exist_is_named(world: World) -> None:
 
 async def test_metrics_and_health(world: World) -> None:
     reader, writer = await asyncio.open_unix_connection(str(world.directory / "s"))
-    for path, words in (("/healthz", b"ok"), ("/readyz", b"ok"), ("/metrics", b"# HELP")):
+    for path, words in (("/healthz", b"ok"), ("/readyz", b"ok"), ("/metrics", b"imgdist_layers")):
         writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
