@@ -112,8 +112,8 @@ class LocalStore:
     def seal(self, layer_digest: str, pack_id: bytes) -> Index:
         """Make the finished part of a layer the pack `pack_id`. A pack that exists already just gets another link.
 
-        The part's files are synced (`PackWriter.finish`). Raises `CorruptError` and keeps nothing if the part is not
-        that pack.
+        The part's files but the index are synced (`PackWriter.finish`). Raises `CorruptError` and keeps nothing if the
+        part is not that pack.
         """
         part = self._layout.part(layer_digest)
         try:
@@ -129,8 +129,10 @@ class LocalStore:
                 self.abandon(layer_digest)
             else:
                 part.rename(target)
-                sync_directory(self._layout.packs)
             self._link(layer_digest, target.name)
+            # After both names: the first makes the second all but free. What a crash before leaves, `recover` mends.
+            sync_directory(self._layout.packs)
+            sync_directory(self._layout.layers)
         return index
 
     def verify(self, pack_id: str) -> list[str]:
@@ -198,7 +200,6 @@ class LocalStore:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(os.path.join("..", "packs", pack_id))
         fresh.rename(link)
-        sync_directory(self._layout.layers)
 
     def _pack_ids(self) -> list[str]:
         return sorted(entry.name for entry in self._layout.packs.iterdir() if not entry.name.startswith("."))

@@ -50,9 +50,10 @@ class PackWriter:
         self._split.write(data)
 
     def finish(self) -> bytes:
-        """Everything is in: make it durable. Returns the pack id."""
+        """Everything is in: make it durable, but for the index, which `LocalStore.seal` ends and syncs. Returns the
+        pack id."""
         self._split.flush(zstandard.FLUSH_FRAME)
-        for file in self._files:
+        for file in (self._chunks, self._table, self._split_file):
             os.fsync(file.fileno())
         self.close()
         return self._builder.pack_id()

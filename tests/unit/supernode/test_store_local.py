@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,33 @@ def test_a_sealed_pack_is_found_by_layer_and_by_pack_id(store: LocalStore, tmp_p
     assert store.verify(pack_id) == []
     with open_tar_split(tmp_path / "packs" / pack_id) as split:
         assert split.read() == SPLIT
+
+
+def test_a_pack_gets_its_name_only_when_all_of_it_is_on_disk(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[str, int] = {}
+    at_rename: list[tuple[dict[str, int], dict[str, int]]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(fd: int) -> None:
+        synced[os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))] = os.fstat(fd).st_size
+        fsync(fd)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        if path.name.startswith(".part-"):
+            at_rename.append((dict(synced), {entry.name: entry.stat().st_size for entry in path.iterdir()}))
+            assert path.name in synced
+            synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    sealed(store)
+    [(durable, there)] = at_rename
+    assert set(there) == {"index", "chunks", "table", "tar-split"}
+    assert {name: durable.get(name) for name in there} == there
+    assert {"packs", "layers"} <= set(synced)
 
 
 def test_names_that_are_none_open_nothing(store: LocalStore) -> None:
