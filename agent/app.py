@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from grpclib.server import Server
 
 from agent import api
 from agent.catalog import Catalog
@@ -209,14 +210,25 @@ async def _serve_sockets(
         tasks.create_task(node.catalog.switch_forever())
         tasks.create_task(node.keeper.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
-    stack.callback(server.close)
+    stack.push_async_callback(_close, server)
     seen = api.Node(node.catalog, node.images, node.mounts) if node is not None else None
+    supernodes = supernode_urls(config) if node is not None else config.supernode
     runner = web.AppRunner(
-        api.application(seen, config.root, supernode_urls(config)), access_log=None, shutdown_timeout=_SHUTDOWN_S
+        api.application(seen, config.root, supernodes), access_log=None, shutdown_timeout=_SHUTDOWN_S
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, socket.socket(fileno=holder.fds["socket:api"])).start()
+
+
+async def _close(server: Server) -> None:
+    """End its calls before what they use is closed. What they waited for was cancelled; they end at once."""
+    server.close()
+    try:
+        async with asyncio.timeout(_SHUTDOWN_S):
+            await server.wait_closed()
+    except TimeoutError:
+        log.warning("a call of containerd is cut off")
 
 
 async def _finish(node: _LazyNode, timeout_s: float) -> None:

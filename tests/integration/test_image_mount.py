@@ -6,8 +6,10 @@ import io
 import os
 import random
 import shutil
+import socket
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -353,3 +355,20 @@ def test_many_mounts_at_once(site: Site) -> None:
         assert len([mount for mount in agent.mounts() if mount.parent == agent.root / "l"]) == 3
         list(pool.map(lambda place: agent.done("umount", str(place)), places))
     wait_until(lambda: agent.mounts() == [agent.run / "view"] and not agent.loops(), "layers unmounted", 10)
+
+
+def test_a_stop_does_not_wait_for_a_registry_that_hangs(site: Site) -> None:
+    agent, place = site.agent, site.place()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        agent.start("--plain-http", address)
+        mounting = pool.submit(agent.refused, "mount", f"{address}/app:1", str(place))
+        silent.settimeout(20)
+        connection, _ = silent.accept()
+        with connection:
+            begun = time.monotonic()
+            assert agent.stop() == 0
+            assert time.monotonic() - begun < 8
+        code, line = mounting.result()
+    assert code == 1 and "the agent" in line
+    assert "Traceback" not in agent.log()
