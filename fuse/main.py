@@ -1,4 +1,4 @@
-"""The view process: `python -m fuse.main [--deadline SECONDS]`, started by the holder.
+"""The view process: `python -m fuse.main [--deadline SECONDS] [--log-format text|json]`, started by the holder.
 
 Two device threads serve the kernel; this thread serves the agent. Killed at any time, it loses nothing: session, slots
 and parked requests are the holder's.
@@ -6,7 +6,6 @@ and parked requests are the holder's.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import socket
@@ -32,13 +31,10 @@ _SWITCH_INTERVAL_S = 0.0005  # the default 5 ms is what a hit would wait for the
 
 def main() -> int:
     """Serve until the holder is gone."""
-    parser = argparse.ArgumentParser(prog="python -m fuse.main", description=__doc__.partition("\n")[0])
-    parser.add_argument("--deadline", type=float, default=DEADLINE_S, help="seconds a read may wait; 0: for ever")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="log lines on stderr")
-    arguments = parser.parse_args()
-    daemon.configure_logging(arguments.log_format)
+    deadline_s, log_format = options(sys.argv[1:])
+    daemon.configure_logging(log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    check_deadline(arguments.deadline)
+    check_deadline(deadline_s)
     holder = holder_client.connect()
     slots = Slots(holder.fds["slots"])
     fd = holder.fds["fuse"]
@@ -51,8 +47,21 @@ def main() -> int:
         threading.Thread(target=_serve, args=(device, index), name=f"device-{index}", daemon=True).start()
     listener = socket.socket(fileno=holder.fds["socket:view"])
     holder.ready()
-    Port(listener, outbox, view, arguments.deadline, holder.fileno()).run()
+    Port(listener, outbox, view, deadline_s, holder.fileno()).run()
     os._exit(0)  # the device threads are inside read(); there is nothing that an orderly end could save
+
+
+def options(arguments: list[str]) -> tuple[float, str]:
+    """Seconds a read may wait (0: for ever) and the format of log lines; SystemExit for anything but these options.
+
+    Not by argparse, which is a MiB of the fifteen that this process has.
+    """
+    given = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    known = {"--deadline": str(DEADLINE_S), "--log-format": "text"}
+    if len(arguments) % 2 or not given.keys() <= known.keys():
+        raise SystemExit(f"usage: python -m fuse.main [--deadline SECONDS] [--log-format text|json], not {arguments}")
+    known |= given
+    return float(known["--deadline"]), known["--log-format"]
 
 
 def check_deadline(deadline_s: float) -> None:
