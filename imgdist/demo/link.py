@@ -58,9 +58,9 @@ class Link:
             command("ip", "link", "set", far_device, "netns", self.namespace)
             command("ip", "address", "add", f"{self.near}/30", "dev", self._device)
             command("ip", "link", "set", self._device, "up")
-            command("ip", "-n", self.namespace, "address", "add", f"{self.far}/30", "dev", far_device)
-            command("ip", "-n", self.namespace, "link", "set", far_device, "up")
-            command("ip", "-n", self.namespace, "link", "set", "lo", "up")
+            command(*self.inside, "ip", "address", "add", f"{self.far}/30", "dev", far_device)
+            command(*self.inside, "ip", "link", "set", far_device, "up")
+            command(*self.inside, "ip", "link", "set", "lo", "up")
         except BaseException:
             self._undo()
             raise
@@ -80,21 +80,25 @@ class Link:
 
     @property
     def inside(self) -> tuple[str, ...]:
-        """Command prefix that runs a program inside the namespace, same pid, no shell."""
+        """Command prefix that runs a program inside the namespace, same pid, no shell.
+
+        Not `ip netns exec`: that gives the program a mount namespace of its own, whose copies of our mounts keep loop
+        devices busy; and it fails in a chroot.
+        """
         return ("nsenter", f"--net=/run/netns/{self.namespace}", "--")
 
     def shape(self, bits_per_s: int, *, burst_bytes: int = BURST_BYTES) -> None:
         """Limit each direction to `bits_per_s` from now on; `burst_bytes` may pass at once after a pause."""
         shaper = ("root", "tbf", "rate", f"{bits_per_s}bit", "burst", f"{burst_bytes}b", "limit", f"{QUEUE_BYTES}b")
         command("tc", "qdisc", "replace", "dev", self._device, *shaper)
-        command("tc", "-n", self.namespace, "qdisc", "replace", "dev", f"imgd{self._number}f", *shaper)
+        command(*self.inside, "tc", "qdisc", "replace", "dev", f"imgd{self._number}f", *shaper)
         self.bits_per_s = bits_per_s
 
     def unshape(self) -> None:
         """Full speed again."""
         if self.bits_per_s is not None:
             command("tc", "qdisc", "delete", "dev", self._device, "root")
-            command("tc", "-n", self.namespace, "qdisc", "delete", "dev", f"imgd{self._number}f", "root")
+            command(*self.inside, "tc", "qdisc", "delete", "dev", f"imgd{self._number}f", "root")
             self.bits_per_s = None
 
     def received_bytes(self) -> int:
