@@ -12,7 +12,7 @@ from imgdist.api import JsonApi
 from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UsageError
 from imgdist.pack.index import Index
 from imgdist.wire.address import Address
-from imgdist.wire.client import ChunkClient, OnChunk
+from imgdist.wire.client import ChunkClient, OnChunk, OnHead
 from imgdist.wire.control import Chain, Resolution, Trace
 from imgdist.wire.messages import Priority
 
@@ -91,7 +91,7 @@ class SupernodeChunks:
         numbers: Sequence[int],
         priority: Priority,
         on_chunk: OnChunk,
-        on_head: Callable[[], None] | None = None,
+        on_head: OnHead | None = None,
     ) -> None:
         """As ChunkClient.fetch."""
         client = self._located()

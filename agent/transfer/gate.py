@@ -11,7 +11,7 @@ QUIET_S = 0.3
 HOLD_S = 10.0
 """Fill is held no longer than this, then gets a low share."""
 LOW_SHARE = 0.1
-"""Of the time, with one request at a time, while starts go on."""
+"""Of the time, with one request at a time, while starts go on (a guess)."""
 
 
 @dataclass(slots=True)

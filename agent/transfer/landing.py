@@ -15,12 +15,13 @@ from agent.transfer.sources import ChunkSource
 from imgdist.errors import CorruptError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.pack import CHUNK_MAX
 from imgdist.pack.codec import decode_into
+from imgdist.wire.client import OnHead
 from imgdist.wire.messages import Priority
 
 _log = logging.getLogger("imgdist.agent")
 
 TWINS_KEPT = 4
-"""Copies of a chunk that are remembered; the first present one is used."""
+"""Copies of a chunk that are remembered; the first present one is used (a guess)."""
 
 
 class View(Protocol):
@@ -115,7 +116,7 @@ class Landing:
         self._clock = clock
 
     def run(self, job: Job, fetch: Fetch) -> float | None:
-        """Land the chunks; returns when the answer's first byte came, if one source served all of it."""
+        """Land the chunks; returns the seconds to the answer's first byte, if one source served all of it."""
         with job.store.use() as usable:
             if not usable:
                 return None
@@ -129,9 +130,9 @@ class Landing:
     def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int]) -> float | None:
         whole = len(rest) == len(fetch.chunks)
         for source in self._desk.sources():
-            first_byte: list[float] = []
+            round_trips: list[float] = []
             try:
-                self._ask(job, fetch.kind, source, rest, first_byte)
+                self._ask(job, fetch.kind, source, rest, round_trips.append)
             except (CorruptError, ProtocolError) as error:
                 _log.warning("pack %s from %s: %s", job.store.pack_id.hex(), source.name, error)
                 self._desk.source_lied(source, _reason(error))
@@ -141,11 +142,11 @@ class Landing:
                 _log.debug("%s", error)
                 self._desk.source_failed(source, error)
             if not rest:
-                return first_byte[0] if whole and first_byte else None
+                return round_trips[0] if whole and round_trips else None
             whole = False
         return None
 
-    def _ask(self, job: Job, kind: Kind, source: ChunkSource, rest: list[int], first_byte: list[float]) -> None:
+    def _ask(self, job: Job, kind: Kind, source: ChunkSource, rest: list[int], on_head: OnHead) -> None:
         """Fetch `rest` from one source, taking from it what lands."""
 
         def on_chunk(number: int, encoding: int, body: memoryview) -> None:
@@ -155,9 +156,6 @@ class Landing:
                 job.store.verify(number, raw)
                 self._land(job, number, raw, kind, source, len(body))
             rest.remove(number)
-
-        def on_head() -> None:
-            first_byte.append(self._clock())
 
         source.fetch(job.name_on_wire, tuple(rest), _PRIORITY[kind], on_chunk, on_head)
 

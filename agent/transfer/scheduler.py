@@ -17,22 +17,24 @@ from agent.transfer.gate import FillGate
 from agent.transfer.window import Window
 
 RUN_CHUNKS = 8
-"""Chunks of one trace or fill request, at most 2 MiB raw."""
+"""Chunks of one trace or fill request, at most 2 MiB raw (a guess)."""
 DEMAND_SLOTS = 8
+"""Requests at once that somebody waits for; a start has never more than 2 misses outstanding (a guess)."""
 NOW_SLOTS = 6
 """Of the demand slots, so that a miss always finds one free."""
 BULK_SLOTS = 8
-"""Trace and fill requests at once; the window in bytes usually says less."""
+"""Trace and fill requests at once; the window in bytes usually says less (a guess)."""
 AHEAD_CHUNKS = 4
 """Fetched behind a miss where no trace is known. [measured: misses 901 -> 400-450, +30 % bytes; 8: 430, +59 %]"""
-AHEAD_ROUND_TRIP_S = 0.001
-"""Below this round trip a chunk ahead costs more than the miss it saves."""
+AHEAD_ROUND_TRIP_S = 0.002
+"""Below this a chunk ahead costs more than the miss it saves: a round trip of 1 ms, and up to 1 ms until the first byte
+leaves a busy server (a guess)."""
 DEMAND_PAUSE_S = (0.05, 1.0)
 BULK_PAUSE_S = (0.05, 10.0)
-"""Between tries of a layer while no source serves it: first, at most; doubling, jittered."""
+"""Between tries of a layer while no source serves it: first, at most; doubling, jittered (a guess)."""
 
 _AHEAD_QUEUE = 256
-"""Older guesses than these are stale: the reader is elsewhere by now."""
+"""Older guesses than these are stale: the reader is elsewhere by now (a guess)."""
 _MISSING, _FLYING, _HERE = range(3)
 
 
@@ -227,16 +229,16 @@ class Scheduler:
         want = self._wanted.pop((node, chunk), None)
         return Landed(max(0.0, answered_at - want.asked_at) if want else None, not layer.missing)
 
-    def finished(self, fetch: Fetch, now: float, first_byte: float | None = None) -> None:
-        """A request is over, its chunks landed or not; `first_byte` is when its answer began, if it was whole."""
+    def finished(self, fetch: Fetch, now: float, round_trip_s: float | None = None) -> None:
+        """A request is over, its chunks landed or not; `round_trip_s` to its answer's first byte, if it was whole."""
         flight = self._flights.pop(fetch)
         self._busy[fetch.kind] -= 1
         if fetch.kind in (Kind.TRACE, Kind.FILL):
             self._bulk_bytes -= flight.bytes
         if fetch.kind is Kind.FILL:
             self.gate.filled(now, now - flight.started)
-        if first_byte is not None:
-            self.window.answered(flight.delivered, flight.started, first_byte, now)
+        if round_trip_s is not None:
+            self.window.answered(flight.delivered, flight.started, round_trip_s, now)
         layer = self._layers.get(fetch.node)
         if layer is None:
             return

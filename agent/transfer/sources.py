@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from imgdist.wire.client import OnChunk
+from imgdist.wire.client import OnChunk, OnHead
 from imgdist.wire.messages import Priority
 
 _log = logging.getLogger("imgdist.agent")
@@ -18,6 +18,7 @@ QUARANTINE_S = (1.0, 300.0)
 """How long a source that lied is not asked at all: first time, at most; doubling. One flipped bit of the only source
 then costs a reader a second, a persistent liar next to nothing."""
 LIARS_MAX = 3
+"""Different sources in a row, before the fault is sought here (a guess)."""
 
 
 class ChunkSource(Protocol):
@@ -41,7 +42,7 @@ class ChunkSource(Protocol):
         numbers: Sequence[int],
         priority: Priority,
         on_chunk: OnChunk,
-        on_head: Callable[[], None] | None = None,
+        on_head: OnHead | None = None,
     ) -> None:
         """Fetch chunks of the pack named so on the wire."""
 

@@ -33,6 +33,7 @@ _log = logging.getLogger("imgdist.agent")
 BULK_NICE = 5
 """Niceness of bulk threads. More would let them be preempted for long while they hold the GIL (a guess)."""
 NOW_DEADLINE_S = 60.0
+"""As a reader's."""
 
 Twins = Callable[[LayerStore], Iterable[tuple[int, LayerStore, int]]]
 
@@ -252,12 +253,12 @@ class Transfers:
         return min(times if wake_at is None else [wake_at, *times], default=float("inf"))
 
     def _run(self, job: Job, fetch: Fetch) -> None:
-        first_byte = None
+        round_trip_s = None
         try:
-            first_byte = Landing(self, self._view, self._clock).run(job, fetch)
+            round_trip_s = Landing(self, self._view, self._clock).run(job, fetch)
         finally:
             with self._lock:
-                self._scheduler.finished(fetch, self._clock(), first_byte)
+                self._scheduler.finished(fetch, self._clock(), round_trip_s)
                 self._pump()
                 self._changed.notify_all()
 

@@ -21,6 +21,10 @@ OnChunk = Callable[[int, int, memoryview], None]
 """Called as on_chunk(number, encoding, body); `body` is valid during the call only."""
 
 
+OnHead = Callable[[float], None]
+"""Called when an answer begins, with the seconds since its request was sent (a connection stood already)."""
+
+
 class ChunkClient:
     """Asks one chunk server. Thread-safe; each call has a connection of its own while it runs.
 
@@ -44,20 +48,20 @@ class ChunkClient:
         numbers: Sequence[int],
         priority: Priority,
         on_chunk: OnChunk,
-        on_head: Callable[[], None] | None = None,
+        on_head: OnHead | None = None,
     ) -> None:
         """Fetch chunks `numbers` of pack `name`, calling `on_chunk` for each in order, as it arrives, unverified.
 
-        `on_head` is called when the answer begins (for round-trip times). An exception of `on_chunk` ends the fetch and
-        comes out as it is. Raises NotFoundError (no such pack, or a chunk is not there yet), TemporaryError (refused,
-        time-out, cut, busy: `retry_after_s`) and ProtocolError. Chunks handed to `on_chunk` before an error count.
+        `on_head` is told the round-trip time. An exception of `on_chunk` ends the fetch and comes out as it is. Raises
+        NotFoundError (no such pack, or a chunk is not there yet), TemporaryError (refused, time-out, cut, busy:
+        `retry_after_s`) and ProtocolError. Chunks handed to `on_chunk` before an error count.
         """
         connection, head = self._ask(encode_request(name, numbers, priority), priority)
         reusable = False
         refusal: ImgdistError | None = None
         try:
             if on_head is not None:
-                on_head()
+                on_head(connection.answered_after_s)
             if head.status == 200:
                 self._read_chunks(connection, head, numbers, on_chunk)
             else:

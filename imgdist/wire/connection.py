@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import socket
 import struct
+import time
 
 from imgdist.errors import TemporaryError
 from imgdist.wire.address import Address
@@ -31,10 +32,13 @@ class Connection:
         self._buffer = memoryview(mmap.mmap(-1, HEAD_MAX + FRAME_SIZE + BODY_MAX))
         self._start = 0
         self._end = 0
+        self.answered_after_s = 0.0
+        """From sending the last request to the first bytes of its answer."""
 
     def ask(self, request: bytes) -> ResponseHead | None:
         """Send a request and read the answer's head; None if the server had closed the connection before."""
         self._start = self._end = 0
+        asked = time.monotonic()
         try:
             self._socket.sendall(request)
             while (found := decode_response_head(self._buffer[: self._end])) is None:
@@ -43,6 +47,8 @@ class Connection:
                     if self._end == 0:
                         return None
                     raise TemporaryError(f"{self._address}: closed the connection within a response's head")
+                if self._end == 0:
+                    self.answered_after_s = time.monotonic() - asked
                 self._end += count
         except (ConnectionResetError, BrokenPipeError) as error:
             if self._end == 0:

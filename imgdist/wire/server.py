@@ -1,8 +1,8 @@
 """Serves chunk bodies: threads, `sendfile`, demand before fill.
 
 One thread accepts and watches idle connections, and never touches a disk. Whole requests go to bounded groups of
-threads, one a priority, so that cold disk pages or slow readers hold up a slot and nothing else. Between two chunks a
-fill waits while a demand or trace request is being served.
+threads, one a priority, so that cold disk pages or slow readers hold up a slot and nothing else. Between two pieces of
+a chunk a fill stands back for demand and trace requests (imgdist/wire/precedence.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Protocol
 
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError
 from imgdist.wire.messages import ChunkRequest, Frame, Priority, RequestDecoder, encode_frame, encode_head
+from imgdist.wire.precedence import Outstanding, Precedence
 
 _log = logging.getLogger("imgdist.wire")
 
@@ -34,10 +35,9 @@ CONNECTIONS_MAX = 4096
 IDLE_S = 120.0
 SEND_TIMEOUT_S = 20.0
 """How long one chunk may take to leave; below 105 kbit/s a reader is given up."""
-YIELD_S = 0.1
-"""Longest wait of a fill for what is urgent, per chunk: it then keeps a low share instead of dying."""
-FILL_UNSENT = 128 * 1024
-"""TCP_NOTSENT_LOWAT of a connection that fills: what lies in the socket's buffer can no longer let demand pass."""
+UNPACED = b"cubic"
+"""Congestion control of single misses. BBR would spread the next one over as long as the last one took in a queue
+[measured beside fill at 200 Mbit/s: p99 46-80 ms with BBR, 18 with CUBIC; p50 beyond the wire time 0.8-1.7 and 0.7]."""
 _BUSY_RETRY_S = 1
 
 
@@ -62,7 +62,7 @@ class ChunkShelf(Protocol):
 class _Connection:
     """A client's socket; owned by the watcher while idle, by one slot while a request is served."""
 
-    __slots__ = ("decoder", "fd", "fills", "idle_since", "pending", "socket")
+    __slots__ = ("decoder", "fd", "idle_since", "outstanding", "pending", "socket", "unpaced")
 
     def __init__(self, sock: socket.socket, now: float) -> None:
         self.socket = sock
@@ -70,7 +70,19 @@ class _Connection:
         self.decoder = RequestDecoder()
         self.pending: deque[ChunkRequest] = deque()
         self.idle_since: float | None = now
-        self.fills = False
+        self.outstanding: Outstanding | None = None
+        self.unpaced = False
+
+    def suit(self, priority: Priority) -> None:
+        """Set the socket up for requests of this priority."""
+        if self.socket.family == socket.AF_UNIX:
+            return
+        if priority is Priority.FILL:
+            self.outstanding = self.outstanding or Outstanding(self.socket)
+        elif priority is Priority.DEMAND and not self.unpaced:
+            self.unpaced = True
+            with contextlib.suppress(OSError):  # it keeps the system's
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
 
 
 class ChunkServer:
@@ -93,8 +105,7 @@ class ChunkServer:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._connections: dict[int, _Connection] = {}
         self._queues: dict[Priority, SimpleQueue[_Connection | None]] = {p: SimpleQueue() for p in Priority}
-        self._quiet = threading.Condition()
-        self._urgent = 0
+        self._precedence = Precedence()
         self._lock = threading.Lock()
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -239,20 +250,13 @@ class ChunkServer:
     def _serve(self, priority: Priority) -> None:
         while (connection := self._queues[priority].get()) is not None:
             request = connection.pending.popleft()
-            if priority is not Priority.FILL:
-                with self._quiet:
-                    self._urgent += 1
+            fills = priority is Priority.FILL
             try:
-                alive = self._answer(connection, request) and not self._stopping
+                with contextlib.nullcontext() if fills else self._precedence.urgent():
+                    alive = self._answer(connection, request) and not self._stopping
             except (OSError, ImgdistError) as error:  # a reader that left, or a pack that broke: this request only
                 _log.info("pack %s: answer cut short: %s", request.name, error)
                 alive = False
-            finally:
-                if priority is not Priority.FILL:
-                    with self._quiet:
-                        self._urgent -= 1
-                        if not self._urgent:
-                            self._quiet.notify_all()
             if not alive:
                 self._close(connection)
             elif connection.pending:
@@ -270,26 +274,35 @@ class ChunkServer:
         except NotFoundError as error:
             return self._refuse(connection, 404, str(error)) and request.keep_alive
         fills = request.priority is Priority.FILL
-        if fills != connection.fills and connection.socket.family != socket.AF_UNIX:
-            unsent = FILL_UNSENT if fills else 0x7FFFFFFF
-            connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent)
-            connection.fills = fills
+        connection.suit(request.priority)
         head = encode_head(200, sum(16 + length for _, length, _ in rows), keep_alive=request.keep_alive)
         for number, (offset, length, encoding) in zip(request.numbers, rows, strict=True):
-            if fills:
-                self._yield()
             raw_size = length if encoding == 0 else 0
             head += encode_frame(Frame(number, encoding, length, raw_size))
-            _send_chunk(connection.socket, head, reader.fd, offset, length)
+            if fills:
+                self._fill_chunk(connection, head, reader.fd, offset, length)
+            else:
+                _send_chunk(connection.socket, head, reader.fd, offset, length)
             head = b""
             if self._on_sent is not None:
                 self._on_sent(request.priority, length)
         return request.keep_alive
 
-    def _yield(self) -> None:
-        with self._quiet:
-            if self._urgent:
-                self._quiet.wait_for(lambda: not self._urgent, YIELD_S)
+    def _fill_chunk(self, connection: _Connection, head: bytes, fd: int, offset: int, length: int) -> None:
+        """As `_send_chunk`, in pieces, each when nobody more urgent needs the link. A unix socket has no link."""
+        outstanding = connection.outstanding
+        if outstanding is not None:
+            outstanding.tune()
+        piece = outstanding.piece if outstanding is not None else length
+        end = offset + length
+        while head or offset < end:
+            if outstanding is not None:
+                outstanding.wait(SEND_TIMEOUT_S)
+            self._precedence.stand_back()
+            count = min(piece, end - offset)
+            _send_chunk(connection.socket, head, fd, offset, count)
+            head = b""
+            offset += count
 
     def _refuse(self, connection: _Connection, status: int, reason: str, retry_after_s: int | None = None) -> bool:
         """Send a short answer; False if that failed. Called by the watcher too, hence never blocks."""

@@ -14,6 +14,7 @@ import pytest
 from parts import require
 
 from imgdist.errors import CorruptError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.wire import precedence
 from imgdist.wire import server as server_module
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
@@ -158,7 +159,7 @@ def test_demand_is_served_while_every_fill_slot_is_held(client: ChunkClient, she
 def test_fill_waits_between_chunks_while_demand_is_served(
     client: ChunkClient, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "YIELD_S", 20.0)
+    monkeypatch.setattr(precedence, "SHARE_S", 20.0)
     demand_runs, release, filled = threading.Event(), threading.Event(), threading.Event()
 
     def hold() -> None:

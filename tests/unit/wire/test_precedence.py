@@ -1,0 +1,123 @@
+"""Fill stands back for what is urgent, keeps a low share, and does not fill the queue of a slow link."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from imgdist.wire.precedence import LINGER_S, OUTSTANDING_LEAST, SHARE_S, Outstanding, Precedence
+
+
+class Clock:
+    """Time that passes only by sleeping; `at_sleep` is called with each sleep."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.at_sleep: Callable[[], None] = lambda: None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+        self.at_sleep()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def precedence(clock: Clock) -> Precedence:
+    return Precedence(clock, clock.sleep)
+
+
+def test_fill_goes_at_once_where_nothing_is_urgent(precedence: Precedence, clock: Clock) -> None:
+    precedence.stand_back()
+    assert clock.now == 100.0
+
+
+def test_fill_lingers_after_what_was_urgent(precedence: Precedence, clock: Clock) -> None:
+    with precedence.urgent():
+        pass
+    precedence.stand_back()
+    assert clock.now == pytest.approx(100.0 + LINGER_S)
+    precedence.stand_back()
+    assert clock.now == pytest.approx(100.0 + LINGER_S)
+
+
+def test_fill_keeps_a_low_share_of_a_chain_without_pauses(precedence: Precedence, clock: Clock) -> None:
+    with precedence.urgent():
+        gone = []
+        for _ in range(5):
+            precedence.stand_back()
+            gone.append(clock.now)
+    assert gone == pytest.approx([100.0 + SHARE_S * n for n in range(1, 6)])
+
+
+def test_each_urgent_request_prolongs_the_wait(precedence: Precedence, clock: Clock) -> None:
+    chain = iter(range(2))
+
+    def next_miss() -> None:
+        if next(chain, None) is not None:
+            with precedence.urgent():
+                pass
+
+    with precedence.urgent():
+        pass
+    clock.now += LINGER_S / 2
+    clock.at_sleep = next_miss
+    precedence.stand_back()
+    assert 100.0 + 2 * LINGER_S < clock.now <= 100.0 + SHARE_S
+
+
+@pytest.fixture
+def pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    return near, far
+
+
+def test_a_piece_waits_for_acknowledgements_and_a_stuck_reader_is_given_up(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    with near, far:
+        outstanding = Outstanding(near)
+        outstanding.wait(0.0)
+        near.setblocking(False)
+        with pytest.raises(BlockingIOError):  # until both sockets' buffers are full
+            while True:
+                near.send(bytes(OUTSTANDING_LEAST))
+        with pytest.raises(TimeoutError, match="too slow"):
+            outstanding.wait(0.05)
+
+        def drain() -> None:
+            while far.recv(1 << 20):
+                pass
+
+        reader = threading.Thread(target=drain)
+        reader.start()
+        outstanding.wait(10.0)
+        near.shutdown(socket.SHUT_WR)
+        reader.join()
+
+
+def test_pieces_grow_where_nothing_is_delayed(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    with near, far:
+        outstanding = Outstanding(near)
+        first = outstanding.piece
+        deadline = time.monotonic() + 10
+        while outstanding.piece < 16 * first:
+            near.sendall(b"x")
+            far.recv(1)
+            outstanding.tune()
+            assert time.monotonic() < deadline
