@@ -169,9 +169,8 @@ def _expected(image: Image) -> dict[str, str]:
     for layer in image.layers:
         with tarfile.open(image.path(layer)) as tar:
             for entry in tar:
-                content = tar.extractfile(entry)
-                assert content is not None, "the layers hold regular files only"
-                found[entry.name] = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+                if (content := tar.extractfile(entry)) is not None:
+                    found[entry.name] = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
     return found
 
 

@@ -74,8 +74,12 @@ def image_of_this_machine(directory: Path, layers: int, layer_bytes: int) -> Ima
 
         def fill(tar: tarfile.TarFile, number: int = number) -> None:
             size = 0
+            directories: set[Path] = set()
             for path in files:
-                name = f"{number:03}/{str(path).lstrip('/')}"
+                name = f"{number:03}{path}"
+                for directory in sorted({*Path(name).parents} - {Path()} - directories):
+                    tar.addfile(member(str(directory), type=tarfile.DIRTYPE, mode=0o755))
+                    directories.add(directory)
                 with path.open("rb") as content:
                     status = path.stat()
                     tar.addfile(member(name, size=status.st_size, mode=status.st_mode & 0o777), content)
