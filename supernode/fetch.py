@@ -30,6 +30,9 @@ log = logging.getLogger("imgdist.fetch")
 HOLD_OFF_S = 1.0
 HOLD_OFF_MAX_S = 300.0
 """Wait before a failed layer is tried again: doubled with each failure. Guesses; agents ask again every few seconds."""
+SMALL_BYTES = 1 << 20
+"""Layers up to this size are converted in the image's order: containerd asks for them one after another, the base
+first, and none of them is what the image waits for. A guess."""
 ORIGINS_MAX = 100_000
 """Layers whose registry and size are remembered (~300 bytes each)."""
 
@@ -139,7 +142,7 @@ class Fetcher:
         self._declined: dict[str, str] = {}
         self._failed: dict[str, _Failed] = {}
         # Bounded by the layers that were ever resolved: each has one job at most. Oldest image first, in it the
-        # biggest layer first, because the whole image waits for that one.
+        # biggest layer first, because the whole image waits for that one, then the small ones in its order.
         self._queue: asyncio.PriorityQueue[tuple[int, int, int, Job]] = asyncio.PriorityQueue()
         self._images = itertools.count()
         self._entered = itertools.count()
@@ -180,7 +183,7 @@ class Fetcher:
             if self.status(digest).state != "absent" or (failed and self._clock() < failed.retry_at):
                 continue
             job = self._jobs[digest] = Job(origin)
-            self._queue.put_nowait((image, -origin.layer.size, next(self._entered), job))
+            self._queue.put_nowait((image, -max(origin.layer.size, SMALL_BYTES), next(self._entered), job))
 
     def status(self, digest: str) -> LayerStatus:
         """How far a layer is."""

@@ -166,16 +166,19 @@ async def test_who_asks_at_once_shares_one_download_and_follows_it(world: World)
 
 
 @pytest.mark.parametrize("parallel", [1])
-async def test_oldest_image_first_and_in_it_the_biggest_layer(world: World) -> None:
-    sizes = [(10, 30, 20), (40, 5)]
+async def test_oldest_image_first_in_it_the_biggest_layers_then_the_small_ones_from_the_base_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supernode.fetch.SMALL_BYTES", 12)
+    sizes = [(10, 30, 5, 20, 11), (40, 6)]
     for image in sizes:
         world.start(*(world.layer(bytes([size]) * size) for size in image))
     order = []
-    for _ in range(5):
+    for _ in range(7):
         conversion = await world.started.get()
         conversion.open.set()
         order.append(world.fetcher.jobs[conversion.digest].origin.layer.size)
-    assert order == [30, 20, 10, 40, 5]
+    assert order == [30, 20, 10, 5, 11, 40, 6]
 
 
 @pytest.mark.parametrize("parallel", [3])
