@@ -103,13 +103,13 @@ class _Bench:
 
     def beside_own_fill(self, supernode: Supernode) -> list[Row]:
         """Bursts of misses, and pauses long enough for fill to take the link: the first of each burst finds it busy."""
-        with self._node("b", supernode, fill=True) as node:
-
-            def burst() -> list[tuple[float, int]]:
-                time.sleep(_PAUSE_S)
-                return [node.miss() for _ in range(_BURST)]
-
-            misses = [[miss for _ in range(_BURSTS) for miss in burst()] for _ in range(self._rounds)]
+        misses: list[list[tuple[float, int]]] = []
+        for number in range(self._rounds):
+            with self._node(f"b{number}", supernode, fill=True) as node:
+                misses.append([])
+                for _ in range(_BURSTS):
+                    time.sleep(_PAUSE_S)
+                    misses[-1] += [node.miss() for _ in range(_BURST)]
         return _over_link("own fill", misses)
 
     def beside_another_fill(self, supernode: Supernode) -> list[Row]:

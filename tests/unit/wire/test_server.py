@@ -18,7 +18,7 @@ from imgdist.wire import precedence
 from imgdist.wire import server as server_module
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
-from imgdist.wire.messages import Frame, Priority, encode_frame, encode_head
+from imgdist.wire.messages import FRAME_SIZE, Frame, Priority, encode_frame, encode_head, encode_request
 from imgdist.wire.server import ChunkServer
 
 PACK = "cd" * 32
@@ -280,6 +280,26 @@ def test_curl_can_talk_to_it(shelf: Shelf) -> None:
         server.stop()
     expected = [encode_frame(Frame(n, 0, len(BODIES[n]), len(BODIES[n]))) + BODIES[n] for n in (2, 3)]
     assert got == b"".join(expected)
+
+
+def test_a_chain_of_requests_may_change_its_kind_or_break(address: Address) -> None:
+    """After a demand its slot waits for the next request itself: of another priority, in parts, or no request."""
+    with address.connect(5) as sock:
+        for priority in (Priority.DEMAND, Priority.DEMAND, Priority.FILL, Priority.DEMAND):
+            request = encode_request(PACK, [2], priority)
+            sock.sendall(request[:20])
+            sock.sendall(request[20:])
+            answer = b""
+            while len(answer.partition(b"\r\n\r\n")[2]) < FRAME_SIZE + len(BODIES[2]):
+                piece = sock.recv(65536)
+                assert piece, answer
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 200 ")
+        sock.sendall(b"no request\r\n\r\n")
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_bad_request_is_answered_and_closed(address: Address) -> None:
