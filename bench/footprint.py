@@ -85,7 +85,7 @@ def _read_whole(place: Site, reference: str) -> tuple[list[Row], _Spent]:
 def _fill(place: Site, reference: str, mounting: _Spent, idle_s: float) -> list[Row]:
     """Nobody reads: the layers fill and are switched. Fill begins while later layers are being mounted, so its cost is
     what comes on top of `mounting`."""
-    with place.agent("fill", ["switch.idle_s=0"]) as agent:
+    with place.agent("fill") as agent:
         node = _Node(agent)
         with _Peak(node) as peak, _shown(agent, reference):
             while not agent.complete():
