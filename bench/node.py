@@ -15,6 +15,7 @@ from pathlib import Path
 from imgdist.demo import leftovers
 from imgdist.demo.agent import Agent, Supernode
 from imgdist.demo.image import Image, ImageWriter, member
+from imgdist.demo.interrupts import shielded
 from imgdist.demo.push import push
 from imgdist.demo.registry import registry
 
@@ -112,4 +113,5 @@ def _remove(directory: Path) -> None:
         leftovers.kill_with_children(pid)
     leftovers.unmount_below(directory)
     leftovers.detach_loops_below(directory)
-    shutil.rmtree(directory)
+    with shielded():
+        shutil.rmtree(directory)
