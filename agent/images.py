@@ -24,6 +24,10 @@ from imgdist.wire.control import Resolution
 
 log = logging.getLogger("imgdist.agent")
 
+KEEP_S = 600.0
+"""How long a job that has ended is remembered. It spares the Prepares of one pull a question each; they are seconds
+apart, or minutes where containerd unpacks a declined layer between them."""
+
 
 @dataclass
 class ImageJob:
@@ -75,6 +79,7 @@ class Images:
 
         `anew`: what the reference names now counts (a tag may have moved), not what an earlier job found.
         """
+        self._forget_old()
         key = (reference, manifest_digest)
         # Single flight: the Prepares of one pull, and pulls of one image, find the job that the first one started.
         # A waiter sees the leader's error; the next caller tries anew.
@@ -119,6 +124,13 @@ class Images:
             if image.layers[-1].pack_id == pack_id:
                 self._record(image, now)
                 self._recorder.started(image.manifest_digest, now)
+
+    def _forget_old(self) -> None:
+        before = asyncio.get_running_loop().time() - KEEP_S
+        for key in [key for key, job in self._jobs.items() if _ended(job, before)]:
+            del self._jobs[key]
+        for digest in [digest for digest, opening in self._opening.items() if opening.ended_before(before)]:
+            del self._opening[digest]
 
     async def _start(self, reference: str, manifest_digest: str | None) -> ImageJob:
         try:
@@ -226,6 +238,11 @@ class Images:
                 shown[found.store.node] = (layer.digest, found.store.index)
         if shown and self._traces:
             self._recorder.open(image.manifest_digest, shown, now)
+
+
+def _ended(job: SharedWork[ImageJob], before: float) -> bool:
+    openings = job.result.layers.values() if job.result is not None else ()
+    return job.ended_before(before) and all(opening.ended_before(before) for opening in openings)
 
 
 def _is_stale(job: SharedWork[ImageJob]) -> bool:

@@ -1,17 +1,19 @@
 """Which images this node has seen: ROOT/images/<manifest>.json, one small file an image, replaced atomically.
 
 This is what lets a node answer for its layers with registry and supernode off: layer digest and chain ID -> pack id.
+A cache, never synced: what a power cut takes is learnt again at the next pull, and so is what a full disk refuses.
 Owner: the event loop.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import msgspec
 
-from imgdist.errors import CorruptError
+log = logging.getLogger("imgdist.agent")
 
 
 class KnownLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +41,7 @@ class KnownImages:
     """All images under `directory`, in memory and on disk."""
 
     def __init__(self, directory: Path) -> None:
-        """Read what is there. Raises CorruptError for a file that is not ours."""
+        """Read what is there; a file that makes no sense is set aside as *.bad."""
         self._directory = directory
         self._images: dict[str, KnownImage] = {}
         self._packs: dict[str, str] = {}
@@ -49,7 +51,10 @@ class KnownImages:
             try:
                 self._remember(msgspec.json.decode(path.read_bytes(), type=KnownImage))
             except msgspec.DecodeError as error:
-                raise CorruptError(f"{path}: expected an image's record: {error}; remove the file") from None
+                log.error(
+                    "%s: expected an image's record: %s; set aside as *.bad, the next pull renews it", path, error
+                )
+                path.replace(path.with_suffix(".bad"))
 
     def all(self) -> list[KnownImage]:
         """Every image, oldest first."""
@@ -60,7 +65,7 @@ class KnownImages:
         return self._images.get(manifest_digest)
 
     def add(self, image: KnownImage) -> None:
-        """Record an image, keeping pack ids that are known already. OSError leaves the old record."""
+        """Record an image, keeping pack ids that are known already."""
         layers = tuple(
             layer if layer.pack_id else msgspec.structs.replace(layer, pack_id=self._packs.get(layer.digest))
             for layer in image.layers
@@ -92,12 +97,12 @@ class KnownImages:
     def _write(self, image: KnownImage) -> None:
         path = self._directory / f"{image.manifest_digest.removeprefix('sha256:')}.json"
         temporary = path.with_suffix(".new")
-        with open(temporary, "wb") as file:
-            file.write(msgspec.json.encode(image))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
         self._remember(image)
+        try:
+            temporary.write_bytes(msgspec.json.encode(image))
+            os.replace(temporary, path)
+        except OSError as error:
+            log.warning("%s is not remembered over a restart: %s", image.reference, error)
 
     def _remember(self, image: KnownImage) -> None:
         self._images[image.manifest_digest] = image

@@ -31,7 +31,11 @@ class ImageMounts:
 
     async def recover(self) -> None:
         """At start, before the snapshots' layers are mounted: forget what a reboot or a user unmounted, and what a
-        mount that was cut short left."""
+        mount that was cut short left. New mounts wait meanwhile."""
+        async with self._lock:
+            await self._forget_unmounted()
+
+    async def _forget_unmounted(self) -> None:
         for info in await self._snapshotter.walk():
             directory = info.labels.get(_ROOT_LABEL)
             if directory is not None and mountinfo.find(directory) is None:
@@ -51,6 +55,7 @@ class ImageMounts:
         """
         if not os.path.isabs(directory):
             raise UsageError(f"{directory}: expected an absolute path to mount on")
+        directory = await _resolved(directory)
         image = await self._opened(reference)
         async with self._lock:
             top = await self._take_all(image, reference)
@@ -63,6 +68,7 @@ class ImageMounts:
 
     async def umount(self, directory: str) -> None:
         """Undo `mount`. NotFoundError if nothing of ours is mounted there; BusyError says who uses it."""
+        directory = await _resolved(directory)
         async with self._lock:
             key = _key(directory)
             try:
@@ -148,6 +154,11 @@ class ImageMounts:
 
 
 _ROOT_LABEL = "containerd.io/gc.root"
+
+
+async def _resolved(directory: str) -> str:
+    """Without symlinks, as the kernel names it in mountinfo: by that name a restart finds the mount again."""
+    return await asyncio.to_thread(os.path.realpath, directory)
 
 
 def _key(directory: str) -> str:

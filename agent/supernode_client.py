@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import re
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,6 +16,7 @@ import msgspec
 from msgspec import msgpack
 
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.oci.reference import is_sha256
 from imgdist.pack.index import Index, IndexFollower
 from imgdist.pack.records import offset_of
 from imgdist.wire.address import Address
@@ -26,13 +29,19 @@ ANSWER_MAX = 4 << 20
 RESUME_ATTEMPTS = 5
 RESUME_DELAY_S = 0.2
 """An index stream that breaks off is resumed at once and then after 0.2, 0.4 ... s: a restart takes about 1 s."""
+DEAD_PEER_S = 15
+"""A host that answers no packet for so long is gone. The kernel asks and answers, so that a layer which converts slowly
+is told from a machine that lost its power: an index stream has no other bound."""
+_PROBES = 3
+_PACK_ID = re.compile("[0-9a-f]{64}")
 
 
 class SupernodeClient:
     """The supernode at `url` ("http://host:port" or "unix:///path").
 
     Every method raises the error that the supernode names, TemporaryError if it does not answer, ProtocolError for an
-    answer that makes no sense. Connections are kept; `close` them, or use `async with`.
+    answer that makes no sense or is to another question: what comes from here names files of this node. Connections
+    are kept; `close` them, or use `async with`.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
@@ -40,7 +49,11 @@ class SupernodeClient:
         address = Address.parse(url)
         self.url = address.url
         self._base = "http://localhost" if address.path else address.url
-        connector = aiohttp.UnixConnector(address.path) if address.path else aiohttp.TCPConnector(limit=0)
+        connector = (
+            aiohttp.UnixConnector(address.path)
+            if address.path
+            else aiohttp.TCPConnector(limit=0, socket_factory=_watched_socket)
+        )
         self._http = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -64,18 +77,30 @@ class SupernodeClient:
     ) -> Resolution:
         """The image that a reference names (see ResolveRequest); starts its conversion unless told not to."""
         asked = ResolveRequest(reference, platform, manifest_digest, convert)
-        return await self._call(Resolution, "POST", "/v1/resolve", msgspec.json.encode(asked))
+        found = await self._call(Resolution, "POST", "/v1/resolve", msgspec.json.encode(asked))
+        digests = [found.manifest_digest, found.config_digest]
+        digests += [text for layer in found.layers for text in (layer.digest, layer.diff_id, layer.chain_id)]
+        self._check_digests(digests, (layer.pack_id for layer in found.layers))
+        if manifest_digest is not None:
+            self._check_answers(found.manifest_digest, manifest_digest)
+        return found
 
     async def layer(self, digest: str) -> LayerStatus:
         """How far a layer's conversion is. NotFoundError if the supernode does not know the layer."""
-        return await self._call(LayerStatus, "GET", f"/v1/layers/{quote(digest)}")
+        found = await self._call(LayerStatus, "GET", f"/v1/layers/{quote(digest)}")
+        self._check_digests((), [found.pack_id])
+        self._check_answers(found.digest, digest)
+        return found
 
     async def chain(self, chain_id: str) -> Chain | None:
         """The layer that a chain ID ends with; None if the supernode has seen no image with it."""
         try:
-            return await self._call(Chain, "GET", f"/v1/chains/{quote(chain_id)}")
+            found = await self._call(Chain, "GET", f"/v1/chains/{quote(chain_id)}")
         except NotFoundError:
             return None
+        self._check_digests((found.layer_digest, found.diff_id, found.manifest_digest))
+        self._check_answers(found.chain_id, chain_id)
+        return found
 
     async def trace(self, manifest_digest: str) -> Trace | None:
         """What starts of an image touched; None if none was recorded."""
@@ -83,7 +108,9 @@ class SupernodeClient:
             raw = await self._read("GET", f"/v1/traces/{quote(manifest_digest)}")
         except NotFoundError:
             return None
-        return self._decoded(lambda: msgpack.decode(raw, type=Trace))
+        found = self._decoded(lambda: msgpack.decode(raw, type=Trace))
+        self._check_digests(found.layers)
+        return found
 
     async def put_trace(self, manifest_digest: str, trace: Trace) -> None:
         """Add what a start touched."""
@@ -165,6 +192,18 @@ class SupernodeClient:
                 raise ProtocolError(f"supernode {self.url}: an answer of more than {ANSWER_MAX} bytes")
         return bytes(raw)
 
+    def _check_digests(self, digests: Iterable[str], pack_ids: Iterable[str | None] = ()) -> None:
+        for digest in digests:
+            if not is_sha256(digest):
+                raise ProtocolError(f"supernode {self.url}: expected sha256: and 64 hex digits, got {digest[:80]!r}")
+        for pack_id in pack_ids:
+            if pack_id is not None and not _PACK_ID.fullmatch(pack_id):
+                raise ProtocolError(f"supernode {self.url}: expected a pack id of 64 hex digits, got {pack_id[:80]!r}")
+
+    def _check_answers(self, answered: str, asked: str) -> None:
+        if answered != asked:
+            raise ProtocolError(f"supernode {self.url}: asked for {asked}, the answer is about {answered[:80]!r}")
+
     def _failure(self, status: int, raw: bytes) -> ImgdistError:
         try:
             return error_of(msgspec.json.decode(raw, type=Failure), status)
@@ -180,3 +219,20 @@ class SupernodeClient:
 
 class Interrupted(TemporaryError):
     """An index stream broke off; what was received stands, the rest can be asked for."""
+
+
+def _watched_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket for (family, type, protocol, name, address) whose connection breaks when the other machine is gone:
+    tcp(7), TCP_KEEPIDLE while nothing is under way, TCP_USER_TIMEOUT (ms) while something is."""
+    family, kind, protocol, _, _ = address
+    connection = socket.socket(family, kind, protocol)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    every_s = DEAD_PEER_S // _PROBES
+    for option, value in (
+        (socket.TCP_KEEPIDLE, every_s),
+        (socket.TCP_KEEPINTVL, every_s),
+        (socket.TCP_KEEPCNT, _PROBES - 1),
+        (socket.TCP_USER_TIMEOUT, DEAD_PEER_S * 1000),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    return connection

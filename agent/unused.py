@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 
 from agent.catalog import Catalog
@@ -28,22 +29,27 @@ class Unused:
     def __init__(self, catalog: Catalog, sharing: Sharing) -> None:
         self._catalog = catalog
         self._sharing = sharing
+        self._born = time.monotonic()
 
     async def run(self) -> None:
-        """Look now and then, until cancelled."""
+        """Unmount what earlier agents left, then look now and then, until cancelled. Start it once the snapshots that
+        a mount may be left of are forgotten."""
+        await self._release(self._born)
         while True:
             await asyncio.sleep(_ROUND_S)
             await self.release(PATIENCE_S)
 
     async def release(self, patience_s: float) -> None:
         """Unmount what was mounted at least `patience_s` seconds ago and is not used."""
+        await self._release(time.monotonic() - patience_s)
+
+    async def _release(self, mounted_before: float) -> None:
         for layer in self._catalog.all():
-            if not layer.mounted or time.monotonic() - layer.mounted_at < patience_s:
+            if not layer.mounted or layer.mounted_at > mounted_before:
                 continue
             async with self._sharing.lock(layer.pack_id):
-                if await self._sharing.is_used(layer.pack_id):
-                    continue
                 try:
-                    await self._catalog.unmount(layer.pack_id)
-                except (ImgdistError, OSError) as error:
-                    log.warning("layer %s is not used by any snapshot but stays mounted: %s", layer.pack_id, error)
+                    if not await self._sharing.is_used(layer.pack_id):
+                        await self._catalog.unmount(layer.pack_id)
+                except (ImgdistError, OSError, sqlite3.Error) as error:
+                    log.warning("layer %s may be used by no snapshot but stays mounted: %s", layer.pack_id, error)

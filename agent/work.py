@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ class SharedWork(Generic[T]):
     def __init__(self, tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, T]) -> None:
         """Start it. TemporaryError if the daemon is stopping."""
         self._outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._ended_at = math.inf
         running = self._run(work)
         try:
             tasks.create_task(running)
@@ -54,6 +56,10 @@ class SharedWork(Generic[T]):
         ended = self._outcome.done() and not self._outcome.cancelled()
         return self._outcome.exception() if ended else None
 
+    def ended_before(self, when: float) -> bool:
+        """Whether the work had ended, however it did, by that time of the event loop's clock (seconds)."""
+        return self._ended_at < when
+
     async def _run(self, work: Coroutine[Any, Any, T]) -> None:
         try:
             result = await work
@@ -65,3 +71,5 @@ class SharedWork(Generic[T]):
             self._outcome.exception()  # retrieved: the caller may be gone already
         else:
             self._outcome.set_result(result)
+        finally:
+            self._ended_at = asyncio.get_running_loop().time()

@@ -245,6 +245,43 @@ async def test_a_start_forgets_what_is_not_mounted_any_more(world: World) -> Non
     assert await world.names() == []
 
 
+async def test_a_symlink_is_known_by_what_it_leads_to(tmp_path: Path, world: World) -> None:
+    """As mountinfo has it: by the other name a restart would not find the mount, and would forget it."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    await world.mounts.mount(REFERENCE, str(tmp_path / "link"), writable=False)
+    assert list(world.table) == await world.mounts.all() == [str(tmp_path / "real")]
+    await world.mounts.recover()
+    assert await world.mounts.all() == [str(tmp_path / "real")]
+    await world.mounts.umount(str(tmp_path / "link"))
+    assert world.table == {}
+
+
+async def test_a_mount_waits_until_the_start_has_forgotten_what_is_old(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interleaving: layers are being taken, and the start takes them for what a kill cut short."""
+    walked, go_on = asyncio.Event(), asyncio.Event()
+    real = world.snapshotter.walk
+
+    async def slow(filters: Sequence[str] = ()) -> Any:
+        found = await real(filters)
+        walked.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(world.snapshotter, "walk", slow)
+    recovering = asyncio.ensure_future(world.mounts.recover())
+    await walked.wait()
+    mounting = asyncio.ensure_future(world.mounts.mount(REFERENCE, "/m", writable=False))
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert await world.snapshotter._store.do(world.snapshotter._metadata.walk, ()) == []
+    go_on.set()
+    await asyncio.gather(recovering, mounting)
+    assert world.table == {"/m": "overlay"}
+
+
 async def test_a_start_clears_away_what_a_kill_cut_short(world: World) -> None:
     """Layers taken one after the other, the last still being asked for; nothing mounted yet."""
     job = await world.open(REFERENCE, anew=True)

@@ -223,6 +223,25 @@ async def test_a_tag_that_moved_is_found_by_the_layers_it_brings_and_when_asked_
         assert (await made.images.open(REFERENCE, anew=True)).image.manifest_digest == "sha256:" + "c" * 64
 
 
+async def test_jobs_that_ended_are_forgotten_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6)
+        await made.images.layer(REFERENCE, digest(5), None)
+        await made.images.layer(REFERENCE, digest(6), None)
+        made.supernodes.going.clear()
+        under_way = asyncio.ensure_future(made.images.open("reg.test/other:1"))
+        await asyncio.sleep(0)
+        monkeypatch.setattr("agent.images.KEEP_S", -1.0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await made.images.open("reg.test/third:1")
+        assert {key[0] for key in made.images._jobs} == {"reg.test/other:1", "reg.test/third:1"}
+        assert made.images._opening == {}
+        made.supernodes.going.set()
+        assert len((await under_way).layers) == 2
+        assert (await made.images.layer(REFERENCE, digest(5), None)).mounted
+
+
 async def test_by_chain_id_first_what_this_node_knows_then_the_supernodes_table(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         with pytest.raises(NotFoundError, match="no image with chain ID"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from agent.known_images import KnownImage, KnownImages, KnownLayer
-from imgdist.errors import CorruptError
 
 
 def _layer(number: int) -> KnownLayer:
@@ -46,7 +46,35 @@ def test_adding_an_image_again_keeps_its_pack_ids(tmp_path: Path) -> None:
     assert known.all()[0].layers[0].pack_id == "cd" * 32
 
 
-def test_a_foreign_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("[1]")
-    with pytest.raises(CorruptError, match=r"x\.json"):
-        KnownImages(tmp_path)
+@pytest.mark.parametrize("damage", [b"", b"[1]", b"\0" * 4096])
+def test_a_damaged_record_is_set_aside_and_the_others_are_kept(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = KnownImages(tmp_path)
+    known.add(_image(1, _layer(1)))
+    known.add(_image(2, _layer(2)))
+    path = next(tmp_path.glob("*1.json"))
+    path.write_bytes(damage)
+    again = KnownImages(tmp_path)
+    assert again.all() == [_image(2, _layer(2))]
+    assert str(path) in caplog.text and path.with_suffix(".bad").read_bytes() == damage
+    again.add(_image(1, _layer(1)))
+    assert len(KnownImages(tmp_path).all()) == 2
+
+
+def test_the_event_loop_waits_for_no_disk_and_a_full_one_fails_no_pull(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = KnownImages(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "fdatasync", "sync"):
+        monkeypatch.setattr(os, name, refuse)
+    known.add(_image(1, _layer(1)))
+    assert caplog.text == ""
+    monkeypatch.setattr(os, "replace", refuse)
+    known.add(_image(2, _layer(2)))
+    assert len(known.all()) == 2 and "No space left" in caplog.text
+    assert [image.reference for image in KnownImages(tmp_path).all()] == ["host/image:1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 
 from fake_node import FakeNode, FakeStore
 
@@ -46,6 +47,40 @@ async def test_one_that_somebody_holds_does_not_keep_the_others() -> None:
         await Unused(node.catalog, FakeSharing()).release(0.0)
         assert [node for step, node in node.steps.done if step == "unmount"] == [5, 6]
         assert all(layer.mounted for layer in layers)
+
+
+async def test_a_database_that_fails_once_ends_nothing() -> None:
+    """Not knowing who uses a layer, it stays; the rest of the round goes on, and so does the agent."""
+
+    class Failing(FakeSharing):
+        async def is_used(self, pack_id: str) -> bool:
+            if pack_id == (b"\5" * 32).hex():
+                raise sqlite3.OperationalError("disk I/O error")
+            return False
+
+    async with asyncio.TaskGroup() as tasks:
+        node = FakeNode(tasks, FakeStore(5), FakeStore(6))
+        unsure, unused = [await node.catalog.adopt(bytes([number])) for number in (5, 6)]
+        for layer in (unsure, unused):
+            await node.catalog.mount(layer)
+        await Unused(node.catalog, Failing()).release(0.0)
+        assert (unsure.mounted, unused.mounted) == (True, False)
+
+
+async def test_a_start_unmounts_what_was_left_and_not_what_was_mounted_since() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        node = FakeNode(tasks, FakeStore(5), FakeStore(6))
+        left, fresh = [await node.catalog.adopt(bytes([number])) for number in (5, 6)]
+        await node.catalog.mount(left)
+        janitor = Unused(node.catalog, FakeSharing())
+        await node.catalog.mount(fresh)
+        running = tasks.create_task(janitor.run())
+        async with asyncio.timeout(10):
+            while left.mounted:  # noqa: ASYNC110 - the fakes work in threads
+                await asyncio.sleep(0.002)
+        await asyncio.sleep(0.05)
+        assert fresh.mounted
+        running.cancel()
 
 
 async def test_a_snapshot_that_comes_first_keeps_its_layer() -> None:
