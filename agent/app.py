@@ -150,7 +150,7 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     def completed(store: LayerStore) -> None:
         loop.call_soon_threadsafe(catalog.completed, store.pack_id.hex())
 
-    link = ViewLink(str(run / "view.sock"), None, missed, touched, on_expired=FailedReads().expired)
+    link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed)
     stack.callback(link.close)
     transfers = Transfers(
         link,

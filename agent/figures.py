@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 import imgdist
 from agent.catalog import Layer
+from fuse.channel import FAILURES
 
 
 class LayerFigures(Collector):
@@ -38,14 +39,15 @@ class FailedReads:
     """Counts reads that ended with EIO; one a process."""
 
     def __init__(self, registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY) -> None:
-        failed = prometheus_client.Counter(
+        self._failed = prometheus_client.Counter(
             "imgdist_reads_failed", "Reads of the view that got an I/O error", ["reason"], registry=registry
         )
-        self._expired = failed.labels("deadline")
+        for reason in FAILURES:
+            self._failed.labels(reason)  # from the start on, as 0: an increase can be alerted on
 
-    def expired(self, node: int, start: int, length: int) -> None:
-        """No source had the bytes until the deadline. The view's log names layer and offset."""
-        self._expired.inc()
+    def failed(self, reason: str, reads: int) -> None:
+        """The view failed that many more reads for one of fuse.channel.FAILURES; its log names layers and offsets."""
+        self._failed.labels(reason).inc(reads)
 
 
 def _gauge(

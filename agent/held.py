@@ -37,7 +37,6 @@ class Held:
             for item in sockets:
                 self._fds[f"socket:{item['name']}"] = self._listen(item)
             if self._with_fuse:
-                self._fds["ring"] = os.memfd_create("imgdist-ring")  # the agent gives it its size
                 self._open_session()
         except HoldError:
             self.release()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+import logging
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
+from fuse.disk import Disk
 from fuse.layer import Layer
 from fuse.notes import Notes
 from fuse.parking import Parked, Parking
-from fuse.protocol import Buffer
+from fuse.protocol import Buffer, Request
 from imgdist.errors import CorruptError
+
+log = logging.getLogger("imgdist.view")
 
 
 class Replies(Protocol):
@@ -39,56 +45,111 @@ class Replies(Protocol):
 
 
 class Answers:
-    """Brings bytes and replies together. Thread-safe: the parking decides who answers."""
+    """Brings bytes and replies together. Thread-safe: the parking decides who answers.
 
-    def __init__(self, replies: Replies, parking: Parking, notes: Notes) -> None:
-        self._replies, self._parking, self._notes = replies, parking, notes
+    Nothing here waits for the disk, except on a disk thread. Those read before they claim: while the disk is stalled,
+    the read can still be interrupted, or end at its deadline.
+    """
 
-    def from_image(self, layer: Layer, unique: int, buffer: memoryview, offset: int) -> None:
-        """Answer with len(buffer) bytes of the image at `offset`, which are present."""
+    def __init__(self, replies: Replies, parking: Parking, notes: Notes, disk: Disk) -> None:
+        self._replies, self._parking, self._notes, self._disk = replies, parking, notes, disk
+
+    def from_image(self, layer: Layer, unique: int, buffer: memoryview, offset: int) -> bool:
+        """Answer with len(buffer) bytes of the image at `offset`, which are present; False, and no answer, if they are
+        not cached: then the read has to be parked."""
         try:
-            layer.read_into(buffer, offset)
-        except (OSError, CorruptError) as error:
-            self._broken_image(layer, unique, offset, error)
-            return
+            if not layer.read_now(buffer, offset):
+                return False
+        except OSError as error:
+            self._note_broken(layer, offset, error)
+            self._replies.error(unique, errno.EIO)
+            return True
         self._replies.data(unique, buffer)
+        return True
 
     def parked_from_image(self, layer: Layer, parked: Parked) -> None:
         """Answer a parked read whose bytes are all present."""
-        if self._parking.claim(parked):
-            request = parked.request
-            size = max(0, min(request.size, layer.size_bytes - request.offset))
-            self.from_image(layer, request.unique, memoryview(bytearray(size)), request.offset)
-            self._parking.done(parked)
+        self._complete(layer, parked, _end(layer, parked.request), memoryview(b""))
 
     def parked_from_ring(self, layer: Layer, parked: Parked, start: int, data: memoryview) -> None:
         """Answer a parked read that overlaps `data`, verified bytes of the image at `start`, if the rest is present."""
-        request = parked.request
-        offset, stop = request.offset, min(request.offset + request.size, layer.size_bytes)
-        low, high = max(start, offset), min(start + len(data), stop)
-        if low >= high or not layer.has(offset, low - offset) or not layer.has(high, stop - high):
-            return
-        if not self._parking.claim(parked):
-            return
-        unique = parked.request.unique  # of now: a resent copy may have come meanwhile
-        head, tail = memoryview(bytearray(low - offset)), memoryview(bytearray(stop - high))
-        try:
-            layer.read_into(head, offset)
-            layer.read_into(tail, high)
-        except (OSError, CorruptError) as error:
-            self._broken_image(layer, unique, offset, error)
-        else:
-            self._replies.data(unique, head, data[low - start : high - start], tail)
-        self._parking.done(parked)
+        offset, end = parked.request.offset, _end(layer, parked.request)
+        low, high = max(start, offset), min(start + len(data), end)
+        if low < high and layer.has(offset, low - offset) and layer.has(high, end - high):
+            self._complete(layer, parked, low, data[low - start : high - start])
 
     def parked_fails(self, parked: Parked, number: int) -> bool:
         """Fail a parked request with errno `number`; False if someone else has answered it."""
+        return self.settle(parked, lambda request: self._replies.error(request.unique, number))
+
+    def settle(self, parked: Parked, answer: Callable[[Request], None]) -> bool:
+        """Claim a parked request and have `answer` answer it; False if someone else has.
+
+        Whatever goes wrong, a claimed request is answered: nobody else would. What cannot even be failed is left to
+        the next view, which finds it in the table.
+        """
         if not self._parking.claim(parked):
             return False
-        self._replies.error(parked.request.unique, number)
+        request = parked.request  # of now: a resent copy may have come meanwhile
+        try:
+            answer(request)
+        except Exception as error:
+            try:
+                text = f"node {request.node}: {request.size} bytes at {request.offset}: {error!r}; EIO"
+                self._notes.failure("internal", text)
+                self._replies.error(request.unique, errno.EIO)
+            except Exception:
+                log.exception("a read cannot be answered: this view ends, the next one answers what is left")
+                os._exit(1)
         self._parking.done(parked)
         return True
 
-    def _broken_image(self, layer: Layer, unique: int, offset: int, error: Exception) -> None:
+    def _complete(self, layer: Layer, parked: Parked, at: int, middle: memoryview) -> None:
+        """Answer with `middle`, the image's bytes at `at`, and what the image has before and after it."""
+        if parked.at_disk:
+            return
+        try:
+            pieces = _pieces(layer, parked.request, at, middle, layer.read_now)
+        except OSError as error:
+            self._broken(layer, parked, error)
+            return
+        if pieces is not None:
+            self.settle(parked, lambda request: self._replies.data(request.unique, *pieces))
+            return
+        parked.at_disk = True
+        self._disk.put(partial(self._complete_from_disk, layer, parked, at, memoryview(bytes(middle))))
+
+    def _complete_from_disk(self, layer: Layer, parked: Parked, at: int, middle: memoryview) -> None:
+        def read(buffer: memoryview, offset: int) -> bool:
+            layer.read_into(buffer, offset)
+            return True
+
+        try:
+            pieces = _pieces(layer, parked.request, at, middle, read)
+        except (OSError, CorruptError) as error:
+            self._broken(layer, parked, error)
+            return
+        assert pieces is not None
+        self.settle(parked, lambda request: self._replies.data(request.unique, *pieces))
+
+    def _broken(self, layer: Layer, parked: Parked, error: Exception) -> None:
+        if self.parked_fails(parked, errno.EIO):
+            self._note_broken(layer, parked.request.offset, error)
+
+    def _note_broken(self, layer: Layer, offset: int, error: Exception) -> None:
         self._notes.failure("image", f"layer {layer.label}: read at {offset}: {error}; EIO")
-        self._replies.error(unique, errno.EIO)
+
+
+def _end(layer: Layer, request: Request) -> int:
+    return max(request.offset, min(request.offset + request.size, layer.size_bytes))
+
+
+def _pieces(
+    layer: Layer, request: Request, at: int, middle: memoryview, read: Callable[[memoryview, int], bool]
+) -> tuple[memoryview, memoryview, memoryview] | None:
+    """The bytes of `request`: before `at`, `middle`, after it; None if `read` cannot have them."""
+    after = at + len(middle)
+    head, tail = memoryview(bytearray(at - request.offset)), memoryview(bytearray(_end(layer, request) - after))
+    if (head and not read(head, request.offset)) or (tail and not read(tail, after)):
+        return None
+    return head, middle, tail

@@ -6,7 +6,7 @@ bytes raises ProtocolError only.
 Agent -> view: Hello (with the descriptor of the agent's ring), Add (with those of image and present map), Remove,
 Synced (all layers are added), Ready (verified bytes stand in a ring buffer), Written (they stand in the image and are
 marked present), Fail. View -> agent: Hello, Added, Removed, Miss, Ack (the ring buffer is free again), Touched,
-Expired.
+Failed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ TOUCHED_MAX = 200
 NAME_MAX = 13
 """Bytes of a file name: a 64-bit node number in base 36."""
 
+FAILURES = ("deadline", "source", "removed", "unknown_layer", "image", "table_full", "internal")
+"""Why a read got an I/O error: no bytes until the deadline, the agent said that no source has them, its layer was
+removed, it has none, the image could not be read, too many waited already, a fault in the view."""
+
 RING_BUFFERS = 32
 RING_BUFFER_SIZE = 256 * 1024
 """One chunk each (CHUNK_MAX)."""
@@ -43,6 +47,7 @@ _FAIL = Struct("<BQQQI")
 _MISS = Struct("<BQQI")
 _ACK = Struct("<BI")
 _TOUCH = Struct("<QQI")
+_FAILED = Struct("<BBI")
 
 
 class Hello(NamedTuple):
@@ -164,19 +169,18 @@ class Touched(NamedTuple):
         return b"\x0c" + b"".join(_TOUCH.pack(*entry) for entry in self.entries)
 
 
-class Expired(NamedTuple):
-    """A read of `length` bytes at `start` was failed with EIO at the deadline."""
+class Failed(NamedTuple):
+    """`reads` more were failed for `reason`, one of FAILURES; the view's log names them."""
 
-    node: int
-    start: int
-    length: int
+    reason: str
+    reads: int
 
     def encode(self) -> bytes:
-        return _MISS.pack(13, self.node, self.start, self.length)
+        return _FAILED.pack(13, FAILURES.index(self.reason), self.reads)
 
 
 Message = (
-    Hello | Add | Remove | Synced | Ready | Written | Fail | Added | Removed | Miss | Ack | Touched | Expired
+    Hello | Add | Remove | Synced | Ready | Written | Fail | Added | Removed | Miss | Ack | Touched | Failed
 )  # fmt: skip
 
 
@@ -233,6 +237,13 @@ def _touched(data: bytes) -> Touched:
         raise ProtocolError(f"view channel: touched blocks: {error}") from None
 
 
+def _failed(data: bytes) -> Failed:
+    _, reason, reads = _FAILED.unpack(data)
+    if reason >= len(FAILURES):
+        raise ProtocolError(f"view channel: no read fails for reason {reason}")
+    return Failed(FAILURES[reason], reads)
+
+
 _DECODERS: dict[int, Callable[[bytes], Message]] = {
     1: _hello,
     2: _add,
@@ -246,5 +257,5 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     10: lambda data: Miss(*_MISS.unpack(data)[1:]),
     11: lambda data: Ack(_ACK.unpack(data)[1]),
     12: _touched,
-    13: lambda data: Expired(*_MISS.unpack(data)[1:]),
+    13: _failed,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from fuse.present import PresentMap
@@ -47,8 +48,19 @@ class Layer:
         first = offset // BLOCK
         return not self.present.missing(first, -(-(offset + size) // BLOCK) - first)
 
+    def read_now(self, buffer: memoryview, offset: int) -> bool:
+        """Fill `buffer` from the image at `offset` if its pages are cached; False if not, if the file system cannot
+        tell (tmpfs, network file systems), or if the image ends before: `read_into` knows. Raises OSError."""
+        try:
+            return os.preadv(self._image_fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            return False
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` from the image at `offset`. Raises OSError, CorruptError if the image ends before."""
+        """Fill `buffer` from the image at `offset`, waiting for the disk. Raises OSError, CorruptError if the image
+        ends before."""
         count = os.preadv(self._image_fd, [buffer], offset)
         if count != len(buffer):
             raise CorruptError(f"the image ended {len(buffer) - count} bytes early")

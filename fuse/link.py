@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fuse import channel
 from fuse.channel import RING_BUFFER_SIZE, RING_BUFFERS, RING_SIZE
@@ -30,7 +30,8 @@ _RETRY_LEAST_S, _RETRY_MOST_S = 0.02, 1.0
 class _Shown:
     message: channel.Add
     fds: tuple[int, int]
-    answered: threading.Event = field(default_factory=threading.Event)
+    answered: bool = False
+    """The view of this connection has taken or refused it."""
     errno: int = 0
 
 
@@ -50,25 +51,23 @@ class ViewLink:
     def __init__(
         self,
         path: str,
-        ring_fd: int | None,
         on_miss: Callable[[int, int, int], None],
         on_touched: Callable[[list[tuple[int, int, int]]], None] = _ignore,
-        on_connected: Callable[[], None] = _ignore,
-        on_expired: Callable[[int, int, int], None] = _ignore,
+        on_failed: Callable[[str, int], None] = _ignore,
     ) -> None:
         """Link to the view that listens at `path`, from `start` on. Offsets and lengths in bytes.
 
-        `ring_fd`: memfd for the ring, sized here (None: one of our own; agents that overlap must not share one).
         `on_miss(node, start, length)`; `on_touched([(node, first_block, blocks), ...])` in order of first touch;
-        `on_connected()` after each Synced; `on_expired(node, start, length)`: a read got EIO at the deadline.
+        `on_failed(reason, reads)`: that many more reads got an I/O error for one of channel.FAILURES.
         """
         self._path = path
         self._on_miss, self._on_touched = on_miss, on_touched
-        self._on_connected, self._on_expired = on_connected, on_expired
-        self._ring_fd = os.memfd_create("imgdist-ring") if ring_fd is None else os.dup(ring_fd)
+        self._on_failed = on_failed
+        self._ring_fd = os.memfd_create("imgdist-ring")  # this agent's alone: agents overlap during an upgrade
         os.ftruncate(self._ring_fd, RING_SIZE)
         self._ring = memoryview(mmap.mmap(self._ring_fd, RING_SIZE))
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # something was answered, or the view is another
         self._free = list(range(RING_BUFFERS))  # the last one given back first: its pages are there already
         self._sent: set[int] = set()
         self._layers: dict[int, _Shown] = {}
@@ -97,27 +96,21 @@ class ViewLink:
         self._layers.clear()
         os.close(self._ring_fd)
 
-    @property
-    def connected(self) -> bool:
-        """Whether a view is there that knows all our layers."""
-        return self._live
-
-    def knows(self, node: int) -> bool:
-        """Whether layer `node` is to be shown to every view that we connect to."""
-        return node in self._layers
-
     def add(self, node: int, size: int, name: str, image_fd: int, present_fd: int, timeout_s: float = 30.0) -> None:
         """Show layer `node` (>= 2) of `size` bytes as file `name`; returns once the view can open it.
 
         The descriptors (image, readable; present map, writable) are duplicated. Raises CorruptError if the view refuses
-        them, TemporaryError if no view has answered in `timeout_s`; the layer is forgotten then.
+        them, TemporaryError if no view has answered in `timeout_s`. The layer is forgotten then, unless it was named
+        before: what is mounted must come back with the view, however late.
         """
         assert threading.current_thread() is not self._thread, "the answer comes on this thread"
-        shown = self._show(node, size, name, image_fd, present_fd)
-        answered = shown.answered.wait(timeout_s)
+        shown, known = self._show(node, size, name, image_fd, present_fd)
+        with self._changed:
+            answered = self._changed.wait_for(lambda: shown.answered, timeout_s)
         if answered and not shown.errno:
             return
-        self.remove(node)
+        if not known:
+            self.remove(node)
         if answered:
             raise CorruptError(f"layer {name}: the view refuses its files ({os.strerror(shown.errno)})")
         raise TemporaryError(f"layer {name}: no view at {self._path} has taken it in {timeout_s:.0f} s")
@@ -127,7 +120,26 @@ class ViewLink:
         then speaks for them too, and reads that waited meanwhile do not end for want of their layer."""
         self._show(node, size, name, image_fd, present_fd)
 
-    def _show(self, node: int, size: int, name: str, image_fd: int, present_fd: int) -> _Shown:
+    def wait_live(self, timeout_s: float = 30.0) -> None:
+        """Return once a view is there that has answered for every layer named here (one that it refused is logged).
+
+        Raises TemporaryError after `timeout_s`; nothing is forgotten then, the link goes on trying.
+        """
+        assert threading.current_thread() is not self._thread, "the answers come on this thread"
+        with self._changed:
+            if self._changed.wait_for(self._all_answered, timeout_s):
+                return
+            waiting = sum(not shown.answered for shown in self._layers.values())
+        raise TemporaryError(
+            f"no view at {self._path} has taken all layers in {timeout_s:.0f} s: "
+            f"{waiting} of {len(self._layers)} wait, {'connected' if self._live else 'not connected'}"
+        )
+
+    def _all_answered(self) -> bool:
+        return self._live and all(shown.answered for shown in self._layers.values())
+
+    def _show(self, node: int, size: int, name: str, image_fd: int, present_fd: int) -> tuple[_Shown, bool]:
+        """Name a layer; what it is from now on, and whether it had been named before."""
         shown = _Shown(channel.Add(node, size, name.encode("ascii")), (os.dup(image_fd), os.dup(present_fd)))
         with self._lock:
             old = self._layers.get(node)
@@ -136,7 +148,7 @@ class ViewLink:
                 self._send(shown.message, shown.fds)
         if old is not None:
             _close(old)
-        return shown
+        return shown, old is not None
 
     def remove(self, node: int, timeout_s: float = 5.0) -> None:
         """Forget layer `node`; its waiting reads end with EIO. Returns when the view has closed its files."""
@@ -154,18 +166,13 @@ class ViewLink:
         gone.wait(timeout_s)
 
     def acquire_ring(self) -> int | None:
-        """A free ring buffer, or None: then write and say `written`. End its use by `ready` or `release_ring`."""
+        """A free ring buffer, or None: then write and say `written`. `ready` ends its use."""
         with self._lock:
             return self._free.pop() if self._live and self._free else None
 
     def ring(self, slot: int) -> memoryview:
         """The 256 KiB of ring buffer `slot`."""
         return self._ring[slot * RING_BUFFER_SIZE : (slot + 1) * RING_BUFFER_SIZE]
-
-    def release_ring(self, slot: int) -> None:
-        """Give an acquired buffer back unused."""
-        with self._lock:
-            self._free.append(slot)
 
     def ready(self, node: int, start: int, end: int, slot: int) -> None:
         """Verified bytes [start, end) of the image stand in buffer `slot`, from its beginning; gives it away."""
@@ -209,7 +216,6 @@ class ViewLink:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                     self._connect(connection)
                     retry_s = _RETRY_LEAST_S
-                    self._call(self._on_connected)
                     while data := connection.recv(channel.MESSAGE_MAX):
                         self._dispatch(channel.decode(data))
             except (OSError, ProtocolError) as error:
@@ -236,6 +242,7 @@ class ViewLink:
             for shown in self._layers.values():
                 self._send(shown.message, shown.fds)
             self._send(channel.Synced())
+            self._changed.notify_all()
 
     def _disconnected(self) -> None:
         with self._lock:
@@ -246,6 +253,8 @@ class ViewLink:
             for gone in self._removing.values():
                 gone.set()
             self._removing.clear()
+            for shown in self._layers.values():
+                shown.answered = False  # by this view; the next one is told anew
 
     def _dispatch(self, message: channel.Message) -> None:
         match message:
@@ -258,12 +267,10 @@ class ViewLink:
                         self._free.append(slot)
             case channel.Touched(entries):
                 self._call(self._on_touched, list(entries))
-            case channel.Expired(node, start, length):
-                self._call(self._on_expired, node, start, length)
+            case channel.Failed(reason, reads):
+                self._call(self._on_failed, reason, reads)
             case channel.Added(node, number):
-                if (shown := self._layers.get(node)) is not None:
-                    shown.errno = number
-                    shown.answered.set()
+                self._added(node, number)
             case channel.Removed(node):
                 with self._lock:
                     gone = self._removing.pop(node, None)
@@ -271,6 +278,15 @@ class ViewLink:
                     gone.set()
             case _:
                 raise ProtocolError(f"view channel: a view does not send {message}")
+
+    def _added(self, node: int, number: int) -> None:
+        with self._changed:
+            if (shown := self._layers.get(node)) is None:
+                return
+            shown.errno, shown.answered = number, True
+            self._changed.notify_all()
+        if number:
+            log.error("layer %s: the view refuses its files (%s)", shown.message.name.decode(), os.strerror(number))
 
     def _call(self, callback: Callable[..., None], *arguments: object) -> None:
         try:

@@ -1,6 +1,6 @@
 """The view process: `python -m fuse.main [--deadline SECONDS] [--log-format text|json]`, started by the holder.
 
-Two device threads serve the kernel; this thread serves the agent. Killed at any time, it loses nothing: session, slots
+Two device threads serve the kernel, others wait for the disk; this thread serves the agent. Killed at any time, it loses nothing: session, slots
 and parked requests are the holder's.
 """
 
@@ -47,7 +47,11 @@ def main() -> int:
         threading.Thread(target=_serve, args=(device, index), name=f"device-{index}", daemon=True).start()
     listener = socket.socket(fileno=holder.fds["socket:view"])
     holder.ready()
-    Port(listener, outbox, view, deadline_s, holder.fileno()).run()
+    try:
+        Port(listener, outbox, view, deadline_s, holder.fileno()).run()
+    except Exception:
+        log.exception("the agent's thread cannot go on; the next view answers what is left")
+        os._exit(1)
     os._exit(0)  # the device threads are inside read(); there is nothing that an orderly end could save
 
 

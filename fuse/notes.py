@@ -7,12 +7,12 @@ import threading
 from collections import deque
 from typing import Protocol
 
-from fuse.channel import TOUCHED_MAX, Touched
+from fuse.channel import FAILURES, TOUCHED_MAX, Failed, Touched
 
 log = logging.getLogger("imgdist.view")
 
 _TOUCHED_KEPT = 65536  # as many as a trace may have
-_FAULTS_KEPT = 100  # lines of log; the counters count on
+_FAULTS_KEPT = 100  # lines of log; the counts go on
 
 
 class Agent(Protocol):
@@ -34,7 +34,7 @@ class Notes:
         self._faults: deque[str] = deque(maxlen=_FAULTS_KEPT)
         self._lock = threading.Lock()
         self._rung = False
-        self.failed = {"deadline": 0, "table_full": 0, "image": 0, "unknown_layer": 0, "internal": 0}
+        self._untold = dict.fromkeys(FAILURES, 0)
 
     def touched(self, entry: tuple[int, int, int]) -> None:
         """(node, first block, blocks) were read for the first time."""
@@ -45,9 +45,10 @@ class Notes:
             self.ring_once()
 
     def failure(self, reason: str, text: str) -> None:
-        """A read failed. Logged by the port's thread: whoever reads our standard error may be slow."""
+        """A read failed for one of channel.FAILURES. Logged by the port's thread: whoever reads our standard error may
+        be slow."""
         with self._lock:
-            self.failed[reason] += 1
+            self._untold[reason] += 1
         self._faults.append(text)
         self.ring_once()
 
@@ -58,11 +59,18 @@ class Notes:
             self._agent.ring()
 
     def flush(self, listening: bool) -> None:
-        """Log the failures; send what was touched if an agent is `listening`, else keep it."""
+        """Log the failures; send their counts and what was touched if an agent is `listening`, else keep them."""
         self._rung = False  # before draining: what is noted from here on rings again
         while self._faults:
             log.error("%s", self._faults.popleft())
-        while listening and self._touched:
+        if not listening:
+            return
+        with self._lock:
+            untold, self._untold = self._untold, dict.fromkeys(FAILURES, 0)
+        for reason, count in untold.items():
+            if count:
+                self._agent.put(Failed(reason, count).encode())
+        while self._touched:
             batch = [self._touched.popleft() for _ in range(min(TOUCHED_MAX, len(self._touched)))]
             self._agent.put(Touched(tuple(batch)).encode())
 

@@ -107,18 +107,23 @@ class Port:
         self._agent = self._ring = None
 
     def _receive(self, agent: socket.socket) -> None:
-        try:
-            while self._agent is agent:
+        """Handle all that has come. A fault of our own is not taken for the agent's: it ends this process."""
+        while self._agent is agent:
+            try:
                 data, fds, _, _ = socket.recv_fds(agent, channel.MESSAGE_MAX, _FDS_MAX, socket.MSG_CMSG_CLOEXEC)
-                if not data:  # it stopped, or the holder says why it died
-                    self._leave()
-                    return
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("agent left: %s", error)
+                data, fds = b"", []
+            if not data:  # it stopped, or the holder says why it died
+                self._leave()
+                return
+            try:
                 self._take(agent, data, fds)
-        except BlockingIOError:
-            return
-        except (OSError, ProtocolError) as error:
-            log.warning("agent left: %s", error)
-            self._leave()
+            except ProtocolError as error:
+                log.warning("agent is dropped: %s", error)
+                self._leave()
 
     def _take(self, agent: socket.socket, data: bytes, fds: list[int]) -> None:
         """Handle one message; descriptors that it should not have brought are closed."""
@@ -141,7 +146,10 @@ class Port:
             raise ProtocolError(f"view channel: expected version {channel.VERSION}, the agent has {message.version}")
         if os.fstat(fds[0]).st_size != channel.RING_SIZE:
             raise ProtocolError(f"view channel: expected a ring of {channel.RING_SIZE} bytes")
-        self._ring = memoryview(mmap.mmap(fds[0], channel.RING_SIZE, prot=mmap.PROT_READ))
+        try:
+            self._ring = memoryview(mmap.mmap(fds[0], channel.RING_SIZE, prot=mmap.PROT_READ))
+        except OSError as error:
+            raise ProtocolError(f"view channel: the ring cannot be mapped: {error}") from None
         self._outbox.connect(agent)
         self._outbox.put(Hello().encode())
 

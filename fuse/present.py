@@ -7,6 +7,7 @@ view); from byte 4096 on one byte a block, 1 = present. A byte a block lets the 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from struct import Struct
@@ -22,6 +23,7 @@ _CLEAN = Struct("<I")
 _CLEAN_OFFSET = 12
 _LAST_READ_WORD, _PARKED_WORD = 64 // 8, 72 // 8
 _BOOT_ID_SIZE = 36
+_STAT_BLOCK = 512  # unit of st_blocks, stat(2)
 
 
 def current_boot_id() -> str:
@@ -50,20 +52,30 @@ class PresentMap:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], blocks: int, boot_id: str) -> PresentMap:
-        """Make the map of a new image, nothing present, not clean. Raises FileExistsError."""
+        """Make the map of a new image, nothing present, not clean.
+
+        Raises FileExistsError; OSError (ENOSPC) if the disk is full, and then leaves no file.
+        """
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, HEADER_SIZE + blocks)
+            _allocate(fd, path, HEADER_SIZE + blocks)
             os.pwrite(fd, _HEADER.pack(_MAGIC, _VERSION, 0, boot_id.encode("ascii")), 0)
             return cls(fd)
+        except BaseException:
+            os.unlink(path)
+            raise
         finally:
             os.close(fd)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> PresentMap:
-        """Open an existing map. Raises CorruptError, FileNotFoundError."""
+        """Open an existing map. Raises CorruptError, FileNotFoundError; OSError (ENOSPC) if it is sparse (a copy,
+        say) and the disk too full to change that."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
+            status = os.fstat(fd)
+            if status.st_blocks * _STAT_BLOCK < status.st_size:
+                _allocate(fd, path, status.st_size)
             return cls(fd)
         finally:
             os.close(fd)
@@ -141,3 +153,14 @@ class PresentMap:
     def _check(self, first: int, count: int) -> None:
         if first < 0 or count < 0 or first + count > self.blocks:
             raise ValueError(f"present map of {self.blocks} blocks: no blocks {first} to {first + count}")
+
+
+def _allocate(fd: int, path: str | os.PathLike[str], size: int) -> None:
+    """Give every byte its place on disk: a store into a mapped hole that the disk has no room for ends in SIGBUS."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"{os.strerror(error.errno)}: a present map takes {size} bytes; free some space"
+        raise OSError(error.errno, reason, os.fspath(path)) from None

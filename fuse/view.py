@@ -10,12 +10,14 @@ blocks first and says `Written` afterwards. Whichever is later sees the other.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Iterable
 
 from fuse import protocol
 from fuse.answers import Answers, Replies
-from fuse.channel import Expired, Miss
+from fuse.channel import Miss
+from fuse.disk import Disk
 from fuse.layer import Layer
 from fuse.notes import Agent, Notes
 from fuse.parking import Parked, Parking, Table
@@ -46,7 +48,7 @@ class View:
         self._asking = False  # an agent that has named all its layers is there
         self.notes = Notes(agent)
         self.parking = Parking(table, self._show_parked, adopted)
-        self._answers = Answers(replies, self.parking, self.notes)
+        self._answers = Answers(replies, self.parking, self.notes, Disk())
 
     # Requests, from any thread.
 
@@ -82,9 +84,7 @@ class View:
         touched = layer.touch(offset, size)
         if touched is not None:
             self.notes.touched(touched)
-        if layer.has(offset, size):
-            self._answers.from_image(layer, request.unique, buffer[:size], offset)
-        else:
+        if not layer.has(offset, size) or not self._answers.from_image(layer, request.unique, buffer[:size], offset):
             self._park_read(layer, request, size, now)
 
     def _park_read(self, layer: Layer, request: Request, size: int, now_ns: int) -> None:
@@ -141,12 +141,12 @@ class View:
     def add(self, layer: Layer) -> None:
         """Show `layer`, or take its new descriptors if it is known."""
         old = self._layers.get(layer.node)
-        if old is not None:
-            self._nodes.pop(old.name, None)
-            if old.size_bytes == layer.size_bytes:
-                layer.touched = old.touched
+        if old is not None and old.size_bytes == layer.size_bytes:
+            layer.touched = old.touched
         self._layers[layer.node] = layer
         self._nodes[layer.name] = layer.node
+        if old is not None and old.name != layer.name:  # only now: a LOOKUP may come at any moment
+            self._nodes.pop(old.name, None)
         self._confirmed.add(layer.node)
         self.parking.recount(layer.node)
 
@@ -157,7 +157,7 @@ class View:
             self._nodes.pop(layer.name, None)
         self._confirmed.discard(node)
         for parked in self.parking.waiting(node):
-            self._answers.parked_fails(parked, errno.EIO)
+            self._fail(parked, errno.EIO, "removed", "its layer was removed")
 
     def agent_gone(self) -> None:
         """Nobody to ask: misses wait for the next agent, which names its layers anew."""
@@ -206,7 +206,7 @@ class View:
         """Reads that wait for a byte of [start, end) end with errno `number`. Not sticky: a new read asks again."""
         for parked in self.parking.waiting(node):
             if parked.request.offset < end and parked.request.offset + parked.request.size > start:
-                self._answers.parked_fails(parked, number)
+                self._fail(parked, number, "source", f"the agent has no source for it ({os.strerror(number)})")
 
     # Time, from the port's thread.
 
@@ -214,22 +214,21 @@ class View:
         """Fail with EIO what has waited longer than `deadline_ns`, and say which."""
         now = self._clock()
         for parked in self.parking.all():
-            if now - parked.since_ns >= deadline_ns and self._answers.parked_fails(parked, errno.EIO):
-                request = parked.request
-                waited_s = (now - parked.since_ns) / 1e9
-                place = _place(self._layers.get(request.node), request)
-                self.notes.failure("deadline", f"{place}: no bytes after {waited_s:.1f} s, EIO")
-                self._agent.put(Expired(request.node, request.offset, request.size).encode())
+            if now - parked.since_ns >= deadline_ns:
+                self._fail(parked, errno.EIO, "deadline", f"no bytes after {(now - parked.since_ns) / 1e9:.1f} s, EIO")
 
     def flush_notes(self) -> None:
-        """Send what was touched since the last time, if an agent listens; log the failures."""
+        """Log the failures; tell an agent that listens how many there were, and what was touched."""
         self.notes.flush(self._asking)
 
     def _retry(self, parked: Parked) -> None:
         """Handle a request that had to wait for the list of layers."""
-        if self.parking.claim(parked):
-            self.handle(parked.request, memoryview(bytearray(parked.request.size)))
-            self.parking.done(parked)
+        self._answers.settle(parked, lambda request: self.handle(request, memoryview(bytearray(request.size))))
+
+    def _fail(self, parked: Parked, number: int, reason: str, text: str) -> None:
+        if self._answers.parked_fails(parked, number):
+            place = _place(self._layers.get(parked.request.node), parked.request)
+            self.notes.failure(reason, f"{place}: {text}")
 
     def _show_parked(self, node: int, waiting: int) -> None:
         layer = self._layers.get(node)

@@ -21,7 +21,7 @@ _FDS_MAX = 64
 
 
 class Holder:
-    """The holder that started us. `fds` by name: "fuse", "slots", "ring", "socket:<name>" (what our role gets)."""
+    """The holder that started us. `fds` by name: "fuse", "slots", "socket:<name>" (what our role gets)."""
 
     def __init__(self, connection: socket.socket, fds: dict[str, int]) -> None:
         self._connection = connection

@@ -19,6 +19,7 @@ from parts import require
 
 from fuse.link import ViewLink
 from fuse.present import PresentMap, current_boot_id
+from imgdist.errors import TemporaryError
 from imgdist.pack import BLOCK
 
 TOP = Path(__file__).parents[1]
@@ -47,10 +48,19 @@ class ImageFile:
     def fill_all(self) -> None:
         self.fill(0, len(self.content))
 
-    def show(self, link: ViewLink) -> None:
+    def show(self, link: ViewLink, timeout_s: float = START_S) -> None:
+        with self._files() as (image, present):
+            link.add(self.node, len(self.content), self.name, image, present, timeout_s)
+
+    def announce(self, link: ViewLink) -> None:
+        with self._files() as (image, present):
+            link.announce(self.node, len(self.content), self.name, image, present)
+
+    @contextlib.contextmanager
+    def _files(self) -> Iterator[tuple[int, int]]:
         image, present = os.open(self.image, os.O_RDONLY), os.open(self.map_path, os.O_RDWR)
         try:
-            link.add(self.node, len(self.content), self.name, image, present)
+            yield image, present
         finally:
             os.close(image)
             os.close(present)
@@ -63,7 +73,7 @@ class Misses:
         self._changed = threading.Condition()
         self.all: list[tuple[int, int, int]] = []
         self.touched: list[tuple[int, int, int]] = []
-        self.expired: list[tuple[int, int, int]] = []
+        self.failed: list[tuple[str, int]] = []
         self.answer: Callable[[int, int, int], None] = lambda node, start, length: None
 
     def on_miss(self, node: int, start: int, length: int) -> None:
@@ -77,9 +87,9 @@ class Misses:
             self.touched += entries
             self._changed.notify_all()
 
-    def on_expired(self, node: int, start: int, length: int) -> None:
+    def on_failed(self, reason: str, reads: int) -> None:
         with self._changed:
-            self.expired.append((node, start, length))
+            self.failed.append((reason, reads))
             self._changed.notify_all()
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
@@ -95,14 +105,13 @@ class Mounted:
 
     def link(self, misses: Misses) -> ViewLink:
         """A new agent, connected."""
-        connected = threading.Event()
-        link = ViewLink(
-            str(self.socket_path), None, misses.on_miss, misses.on_touched, connected.set, misses.on_expired
-        )
+        link = ViewLink(str(self.socket_path), misses.on_miss, misses.on_touched, misses.on_failed)
         link.start()
-        if not connected.wait(START_S):
+        try:
+            link.wait_live(START_S)
+        except TemporaryError:
             link.close()
-            raise AssertionError("no view to link to")
+            raise
         return link
 
     def view_pid(self) -> int:

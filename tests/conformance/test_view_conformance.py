@@ -127,8 +127,8 @@ def test_read_without_a_source_ends_at_the_deadline(bench: Bench) -> None:
     error = readers.join()[(BLOCK, BLOCK)]
     assert isinstance(error, OSError) and error.errno == errno.EIO
     assert 2.9 <= time.monotonic() - started < 10
-    bench.misses.wait_for(lambda: bool(bench.misses.expired))
-    assert bench.misses.expired == [(2, BLOCK, BLOCK)]
+    bench.misses.wait_for(lambda: bool(bench.misses.failed))
+    assert bench.misses.failed == [("deadline", 1)]
 
 
 def test_removed_layer_ends_its_reads(bench: Bench) -> None:

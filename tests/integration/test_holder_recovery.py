@@ -35,16 +35,10 @@ class Bench:
     def restart_agent(self) -> None:
         """The old agent is gone; the new one knows the layer from its disk."""
         self.link.close()
-        connected = threading.Event()
-        self.link = ViewLink(str(self.mounted.socket_path), None, self.misses.on_miss, on_connected=connected.set)
-        # Named before the first connection, as an agent does with what it finds on disk: Synced comes after.
-        starter = threading.Thread(target=self.image.show, args=(self.link,))
-        starter.start()
-        while not self.link.knows(self.image.node):
-            starter.join(0.001)
+        self.link = ViewLink(str(self.mounted.socket_path), self.misses.on_miss)
+        self.image.announce(self.link)
         self.link.start()
-        starter.join(20)
-        assert connected.wait(20)
+        self.link.wait_live(20)
 
     def answer_chunk(self, node: int, start: int, length: int) -> None:
         """Fill the chunks of a miss."""
@@ -263,3 +257,9 @@ def test_lost_mount_is_made_anew(tmp_path: Path) -> None:
             assert read_direct(bench.path, 0, BLOCK) == bench.image.content[:BLOCK]
         finally:
             bench.link.close()
+
+
+def test_holder_holds_no_memory_but_the_slots(bench: Bench) -> None:
+    """A ring is its agent's: one that ends takes it along, and its successor never writes where it was."""
+    links = [os.readlink(fd) for fd in Path(f"/proc/{bench.mounted.process.pid}/fd").iterdir()]
+    assert [link for link in links if link.startswith("/memfd:")] == ["/memfd:imgdist-slots (deleted)"]

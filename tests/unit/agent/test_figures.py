@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from agent.catalog import Layer, State
 from agent.figures import FailedReads, LayerFigures
+from fuse.channel import FAILURES
 
 
 def exposed(registry: CollectorRegistry) -> list[str]:
@@ -39,6 +40,10 @@ def test_layers_are_counted_as_they_are_now() -> None:
 def test_reads_that_failed_are_counted_by_reason() -> None:
     registry = CollectorRegistry()
     failed = FailedReads(registry)
-    for _ in range(2):
-        failed.expired(5, 0, 4096)
-    assert 'imgdist_reads_failed_total{reason="deadline"} 2.0' in exposed(registry)
+    failed.failed("deadline", 1)
+    failed.failed("deadline", 2)
+    failed.failed("image", 1)
+    counted = [line for line in exposed(registry) if line.startswith("imgdist_reads_failed_total")]
+    assert 'imgdist_reads_failed_total{reason="deadline"} 3.0' in counted
+    assert 'imgdist_reads_failed_total{reason="image"} 1.0' in counted
+    assert sum(float(line.split()[1]) for line in counted) == 4 and len(counted) == len(FAILURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -63,10 +64,9 @@ class Bench:
         return connection
 
     def link(self, misses: Misses) -> ViewLink:
-        connected = threading.Event()
-        link = ViewLink(self.path, None, misses.on_miss, misses.on_touched, connected.set)
+        link = ViewLink(self.path, misses.on_miss, misses.on_touched, misses.on_failed)
         link.start()
-        assert connected.wait(WAIT_S)
+        link.wait_live(WAIT_S)
         return link
 
     def read(self, node: int, offset: int, size: int) -> bytes:
@@ -130,16 +130,16 @@ def test_layer_whose_files_do_not_fit_is_refused(bench: Bench) -> None:
     image.map_path.write_bytes(b"no map")
     with pytest.raises(CorruptError):
         image.show(link)
-    assert not link.knows(2)
+    link.wait_live(WAIT_S)  # it does not wait for that layer any more
     link.close()
 
 
 def test_layer_without_a_view_is_told_so(tmp_path: Path) -> None:
-    link = ViewLink(str(tmp_path / "nobody.sock"), None, lambda *_: None)
+    link = ViewLink(str(tmp_path / "nobody.sock"), lambda *_: None)
     link.start()
     image = ImageFile(tmp_path, 2, bytes(BLOCK))
-    with image.image.open("rb") as file, image.map_path.open("r+b") as present, pytest.raises(TemporaryError):
-        link.add(2, BLOCK, "2", file.fileno(), present.fileno(), timeout_s=0.05)
+    with pytest.raises(TemporaryError):
+        image.show(link, timeout_s=0.05)
     assert link.acquire_ring() is None
     link.written(2, 0, BLOCK)
     link.close()
@@ -149,7 +149,6 @@ def test_ring_buffers_come_back(bench: Bench) -> None:
     link = bench.link(Misses())
     for _ in range(3 * channel.RING_BUFFERS):
         link.ready(99, 0, BLOCK, acquired(link))
-    link.release_ring(acquired(link))
     link.close()
 
 
@@ -189,3 +188,68 @@ def test_descriptors_are_given_back(bench: Bench) -> None:
         image.present.close()
     assert set(os.listdir("/proc/self/fd")) == before
     link.close()
+
+
+def test_fault_of_an_answer_is_not_taken_for_the_agents_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read it happened to ends with EIO; the agent stays, and the next read is answered."""
+    misses = Misses()
+    link = bench.link(misses)
+    image = ImageFile(bench.directory, 2, bytes(BLOCK) * 8)
+    image.show(link)
+
+    def answer(node: int, start: int, length: int) -> None:
+        image.fill(start, start + length)
+        link.written(node, start, start + length)
+
+    def no_memory(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    misses.answer = answer
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.waiters, "data", no_memory)
+        with pytest.raises(OSError) as caught:
+            bench.read(2, 0, BLOCK)
+    assert caught.value.errno == errno.EIO
+    assert bench.read(2, BLOCK, BLOCK) == bytes(BLOCK)
+    misses.wait_for(lambda: misses.failed == [("internal", 1)])
+    link.close()
+
+
+def test_layer_that_was_announced_is_not_forgotten_when_adding_it_takes_too_long(tmp_path: Path) -> None:
+    link = ViewLink(str(tmp_path / "view.sock"), lambda *_: None)
+    image = ImageFile(tmp_path, 2, bytes(BLOCK) * 8)
+    image.fill_all()
+    image.announce(link)
+    with pytest.raises(TemporaryError):
+        image.show(link, timeout_s=0.05)
+    bench = Bench(tmp_path)
+    try:
+        link.start()
+        link.wait_live(WAIT_S)
+        assert bench.read(2, 0, BLOCK) == bytes(BLOCK)
+        link.close()
+    finally:
+        bench.close()
+
+
+def test_live_is_a_view_that_has_answered_for_every_layer(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "view.sock"))
+        listener.listen()
+        listener.settimeout(WAIT_S)
+        link = ViewLink(str(tmp_path / "view.sock"), lambda *_: None)
+        for node in (2, 3):
+            ImageFile(tmp_path, node, bytes(BLOCK)).announce(link)
+        with pytest.raises(TemporaryError):
+            link.wait_live(0.05)
+        link.start()
+        for _ in range(2):  # a view, and the one after it: what the first had answered does not count then
+            view, _ = listener.accept()
+            with view:
+                view.send(channel.Hello().encode())
+                view.send(channel.Added(2).encode())
+                with pytest.raises(TemporaryError, match="1 of 2 wait, connected"):
+                    link.wait_live(0.5)
+                view.send(channel.Added(3).encode())
+                link.wait_live(WAIT_S)
+        link.close()

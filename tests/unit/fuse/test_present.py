@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from parts import require
 
 from fuse.present import HEADER_SIZE, PresentMap, current_boot_id
 from imgdist.errors import CorruptError
@@ -71,3 +75,44 @@ def test_marking_beyond_the_end_is_a_mistake(tmp_path: Path) -> None:
             present.mark(first, count)
     assert os.stat(tmp_path / "present").st_size == HEADER_SIZE + 4
     present.close()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a few pages."""
+    require(os.geteuid() == 0, "root, to mount a small file system")
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory], check=True)
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_full_disk_is_an_error_and_not_a_signal(full_disk: Path) -> None:
+    """A store into a hole of a mapped file ends the process (SIGBUS) if the disk has no room for its page."""
+    path = full_disk / "present"
+    with pytest.raises(OSError, match="free some space") as caught:
+        PresentMap.create(path, 1 << 20, current_boot_id())
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+    assert not path.exists()
+    small = PresentMap.create(path, 4096, current_boot_id())
+    small.mark(0, 4096)
+    small.close()
+    os.truncate(path, 1 << 20)
+    with pytest.raises(OSError) as caught:
+        PresentMap.open(path)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_sparse_map_gets_its_place_when_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "present"
+    present = PresentMap.create(path, 1 << 20, current_boot_id())
+    present.mark(0, 3)
+    present.close()
+    assert os.stat(path).st_blocks * 512 >= os.stat(path).st_size
+    subprocess.run(["cp", "--sparse=always", path, tmp_path / "copy"], check=True)
+    assert os.stat(tmp_path / "copy").st_blocks * 512 < os.stat(path).st_size
+    opened = PresentMap.open(tmp_path / "copy")
+    assert os.stat(tmp_path / "copy").st_blocks * 512 >= os.stat(path).st_size
+    assert (opened.count(), opened.blocks) == (3, 1 << 20)
+    opened.close()

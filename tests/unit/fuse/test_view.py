@@ -6,12 +6,13 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Iterable
+from collections import UserDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fuse import channel, protocol
+from fuse import channel, disk, protocol
 from fuse.layer import Layer
 from fuse.present import PresentMap, current_boot_id
 from fuse.protocol import INTERRUPT, LOOKUP, READ, READDIR, UNIQUE_RESEND, Buffer, Request
@@ -33,11 +34,22 @@ class Fakes:
         self.sent: list[channel.Message] = []
         self.rings = 0
         self.now = 0
+        self.no_memory_for: tuple[type, ...] = ()
+        self._answered = threading.Condition()
 
     def _answer(self, unique: int, answer: object) -> None:
-        if unique in self.answers:
-            self.repeated.append(unique)
-        self.answers[unique] = answer
+        if isinstance(answer, self.no_memory_for):
+            raise OSError(errno.ENOMEM, "no memory for an answer")
+        with self._answered:
+            if unique in self.answers:
+                self.repeated.append(unique)
+            self.answers[unique] = answer
+            self._answered.notify_all()
+
+    def wait_for(self, *uniques: int) -> None:
+        """Until a disk thread has answered these."""
+        with self._answered:
+            assert self._answered.wait_for(lambda: set(uniques) <= self.answers.keys(), 10), self.answers
 
     def data(self, unique: int, *pieces: Buffer) -> None:
         self._answer(unique, b"".join(pieces))
@@ -199,8 +211,8 @@ def test_deadline_is_named_and_counted_and_not_sticky(bench: Bench) -> None:
     bench.fakes.now = 60
     bench.view.expire(60)
     assert bench.fakes.answers == {1: -errno.EIO}
-    assert bench.fakes.sent[-1] == channel.Expired(5, 0, BLOCK)
-    assert bench.view.notes.failed["deadline"] == 1 and bench.present.parked == 0
+    bench.view.flush_notes()
+    assert channel.Failed("deadline", 1) in bench.fakes.sent and bench.present.parked == 0
     bench.present.mark(0, 1)
     bench.handle(READ, 2, 5, 0, BLOCK)
     assert bench.fakes.answers[2] == CONTENT[:BLOCK]
@@ -230,7 +242,9 @@ def test_image_that_is_shorter_than_its_map_says(bench: Bench) -> None:
     bench.present.mark(0, 16)
     os.truncate(bench.directory / "image", BLOCK)
     bench.handle(READ, 1, 5, 0, 2 * BLOCK)
-    assert bench.fakes.answers == {1: -errno.EIO} and bench.view.notes.failed["image"] == 1
+    bench.fakes.wait_for(1)
+    bench.view.flush_notes()
+    assert bench.fakes.answers == {1: -errno.EIO} and channel.Failed("image", 1) in bench.fakes.sent
     with pytest.raises(CorruptError):
         bench.layer()
 
@@ -262,3 +276,136 @@ def test_no_read_is_lost_between_readers_and_notices(bench: Bench) -> None:
         assert not len(bench.view.parking)
     assert len(bench.fakes.answers) == rounds * 2 * SIZE // BLOCK and not bench.fakes.repeated
     assert not bench.table.entries
+
+
+class OfAStalledDisk(Layer):
+    """Nothing of its image is cached, and reading it waits for `disk`."""
+
+    disk: threading.Event
+    __slots__ = ("disk",)
+
+    def read_now(self, buffer: memoryview, offset: int) -> bool:
+        return False
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        assert self.disk.wait(20)
+        super().read_into(buffer, offset)
+
+
+@pytest.fixture
+def stalled(bench: Bench) -> Iterator[OfAStalledDisk]:
+    """Layer 6, complete, on a disk that answers nobody until its event is set; layer 5 beside it is cached."""
+    image, present = (os.open(bench.directory / name, os.O_RDWR) for name in ("image", "present"))
+    layer = OfAStalledDisk(6, SIZE, b"six", image, present)
+    layer.disk = threading.Event()
+    bench.present.mark(0, 8)
+    bench.view.add(layer)
+    bench.connect()
+    yield layer
+    layer.disk.set()
+
+
+def test_stalled_disk_holds_up_its_own_reads_only(bench: Bench, stalled: OfAStalledDisk) -> None:
+    uniques = range(1, 3 * disk.THREADS)
+    for unique in uniques:
+        bench.handle(READ, unique, 6, 0, BLOCK)
+    bench.view.written(6, 0, BLOCK)  # the agent's notices look at the image too
+    bench.view.synced()
+    assert not bench.fakes.answers
+    bench.handle(READ, 100, 5, BLOCK, BLOCK)
+    assert bench.fakes.answers == {100: CONTENT[BLOCK : 2 * BLOCK]}
+    bench.handle(READ, 101, 5, 8 * BLOCK, BLOCK)
+    assert channel.Miss(5, 8 * BLOCK, BLOCK) in bench.fakes.sent
+    stalled.disk.set()
+    bench.fakes.wait_for(*uniques)
+    assert all(bench.fakes.answers[unique] == CONTENT[:BLOCK] for unique in uniques) and not bench.fakes.repeated
+
+
+def test_read_of_a_stalled_disk_can_be_interrupted_and_has_a_deadline(bench: Bench, stalled: OfAStalledDisk) -> None:
+    for unique in (2, 4, 6):
+        bench.handle(READ, unique, 6, 0, BLOCK)
+        bench.fakes.now += 1
+    bench.handle(INTERRUPT, 9, 6, target=2)
+    bench.view.expire(2)
+    assert bench.fakes.answers == {2: -errno.EINTR, 4: -errno.EIO}
+    stalled.disk.set()
+    bench.fakes.wait_for(6)
+    assert bench.fakes.answers[6] == CONTENT[:BLOCK] and not bench.fakes.repeated
+
+
+def test_ring_answers_a_read_whose_rest_is_on_a_stalled_disk(bench: Bench, stalled: OfAStalledDisk) -> None:
+    """The ring's bytes are kept for it: the agent has its buffer back long before the disk answers."""
+    bench.handle(READ, 1, 6, 7 * BLOCK, 2 * BLOCK)
+    ring = bytearray(CONTENT[8 * BLOCK : 9 * BLOCK])
+    bench.view.ready(6, 8 * BLOCK, memoryview(ring))
+    ring[:] = bytes(BLOCK)
+    stalled.disk.set()
+    bench.fakes.wait_for(1)
+    assert bench.fakes.answers[1] == CONTENT[7 * BLOCK : 9 * BLOCK]
+
+
+def test_answer_that_the_kernel_does_not_take_becomes_an_error(bench: Bench) -> None:
+    """ENOMEM for the bytes of a claimed read: nobody else would answer it."""
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    bench.handle(READ, 2, 5, BLOCK, BLOCK)
+    bench.fakes.no_memory_for = (bytes,)
+    bench.present.mark(0, 1)
+    bench.view.written(5, 0, BLOCK)
+    bench.view.ready(5, BLOCK, memoryview(CONTENT[BLOCK : 2 * BLOCK]))
+    bench.view.flush_notes()
+    assert bench.fakes.answers == {1: -errno.EIO, 2: -errno.EIO}
+    assert not bench.table.entries and bench.present.parked == 0
+    assert channel.Failed("internal", 2) in bench.fakes.sent
+
+
+def test_read_that_cannot_even_be_failed_is_left_to_the_next_view(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    bench.fakes.no_memory_for = (bytes, int)
+    bench.present.mark(0, 1)
+    with pytest.raises(Ended):
+        bench.view.written(5, 0, BLOCK)
+    assert list(bench.table.entries.values()) == [Request(READ, 1, 5, 0, BLOCK)]
+
+
+def test_layer_that_is_named_again_never_disappears(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    uniques = iter(range(1, 100))
+
+    class Watched(UserDict[bytes, int]):
+        def __delitem__(self, name: bytes) -> None:
+            super().__delitem__(name)
+            bench.handle(LOOKUP, next(uniques), 1, name=b"five")
+
+    bench.connect()
+    monkeypatch.setattr(bench.view, "_nodes", Watched({b"five": 5}))
+    bench.connect()
+    bench.handle(LOOKUP, next(uniques), 1, name=b"five")
+    assert set(bench.fakes.answers.values()) == {("entry", 5, SIZE)}
+
+
+def test_failures_are_counted_until_an_agent_listens(bench: Bench) -> None:
+    bench.connect()
+    for unique in (1, 2):
+        bench.handle(READ, unique, 77, 0, BLOCK)
+    bench.handle(READ, 3, 5, 0, BLOCK)
+    bench.view.agent_gone()
+    bench.view.remove(5)
+    bench.view.flush_notes()
+    assert not any(isinstance(message, channel.Failed) for message in bench.fakes.sent)
+    bench.connect()
+    bench.handle(READ, 4, 5, 0, BLOCK)
+    bench.view.fail(5, 0, BLOCK, errno.EIO)
+    for _ in range(2):
+        bench.view.flush_notes()
+    told = [message for message in bench.fakes.sent if isinstance(message, channel.Failed)]
+    assert told == [channel.Failed("source", 1), channel.Failed("removed", 1), channel.Failed("unknown_layer", 2)]

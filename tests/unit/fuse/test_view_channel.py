@@ -24,7 +24,7 @@ MESSAGES = [
     channel.Miss(2, 1 << 45, 4096),
     channel.Ack(31),
     channel.Touched(((2, 0, 1), (3, 7, 256))),
-    channel.Expired(2, 512, 512),
+    channel.Failed("image", 512),
 ]
 
 
