@@ -1,7 +1,7 @@
 """The view process: `python -m fuse.main [--deadline SECONDS] [--log-format text|json]`, started by the holder.
 
-Two device threads serve the kernel, others wait for the disk; this thread serves the agent. Killed at any time, it loses nothing: session, slots
-and parked requests are the holder's.
+Two device threads serve the kernel, others wait for the disk, and this thread serves the agent. Killed at any time, it
+loses nothing: session, slots and parked requests are the holder's.
 """
 
 from __future__ import annotations
