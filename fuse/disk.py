@@ -15,7 +15,11 @@ from queue import SimpleQueue
 log = logging.getLogger("imgdist.view")
 
 THREADS = 4
-"""Reads at the disk at once. They start by need, and an idle one costs no processor time."""
+"""Reads at the disk at once; they start by need. Measured on 2 shared cores against eight device threads that wait for
+the disk themselves: cached hits alike (4 KiB p50 12 us and 28 us on the machine's good and bad minutes, 1 MiB 2.4-3.0
+GB/s by one reader, 3-6 by four); resident 16-17 MiB instead of 22; not cached 4 KiB 120-170 us instead of 85-130 and
+10,000 instead of 16-20,000 a second, 1 MiB alike. But eight stalled reads stopped all layers there, and any stalled
+read that the agent's thread came upon stopped the misses; here neither. Eight disk threads were no faster than four."""
 
 Job = Callable[[], None]
 

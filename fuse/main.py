@@ -25,7 +25,7 @@ DEADLINE_S = 60.0
 """Below the kernel's hung-task warning (120 s)."""
 SESSION_LOST = 75
 """Exit status (EX_TEMPFAIL, sysexits.h) that tells the holder: the mount is gone, make a new session."""
-_THREADS = 2
+_THREADS = 2  # measured: eight answer cached hits no faster (fuse/disk.py has the figures), and take 6 MiB more
 _SWITCH_INTERVAL_S = 0.0005  # the default 5 ms is what a hit would wait for the other device thread at worst
 
 
