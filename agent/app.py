@@ -10,9 +10,11 @@ import signal
 import socket
 import sqlite3
 import sys
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -53,6 +55,8 @@ _SWITCH_INTERVAL_S = 0.0005  # a miss crosses several threads; the default 5 ms 
 
 _OWN_ATTEMPTS, _OWN_RETRY_S = 30, 0.1
 _SHUTDOWN_S = 1.0  # for answers of the API under way at a stop; what they wait for has been cancelled by then
+
+_CLOSING_S = 3.0
 
 
 class _Stopped(Exception):
@@ -102,12 +106,15 @@ async def serve(config: AgentConfig, *, lazy: bool) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 node = await _lazy_node(config, stack, tasks) if lazy else None
-                await _serve_sockets(config, holder, node, stack, tasks)
-                holder.ready()
-                await stop.wait()
-                loop.remove_reader(holder.fileno())
-                if node is not None:
-                    await _finish(node, config.stop_timeout_s)
+                if not stop.is_set():
+                    snapshotter = await _serve_sockets(config, holder, node, stack, tasks)
+                    holder.ready()
+                    recovering = tasks.create_task(_recover(node, snapshotter))
+                    await stop.wait()
+                    recovering.cancel()
+                    loop.remove_reader(holder.fileno())
+                    if node is not None:
+                        await _finish(node, config.stop_timeout_s)
                 raise _Stopped
         except* _Stopped:
             log.info("stopped; mounts in use stay")
@@ -177,11 +184,10 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     sharing = Sharing()
     own_snapshots = Snapshotter(root / "mounts", layers, take_over_timeout_s=config.prepare_timeout_s, sharing=sharing)
     stack.callback(own_snapshots.close)
+    await asyncio.to_thread(lambda: database.reserve(mounter.highest_node()))
     await catalog.recover()
     link.start()
-    await catalog.rescue()
     mounts = ImageMounts(images, own_snapshots)
-    await mounts.recover()
     return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, keeper)
 
 
@@ -191,7 +197,9 @@ async def _serve_sockets(
     node: _LazyNode | None,
     stack: AsyncExitStack,
     tasks: asyncio.TaskGroup,
-) -> None:
+) -> Snapshotter:
+    """Answer containerd and the command line: nothing that may wait for a supernode, a view or a disk's worth of
+    hashing comes before. What a call needs meanwhile, it mounts by itself."""
     snapshotter = Snapshotter(
         Path(config.root),
         node.layers if node is not None else None,
@@ -199,13 +207,8 @@ async def _serve_sockets(
         sharing=node.sharing if node is not None else None,
     )
     stack.callback(snapshotter.close)
-    await snapshotter.recover()
     tasks.create_task(snapshotter.run())
     if node is not None:
-        await node.own_snapshots.recover()
-        unused = Unused(node.catalog, node.sharing)
-        await unused.release(0)
-        tasks.create_task(unused.run())
         tasks.create_task(node.own_snapshots.run())
         tasks.create_task(node.catalog.switch_forever())
         tasks.create_task(node.keeper.run())
@@ -219,6 +222,25 @@ async def _serve_sockets(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, socket.socket(fileno=holder.fds["socket:api"])).start()
+    return snapshotter
+
+
+async def _recover(node: _LazyNode | None, snapshotter: Snapshotter) -> None:
+    """Beside serving: mount again what snapshots use, rescue what a view left that died, unmount what nobody uses."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_tried("containerd's layers", snapshotter.recover()))
+        if node is not None:
+            tasks.create_task(_tried("the layers of a view that died", node.catalog.rescue()))
+            await _tried("mounted images", node.mounts.recover())
+            tasks.create_task(Unused(node.catalog, node.sharing).run())
+            await _tried("their layers", node.own_snapshots.recover())
+
+
+async def _tried(what: str, work: Coroutine[Any, Any, object]) -> None:
+    try:
+        await work
+    except (ImgdistError, OSError, sqlite3.Error) as error:
+        log.error("%s are not all as they were before the start: %s", what, error)
 
 
 async def _close(server: Server) -> None:
@@ -232,9 +254,11 @@ async def _close(server: Server) -> None:
 
 
 async def _finish(node: _LazyNode, timeout_s: float) -> None:
-    """No new work; what is shown is completed and switched, and what could not be is named."""
-    await node.keeper.flush()
-    for layer in await node.catalog.finish(timeout_s):
+    """No new work; what is shown is completed and switched, and what could not be is named. What follows, the end of
+    calls and closing, has its share of `timeout_s`."""
+    node.layers.stop()
+    _, left = await asyncio.gather(node.keeper.flush(), node.catalog.finish(max(timeout_s - _CLOSING_S, timeout_s / 2)))
+    for layer in left:
         present = layer.store.present
         log.error(
             "layer %s stays incomplete (%d of %d blocks): what runs on it gets I/O errors until the agent is back",

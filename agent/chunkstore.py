@@ -1,7 +1,9 @@
-"""The packs on an agent's disk: ROOT/packs/<pack id>/{index,image,present}.
+"""The packs on an agent's disk: ROOT/packs/<pack id>/{index,image,present,node}.
 
 A chunk counts as present only if its bytes are proven (see `LayerStore`): within one boot the page cache vouches for
-what was written after verification, over a clean mark the disk does, and otherwise present chunks are hashed again.
+what was written after verification, over a clean mark the disk does, and otherwise present chunks are hashed again,
+before the pack is mounted and not at the start, which has a socket to serve. A pack keeps its own node number: it names
+the mount that shows the pack, which may outlive agent.db.
 Directories that are half made (`.new-*`) or half removed (`.gone-*`) are cleared away at the next start.
 """
 
@@ -42,8 +44,11 @@ class ChunkStore:
         packs.mkdir(parents=True, exist_ok=True)
 
     def recover(self) -> list[LayerStore]:
-        """At start: open what is on disk, hashing what no boot vouches for; what is broken is removed and named."""
-        for path in sorted(self._packs.iterdir()):
+        """At start: open what is on disk, unread (`LayerStore.is_proven`); what is broken is removed and named."""
+        found = sorted(self._packs.iterdir())
+        # First of all, so that no new number is one that another pack has kept.
+        self._database.reserve(max((_kept_node(path) or 0 for path in found), default=0))
+        for path in found:
             if path.name.startswith((".new-", ".gone-")):
                 shutil.rmtree(path)
             elif _PACK_ID.fullmatch(path.name):
@@ -66,7 +71,7 @@ class ChunkStore:
     def twins(self, store: LayerStore) -> list[tuple[int, LayerStore, int]]:
         """(chunk, other store, its chunk): where else on this disk a pack's chunks are, or will be, to copy from."""
         found = self._database.twins(store.node)
-        by_node = {other.node: other for other in self.stores()}
+        by_node = {other.node: other for other in self.stores() if other.is_proven}
         return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
 
     def create(self, index_data: bytes) -> LayerStore:
@@ -89,6 +94,14 @@ class ChunkStore:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
             return self._open(self._packs / index.pack_id.hex())
+
+    def renumber(self, store: LayerStore) -> None:
+        """Give a pack another node number: what is mounted under its own is another pack. Nothing may know it yet."""
+        with self._making:
+            self._database.forget(store.node)
+            store.node = self._database.node_of(store.pack_id)
+            self._database.add_chunks(store.node, _findable(store.index))
+            (store.directory / "node").write_text(str(store.node))
 
     def remove(self, store: LayerStore) -> None:
         """Free a pack's space once transfers let go of it. No view and no loop device may use it any more."""
@@ -131,17 +144,29 @@ class ChunkStore:
         if (image_size, present.blocks) != (index.image_size, index.image_size // BLOCK):
             present.close()
             raise CorruptError(f"{directory}: image of {image_size} bytes, its index says {index.image_size}")
-        node = self._database.node_of(index.pack_id)
+        kept = _kept_node(directory)
+        node = self._database.node_of(index.pack_id, kept)
+        if node != kept:
+            (directory / "node").write_text(str(node))
         self._database.add_chunks(node, _findable(index))
-        store = LayerStore(directory, index, node, present)
+        store = LayerStore(directory, index, node, present, self._boot_id)
         try:
-            store.make_trustworthy(self._boot_id)
+            store.begin()
         except BaseException:
             store.abandon()
             raise
         with self._lock:
             self._stores[index.pack_id] = store
         return store
+
+
+def _kept_node(directory: Path) -> int | None:
+    """The node number that a pack keeps; None if it has none yet, or a power cut took it along with all mounts."""
+    try:
+        node = int((directory / "node").read_text("ascii"))
+    except (OSError, ValueError):
+        return None
+    return node if 2 <= node < 1 << 63 else None
 
 
 def _findable(index: Index) -> Iterator[tuple[int, bytes]]:

@@ -1,11 +1,14 @@
 """What an agent remembers in ROOT/agent.db: its packs, their node numbers, and which chunk digests they hold.
 
-One thread owns the SQLite connection; every call is a job for it. Losing the last transactions to a power cut is
-harmless: packs are found on disk again, and no view survives that could know a lost node number.
+One thread owns the SQLite connection; every call is a job for it. A cache: packs keep their node numbers themselves
+and are entered again at each start. So a damaged file is set aside, and where none can be opened (after an orderly stop
+SQLite has to make two files anew, and the disk may be full) memory takes its place.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 _T = TypeVar("_T")
+
+log = logging.getLogger("imgdist.agent")
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -54,21 +59,37 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._owner = ThreadPoolExecutor(1, thread_name_prefix="database")
         try:
-            self._connection = self._owner.submit(_open, path).result()
+            self._connection = self._owner.submit(_open_or_renew, path).result()
         except BaseException:
             self._owner.shutdown()
             raise
 
-    def node_of(self, pack_id: bytes) -> int:
-        """The pack's node number, >= 2: given at the first call, the same until `forget`, never given twice."""
+    def node_of(self, pack_id: bytes, kept: int | None = None) -> int:
+        """The pack's node number, >= 2: given at the first call, the same until `forget`, never given twice.
+
+        `kept`: the number that the pack itself says it has. It counts, unless it is another pack's already.
+        """
 
         def job(connection: sqlite3.Connection) -> int:
+            if kept is not None:
+                taken = connection.execute("SELECT 1 FROM packs WHERE node = ? AND pack_id != ?", (kept, pack_id))
+                if taken.fetchone() is None:
+                    _forget(connection, "pack_id = ? AND node != ?", pack_id, kept)
+                    connection.execute("INSERT OR IGNORE INTO packs (node, pack_id) VALUES (?, ?)", (kept, pack_id))
             row = connection.execute("SELECT node FROM packs WHERE pack_id = ?", (pack_id,)).fetchone()
             if row is not None:
                 return int(row[0])
             return int(connection.execute("INSERT INTO packs (pack_id) VALUES (?)", (pack_id,)).lastrowid or 0)
 
         return self._run(job)
+
+    def reserve(self, node: int) -> None:
+        """Give no pack a number up to this one, except that which it kept."""
+        self._run(
+            lambda connection: connection.execute(
+                "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'packs' AND seq < ?1", (node,)
+            )
+        )
 
     def packs(self) -> dict[int, bytes]:
         """Node number to pack id of every pack known."""
@@ -89,12 +110,7 @@ class Database:
 
     def forget(self, node: int) -> None:
         """The pack is gone, and its chunks."""
-
-        def job(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM chunks WHERE node = ?", (node,))
-            connection.execute("DELETE FROM packs WHERE node = ?", (node,))
-
-        self._run(job)
+        self._run(lambda connection: _forget(connection, "node = ?", node))
 
     def close(self) -> None:
         """Finish what was asked and close the file."""
@@ -109,12 +125,37 @@ class Database:
         return self._owner.submit(transaction).result()
 
 
+def _forget(connection: sqlite3.Connection, which: str, *values: object) -> None:
+    connection.execute(f"DELETE FROM chunks WHERE node IN (SELECT node FROM packs WHERE {which})", values)
+    connection.execute(f"DELETE FROM packs WHERE {which}", values)
+
+
+def _open_or_renew(path: Path) -> sqlite3.Connection:
+    try:
+        return _open(path)
+    except sqlite3.OperationalError as error:
+        log.warning("%s cannot be opened, memory takes its place until the next start: %s", path, error)
+    except sqlite3.DatabaseError as error:
+        log.error("%s is damaged: set aside as %s.bad and made anew from the packs: %s", path, path.name, error)
+        for suffix in ("", "-wal", "-shm"):
+            if os.path.exists(f"{path}{suffix}"):
+                os.replace(f"{path}{suffix}", f"{path}.bad{suffix}")
+        try:
+            return _open(path)
+        except sqlite3.DatabaseError as again:
+            log.warning("%s cannot be made, memory takes its place until the next start: %s", path, again)
+    return _open(Path(":memory:"))
+
+
 def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
             connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")

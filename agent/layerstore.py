@@ -1,4 +1,4 @@
-"""One layer's image on an agent's disk: `index`, `image`, `present` in a directory named by the pack id in hex."""
+"""One layer's image on an agent's disk: `index`, `image`, `present`, `node` in a directory named by the pack id."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from blake3 import blake3
 
 from agent.database import node_name
 from fuse.present import PresentMap
-from imgdist.errors import CorruptError, ImgdistError
+from imgdist.errors import CorruptError, ImgdistError, TemporaryError
 from imgdist.pack import BLOCK, CHUNK_MAX
 from imgdist.pack.index import Index
 
 _log = logging.getLogger("imgdist.agent")
+
+_NOBODY = "0" * 36  # no boot's id
 
 
 class LayerStore:
@@ -28,18 +30,23 @@ class LayerStore:
 
     Bytes are written before they are marked, so after kill -9 the map is true (same boot). `complete` and `close` sync
     image, then map, then set the clean flag, so that any boot may trust them.
+
+    The map's boot id says whose page cache vouches for bytes that were never synced. It is nobody's once a sync has
+    failed: Linux reports that once, marks the pages clean and may drop them, so that the next sync succeeds over bytes
+    that never reached the disk. `prove` alone, which reads the disk itself, makes such an image trusted again.
     """
 
-    def __init__(self, directory: Path, index: Index, node: int, present: PresentMap) -> None:
+    def __init__(self, directory: Path, index: Index, node: int, present: PresentMap, boot_id: str) -> None:
         self.directory = directory
         self.index = index
         self.node = node
         self.present = present
-        self.name = node_name(node)
+        self._boot_id = boot_id
         self.received: Counter[str] = Counter()
         """Bytes that came in since this process began, by kind of source (for people: not exact under races)."""
         self.image_fd = os.open(directory / "image", os.O_RDWR | os.O_CLOEXEC)
         self._direct_fd = _open_direct(directory / "image")
+        self._syncing = threading.Lock()
         self._idle = threading.Condition()
         self._users = 0
         self._closed = False
@@ -62,6 +69,11 @@ class LayerStore:
             if index.is_zero(chunk):
                 present.mark(index.start(chunk) // BLOCK, index.size(chunk) // BLOCK)
         present.close()
+
+    @property
+    def name(self) -> str:
+        """The layer's file in the view, and its mount point's name."""
+        return node_name(self.node)
 
     @property
     def pack_id(self) -> bytes:
@@ -109,7 +121,10 @@ class LayerStore:
 
     def read_into(self, chunk: int, out: memoryview) -> None:
         """Read a present chunk's bytes into `out`, which has exactly its size. Unverified: the disk may rot."""
-        count = os.preadv(self.image_fd, [out], self.index.start(chunk))
+        self._read(self.image_fd, chunk, out)
+
+    def _read(self, image: int, chunk: int, out: memoryview) -> None:
+        count = os.preadv(image, [out], self.index.start(chunk))
         if count != len(out):
             raise CorruptError(
                 f"image of pack {self.pack_id.hex()}: {count} bytes of chunk {chunk}, expected {len(out)}"
@@ -121,17 +136,27 @@ class LayerStore:
         return self.present.all_present()
 
     def complete(self) -> None:
-        """Make a full image durable, once: from now on any boot trusts it unseen."""
-        if not self.is_complete:
-            raise ImgdistError(f"pack {self.pack_id.hex()} is not complete")
-        if not self.present.clean:
+        """Make a full image durable, once: from now on any boot trusts it unseen.
+
+        OSError if the disk refuses; ImgdistError if the image is not complete, or is not any more: bytes that an
+        earlier failure took from it are found and cleared now.
+        """
+        with self._syncing:
+            if not self.is_complete:
+                raise ImgdistError(f"pack {self.pack_id.hex()} is not complete")
+            if self.present.clean:
+                return
+            self._prove()
+            if not self.is_complete:
+                raise ImgdistError(f"pack {self.pack_id.hex()} lost bytes to a failing disk: fetch them again")
             self._sync()
 
     def close(self) -> None:
-        """Wait for users, sync what is there, so that a reboot need not hash it, and give the descriptors back."""
+        """Wait for users, sync what is there, so that a reboot need not hash it, and give the descriptors back. What is
+        not proven stays so: a stop does not wait for hashing."""
         self._await_users()
         try:
-            if not self.present.clean:
+            if self.is_proven and not self.present.clean:
                 self._sync()
         finally:
             self._release()
@@ -141,39 +166,59 @@ class LayerStore:
         self._await_users()
         self._release()
 
-    def make_trustworthy(self, boot_id: str) -> None:
-        """At open: hash what is present if another boot left it without a clean mark, then begin this boot's record."""
-        if self.present.clean and self.is_complete:
-            return
-        if self.present.boot_id == boot_id and not self.present.clean:
-            return
-        if not self.present.clean:
+    @property
+    def is_proven(self) -> bool:
+        """Whether somebody vouches for what is marked present: the disk, or this boot's page cache."""
+        return self.present.clean or self.present.boot_id == self._boot_id
+
+    def begin(self) -> None:
+        """At open: begin this boot's record over a clean one that is not complete. `prove` what is not proven."""
+        if self.present.clean and not self.is_complete:
+            self._begin_record()
+
+    def prove(self) -> None:
+        """Hash what is present unless it is proven, clearing what is wrong: after an unclean stop of the machine, or a
+        failed sync. TemporaryError if the store is closed meanwhile, OSError if the disk refuses: nothing is proven
+        then."""
+        with self._syncing:
+            self._prove()
+
+    def _prove(self) -> None:
+        if not self.is_proven:
+            os.fdatasync(self.image_fd)  # what is dirty yet; what no sync will write any more is found now
             self._verify_present()
+            self._begin_record()
+
+    def _begin_record(self) -> None:
         # On disk before the first new mark can get there: a later power cut must not find `clean` over torn bytes.
         self.present.clean = False
-        self.present.boot_id = boot_id
+        self.present.boot_id = self._boot_id
         self.present.flush()
 
     def _verify_present(self) -> None:
         buffer = memoryview(mmap.mmap(-1, CHUNK_MAX))
         kept = lost = 0
-        for chunk in range(self.index.chunk_count):
-            first, count = self.index.start(chunk) // BLOCK, self.index.size(chunk) // BLOCK
-            if self.present.missing(first, count):
-                self.present.clear(first, count)
-                continue
-            raw = buffer[: self.index.size(chunk)]
-            try:
-                self.read_into(chunk, raw)
-                self.verify(chunk, raw)
-                kept += 1
-            except (CorruptError, OSError):
-                self.present.clear(first, count)
-                lost += 1
-        _write_at(self.image_fd, memoryview(self.index.block0()), 0)
-        self.present.mark(0, 1)
+        with self.use() as usable, _from_disk(self.directory / "image") as image:
+            for chunk in range(self.index.chunk_count):
+                if not usable or self._closed:
+                    raise TemporaryError(f"pack {self.pack_id.hex()}: the agent is stopping, it is hashed later")
+                first, count = self.index.start(chunk) // BLOCK, self.index.size(chunk) // BLOCK
+                if self.present.missing(first, count):
+                    self.present.clear(first, count)
+                    continue
+                raw = buffer[: self.index.size(chunk)]
+                try:
+                    self._read(image, chunk, raw)
+                    self.verify(chunk, raw)
+                    kept += 1
+                except (CorruptError, OSError):
+                    self.present.clear(first, count)
+                    lost += 1
+            _write_at(self.image_fd, memoryview(self.index.block0()), 0)
+            self.present.mark(0, 1)
         _log.warning(
-            "pack %s was left by an unclean stop of the machine: %d chunks verified, %d to be fetched again",
+            "pack %s was left by an unclean stop of the machine, or a failed sync: %d chunks verified on disk,"
+            " %d to be fetched again",
             self.pack_id.hex(), kept, lost,
         )  # fmt: skip
 
@@ -189,11 +234,33 @@ class LayerStore:
             os.close(self._direct_fd)
 
     def _sync(self) -> None:
-        os.fdatasync(self.image_fd)
-        for path in (self.directory / "index", self.directory, self.directory.parent):
-            _fsync(path)
-        self.present.clean = True
-        self.present.flush()
+        """Make what is present, and proven, durable and say so."""
+        try:
+            os.fdatasync(self.image_fd)
+            for path in (self.directory / "index", self.directory, self.directory.parent):
+                _fsync(path)
+            self.present.clean = True
+            self.present.flush()
+        except OSError:
+            self.present.clean = False
+            self.present.boot_id = _NOBODY  # in the map, as an agent that is killed must not forget it either
+            raise
+
+
+@contextlib.contextmanager
+def _from_disk(path: Path) -> Iterator[int]:
+    """A descriptor that reads the disk and not the page cache, as far as the file system lets it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _open_direct(path: Path) -> int | None:

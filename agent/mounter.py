@@ -31,11 +31,14 @@ _unread = memoryview(mmap.mmap(-1, READ_BYTES))
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A layer mount that an earlier agent left: `local` if its loop shows the image file itself, `live` if it shows
-    a file of today's view."""
+    """What an earlier agent left of a layer: `local` if its loop shows the image file itself, `live` if it shows a
+    file of today's view; `mounted` unless only others still read it, from mounts that we cannot see; `ours` unless
+    what is mounted at the layer's place is another layer."""
 
     local: bool
     live: bool
+    mounted: bool = True
+    ours: bool = True
 
 
 class Mounter:
@@ -44,8 +47,15 @@ class Mounter:
     def __init__(self, mounts: Path, view_directory: Path, view: ViewLink | None) -> None:
         self._mounts = mounts
         self._view_directory = view_directory
+        # As the kernel names it. The last component is not looked at: that could wait for the view.
+        self._view_path = Path(os.path.realpath(view_directory.parent), view_directory.name)
         self._view = view
         mounts.mkdir(parents=True, exist_ok=True)
+
+    def highest_node(self) -> int:
+        """The highest node number that any layer was ever mounted under, 0 if none was."""
+        names = [entry.name for entry in os.scandir(self._mounts)]
+        return max((int(name, 36) for name in names if name.isascii() and name.isalnum()), default=0)
 
     def directory(self, store: LayerStore) -> str:
         """Where the layer is mounted, or will be."""
@@ -60,6 +70,10 @@ class Mounter:
         """Have the view show a layer that an earlier agent mounted, as soon as it hears from this one."""
         with _present_file(store) as present:
             self._link().announce(store.node, store.index.image_size, store.name, store.image_fd, present)
+
+    def wait_live(self, timeout_s: float) -> None:
+        """Until there is a view that shows every layer announced; TemporaryError if there is none in time."""
+        self._link().wait_live(timeout_s)
 
     def hide(self, store: LayerStore) -> None:
         """Take the layer out of the view again; nothing may read it any more."""
@@ -77,31 +91,39 @@ class Mounter:
             self._mount(device, store)
 
     def switch(self, store: LayerStore) -> None:
-        """Let the mount's loop device show the local image file, which is complete and durable."""
-        device = self._device(store)
-        loop.change_file(device, store.image_fd)
-        loop.set_read_ahead(device, loop.default_read_ahead(device))
+        """Let the layer's loop devices show the local image file, which is complete and durable."""
+        for device in self._devices(store):
+            loop.change_file(device, store.image_fd)
+            loop.set_read_ahead(device, loop.default_read_ahead(device))
 
     def rescue(self, store: LayerStore) -> None:
-        """Let the mount's loop device show the layer's file of the new view."""
+        """Let the layer's loop devices show its file of the new view, which must know it."""
         descriptor = os.open(self._view_directory / store.name, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            loop.change_file(self._device(store), descriptor)
+            for device in self._devices(store):
+                loop.change_file(device, descriptor)
         finally:
             os.close(descriptor)
 
     def found(self, store: LayerStore) -> Found | None:
-        """What is mounted where this layer belongs, None if nothing is."""
+        """What is mounted where this layer belongs, or else reads it still; None if nothing does."""
         entry = mountinfo.find(self.directory(store))
-        if entry is None:
+        devices = [entry.source] if entry is not None else self._readers(store)
+        if not devices:
             return None
-        backing = loop.backing(entry.source)
+        backing = loop.backing(devices[0])
         image = os.stat(store.directory / "image")
         local = (backing.device, backing.inode) == (image.st_dev, image.st_ino)
-        return Found(local, live=backing.device == self._view_device())
+        live = backing.device == self._view_device()
+        return Found(local, live, mounted=entry is not None, ours=local or _may_show(devices[0], store))
+
+    def is_read(self, store: LayerStore) -> bool:
+        """Whether a loop device shows the view's file of the layer. An unmounted layer is read on where overlayfs, or
+        another mount namespace, has a copy of its mount: mountinfo tells of neither, the device of both."""
+        return bool(self._readers(store))
 
     def unmount(self, store: LayerStore) -> None:
-        """Unmount the layer; its loop device goes by itself. BusyError says who holds it."""
+        """Unmount the layer; its loop device goes by itself, with the last reader. BusyError says who holds it."""
         mount.umount(self.directory(store))
 
     def _mount(self, device: str, store: LayerStore) -> None:
@@ -114,11 +136,17 @@ class Mounter:
             mount.umount(target, lazy=True)  # a mount that failed leaves nothing
             raise
 
-    def _device(self, store: LayerStore) -> str:
+    def _readers(self, store: LayerStore) -> list[str]:
+        return [device.path for device in loop.find(str(self._view_path / store.name))]
+
+    def _devices(self, store: LayerStore) -> list[str]:
         entry = mountinfo.find(self.directory(store))
-        if entry is None:
+        found = self._readers(store)
+        if entry is not None and entry.source not in found:  # of a dead view, whose path the kernel may not know
+            found.append(entry.source)
+        if not found:
             raise ImgdistError(f"layer {store.pack_id.hex()} is not mounted at {self.directory(store)} any more")
-        return entry.source
+        return found
 
     def _view_device(self) -> int | None:
         try:
@@ -139,6 +167,20 @@ def _present_file(store: LayerStore) -> Iterator[int]:
     descriptor = os.open(store.directory / "present", os.O_RDWR | os.O_CLOEXEC)
     try:
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _may_show(device: str, store: LayerStore) -> bool:
+    """False if the device shows another layer. Looks at what the page cache has of block 0, whose UUID comes of the
+    layer's content: a real read might wait for a view that waits for this agent. Where that is nothing, the node
+    number that the pack keeps stands."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    block = bytearray(BLOCK)
+    try:
+        return os.preadv(descriptor, [block], 0, os.RWF_NOWAIT) < BLOCK or block == store.index.block0()
+    except OSError:
+        return True
     finally:
         os.close(descriptor)
 

@@ -18,9 +18,16 @@ class NodeLayers:
     def __init__(self, images: Images, catalog: Catalog) -> None:
         self._images = images
         self._catalog = catalog
+        self._stopping = False
+
+    def stop(self) -> None:
+        """The agent stops: from now on layers are left to containerd."""
+        self._stopping = True
 
     async def take_over(self, request: LayerRequest) -> TakenLayer:
         """By source labels where there are any, else by chain ID. DeclinedError says why it is left to containerd."""
+        if self._stopping:
+            raise DeclinedError("the agent is stopping")
         try:
             layer = await self._find(request)
         except (NotFoundError, TemporaryError) as error:

@@ -29,6 +29,8 @@ TAKE_OVER_TIMEOUT_S = 600.0
 """Upper bound of one take-over. Layers decline by themselves long before (1.2 times a plain pull's estimate); this
 one is for bugs, and for clients without a deadline (ctr, nerdctl)."""
 
+_RECOVERED_AT_ONCE = 8  # one that waits for a supernode that is away does not keep the others; a guess
+
 _RETRY_S = (0.5, 60.0)  # first and longest wait between attempts to remove what was in use: a guess
 
 
@@ -77,13 +79,18 @@ class Snapshotter:
         missing = await asyncio.to_thread(self._directories.missing, wanted)
         for number in missing:
             log.error("snapshot %s has lost its directory %s", wanted[number], self._directories.place(number).upper)
-        unmounted = {}
-        for pack_id in await self.packs_in_use():
+        unmounted: dict[str, str] = {}
+        few = asyncio.Semaphore(_RECOVERED_AT_ONCE)
+
+        async def mount_one(pack_id: str) -> None:
             try:
-                await self._packs.mounted(pack_id)
+                async with few:
+                    await self._packs.mounted(pack_id)
             except Exception as error:
                 log.error("layer %s, which snapshots use, does not mount: %s", pack_id, error)
                 unmounted[pack_id] = str(error)
+
+        await asyncio.gather(*(mount_one(pack_id) for pack_id in await self.packs_in_use()))
         return Recovered(tuple(wanted[number] for number in missing), unmounted)
 
     async def run(self) -> None:

@@ -67,6 +67,13 @@ class Metadata:
     def __init__(self, path: Path) -> None:
         # autocommit mode: BEGIN and COMMIT are ours. The owner thread is not the one that opens it.
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._set_up()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _set_up(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         # containerd's own store survives a power loss, so must ours: an image whose snapshots are gone is broken.
         self._db.execute("PRAGMA synchronous=FULL")

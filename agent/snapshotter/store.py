@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
+import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +21,12 @@ from agent.snapshotter.model import Kind
 P = ParamSpec("P")
 R = TypeVar("R")
 
+log = logging.getLogger("imgdist.snapshotter")
+
+BALLAST_BYTES = 8 << 20
+"""Kept free for snapshots.db. After an orderly stop SQLite has to make its -wal and -shm anew, and on a full disk
+containerd frees space by removing snapshots, which takes a -wal that grows to 4 MiB before it begins again."""
+
 
 class Store:
     """Owns ROOT/snapshots/ and ROOT/snapshots.db.
@@ -30,7 +39,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.directories = Directories(root / "snapshots")
-        self.metadata = Metadata(root / "snapshots.db")
+        self.metadata = _opened(root / "snapshots.db", root / "ballast")
         self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
 
     async def do(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -87,3 +96,32 @@ class Store:
             return None  # the root of every layer image is 0:0
         status = os.stat(self.directories.place(parent.id).upper)
         return status.st_uid, status.st_gid
+
+
+def _opened(path: Path, ballast: Path) -> Metadata:
+    """The database; on a full disk at the cost of the ballast, which is made again at the next start."""
+    try:
+        opened = Metadata(path)
+    except sqlite3.OperationalError as error:
+        if not ballast.exists():
+            raise
+        log.warning("%s cannot be opened (%s): freeing %s for it; the disk needs space", path, error, ballast)
+        ballast.unlink()
+        return Metadata(path)
+    _fill(ballast)
+    return opened
+
+
+def _fill(ballast: Path) -> None:
+    try:
+        descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, BALLAST_BYTES)
+    except OSError as error:
+        log.warning("no room for %s: a full disk may keep the agent from starting: %s", ballast, error)
+        with contextlib.suppress(OSError):
+            ballast.unlink()
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.catalog import SMALL_BYTES, Catalog
 from agent.mounter import Found
-from imgdist.errors import ImgdistError
+from imgdist.errors import ImgdistError, TemporaryError
 
 
 @dataclass
@@ -45,6 +45,11 @@ class FakeStore:
         self.received: Counter[str] = Counter()
         self.missing = {0, 1, 2}
         self.durable = False
+        self.is_proven = True
+
+    def prove(self) -> None:
+        """Hash what is here: nothing is wrong."""
+        self.is_proven = True
 
     @property
     def is_complete(self) -> bool:
@@ -87,12 +92,21 @@ class Steps:
 class FakeMounter:
     steps: Steps
     left: dict[int, Found | Exception] = field(default_factory=dict)
+    readers: set[int] = field(default_factory=set)
+    live: threading.Event = field(default_factory=threading.Event)
 
     def __getattr__(self, step: str) -> Callable[[FakeStore], None]:
         return lambda store: self.steps.take(step, store.node)
 
     def directory(self, store: FakeStore) -> str:
         return f"/l/{store.name}"
+
+    def is_read(self, store: FakeStore) -> bool:
+        return store.node in self.readers
+
+    def wait_live(self, timeout_s: float) -> None:
+        if not self.live.wait(timeout_s):
+            raise TemporaryError("no view")
 
     def found(self, store: FakeStore) -> Found | None:
         found = self.left.get(store.node)
@@ -151,6 +165,10 @@ class FakeChunks:
 
     def recover(self) -> list[FakeStore]:
         return self.on_disk
+
+    def renumber(self, store: FakeStore) -> None:
+        store.node += 100
+        store.name = f"n{store.node}"
 
     def create(self, index_data: bytes) -> FakeStore:
         return self.stores[index_data]

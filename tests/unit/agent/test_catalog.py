@@ -267,22 +267,139 @@ async def test_a_start_takes_up_what_earlier_agents_left() -> None:
         assert [node for step, node in made.steps.done if step == "announce"] == [6, 7, 8]
 
         made.steps.done.clear()
-        await made.catalog.rescue()
-        # A layer that is whole needs no view any more; a live one needs nothing.
-        assert made.steps.done == [("show", 7), ("rescue", 7), ("switch", 8), ("remove", 8), ("hide", 8)]
-        assert sorted(made.transfers.filled) == [6, 7]
+        rescuing = asyncio.ensure_future(made.catalog.rescue())
+        await until(lambda: states_of(made)[8] is State.SWITCHED)
+        # A layer that is whole needs no view any more; another waits until today's view shows it.
+        assert made.steps.done == [("switch", 8), ("remove", 8), ("hide", 8)]
+        assert sorted(made.transfers.filled) == [6, 7, 8]
+        made.mounter.live.set()
+        await rescuing
+        assert made.steps.done[3:] == [("rescue", 7)]
+
+
+def states_of(made: FakeNode) -> dict[int, State]:
+    return {layer.store.node: layer.state for layer in made.catalog.all()}
+
+
+async def test_a_rescue_that_fails_is_tried_again() -> None:
+    async with node() as made:
+        made.chunks.on_disk = [FakeStore(5), FakeStore(6)]
+        made.mounter.left = {number: Found(local=False, live=False) for number in (5, 6)}
+        made.mounter.live.set()
+        made.steps.fail["rescue"] = ImgdistError("the kernel refuses")
+        await made.catalog.recover()
+        rescuing = asyncio.ensure_future(made.catalog.rescue())
+        await until(lambda: set(states_of(made).values()) == {State.FAILED})
+        made.steps.fail.clear()
+        await rescuing
+        assert set(states_of(made).values()) == {State.FILLING}
+        assert made.steps.done[-1] in (("rescue", 5), ("rescue", 6))
+
+
+async def test_another_layer_at_its_place_is_left_alone() -> None:
+    async with node() as made:
+        made.chunks.on_disk = [FakeStore(5)]
+        made.mounter.left = {5: Found(local=False, live=True, ours=False)}
+        await made.catalog.recover()
+        (layer,) = made.catalog.all()
+        assert (layer.mounted, layer.shown, layer.store.node) == (False, False, 105)
+        assert made.steps.done == []
+        assert await made.catalog.mount(layer) == "/l/n105"
+
+
+async def test_a_layer_that_others_read_on_stays_in_the_view_until_they_have_gone() -> None:
+    """Unmounted here; overlayfs and other mount namespaces have copies of the mount that nobody lists."""
+    async with node(FakeStore(5)) as made, asyncio.TaskGroup() as tasks:
+        layer = await shown(made)
+        made.mounter.readers.add(5)
+        await made.catalog.unmount(layer.pack_id)
+        assert (layer.mounted, layer.shown, layer.lingers) == (False, True, True)
+        assert "hide" not in made.steps.names() and made.transfers.layers == {5}
+        looking = tasks.create_task(made.catalog.switch_forever())
+        await asyncio.sleep(0.3)
+        assert layer.shown
+        made.mounter.readers.clear()
+        await until(lambda: not layer.shown)
+        assert made.steps.names()[-2:] == ["remove", "hide"] and not layer.lingers
+        looking.cancel()
+
+
+async def test_what_lingers_is_found_again_by_the_next_agent_and_can_be_mounted_again() -> None:
+    async with node() as made:
+        made.chunks.on_disk = [FakeStore(5)]
+        made.mounter.left = {5: Found(local=False, live=True, mounted=False)}
+        await made.catalog.recover()
+        (layer,) = made.catalog.all()
+        assert (layer.mounted, layer.shown, layer.lingers) == (False, True, True)
+        assert made.steps.names() == ["add", "announce"]
+        await made.catalog.mount(layer)
+        assert (layer.mounted, layer.shown, layer.lingers) == (True, True, False)
+
+
+async def test_a_pack_is_proven_before_its_first_mount() -> None:
+    async with node(FakeStore(5)) as made:
+        layer = await made.catalog.adopt(b"\5")
+        layer.store.is_proven = False  # type: ignore[misc]
+        await made.catalog.mount(layer)
+        assert layer.store.is_proven
+
+
+async def test_a_switch_that_failed_is_tried_again() -> None:
+    async with node(FakeStore(5)) as made, asyncio.TaskGroup() as tasks:
+        made.steps.fail["switch"] = ImgdistError("the kernel refuses")
+        layer = await shown(made)
+        complete(made, layer)
+        switching = tasks.create_task(made.catalog.switch_forever())
+        await until(lambda: layer.state is State.FAILED)
+        made.steps.fail.clear()
+        await until(lambda: layer.state is State.SWITCHED)
+        switching.cancel()
+
+
+async def test_bytes_that_the_disk_lost_are_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with node(FakeStore(5)) as made:
+        layer = await shown(made)
+        layer.store.missing.clear()  # type: ignore[attr-defined]
+
+        def lost() -> None:
+            layer.store.missing.add(1)  # type: ignore[attr-defined]
+            raise ImgdistError("lost bytes")
+
+        monkeypatch.setattr(layer.store, "complete", lost)
+        made.steps.done.clear()
+        made.transfers.filled.clear()
+        await made.catalog._try_switch(layer)
+        assert made.steps.names() == ["remove", "add"] and made.transfers.filled == [5]
+        assert layer.state is State.FILLING and layer.shown
+
+
+async def test_a_stop_switches_what_is_whole_first_and_ends_when_no_bytes_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.catalog._SILENCE_S", 0.0)
+    async with node(FakeStore(5), FakeStore(6)) as made:
+        whole, partly = [await shown(made, number) for number in (5, 6)]
+        whole.store.missing.clear()  # type: ignore[attr-defined]
+        asked: list[float] = []
+        monkeypatch.setattr(made.transfers, "drain", lambda wait_s: asked.append(wait_s) or [6])
+        assert await made.catalog.finish(60) == [partly]
+        assert whole.state is State.SWITCHED and asked == []
+
+
+async def test_a_stop_ends_at_its_deadline_whatever_hangs() -> None:
+    async with node(FakeStore(5)) as made:
+        layer = await shown(made)
+        layer.store.missing.clear()  # type: ignore[attr-defined]
+        held = made.steps.hold("switch")
+        begun = asyncio.get_running_loop().time()
+        assert await made.catalog.finish(0.1) == [layer]
+        assert asyncio.get_running_loop().time() - begun < 5
+        held.set()
 
 
 async def test_one_broken_leftover_does_not_keep_the_agent_from_starting() -> None:
     stores = [FakeStore(5), FakeStore(6), FakeStore(7)]
     async with node() as made:
         made.chunks.on_disk = stores
-        made.mounter.left = {
-            5: OSError(2, "No such file or directory"),
-            6: Found(local=False, live=False),
-            7: Found(local=False, live=False),
-        }
-        made.steps.fail["rescue"] = ImgdistError("files of two sizes")
+        made.mounter.left = {5: OSError(2, "No such file or directory"), 6: Found(local=False, live=True)}
         await made.catalog.recover()
         await made.catalog.rescue()
-        assert [layer.state for layer in made.catalog.all()] == [State.FAILED] * 3
+        assert states_of(made) == {5: State.FAILED, 6: State.FILLING, 7: State.FILLING}

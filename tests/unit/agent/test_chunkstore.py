@@ -14,8 +14,8 @@ from made_layers import MadeLayer, make_index
 from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.layerstore import LayerStore
-from fuse.present import current_boot_id
-from imgdist.errors import CorruptError, ImgdistError
+from fuse.present import PresentMap, current_boot_id
+from imgdist.errors import CorruptError, ImgdistError, TemporaryError
 from imgdist.pack import BLOCK, CHUNK_MAX
 
 LAYER = MadeLayer((4, 64, 8, 1, 2), zero=[2])
@@ -50,6 +50,9 @@ def reboot(store: LayerStore, *, clean: bool) -> None:
     """Leave a store as the machine's stop would: orderly, or with whatever lay on disk."""
     if clean:
         store.close()
+        left = PresentMap.open(store.directory / "present")
+        left.boot_id = "0" * 36
+        left.close()
         return
     store.present.boot_id = "0" * 36
     store.abandon()
@@ -115,7 +118,14 @@ def test_an_unclean_reboot_keeps_only_what_hashes_right(packs: Path, database: D
     os.pwrite(store.image_fd, b"torn", store.index.start(1) + 5000)
     os.pwrite(store.image_fd, b"torn", 1024)
     reboot(store, clean=False)
-    (again,) = ChunkStore(packs, database).recover()
+    chunks = ChunkStore(packs, database)
+    other = chunks.create(make_index([LAYER.chunks[1], LAYER.chunks[0], bytes(BLOCK)]))
+    other.abandon()
+    again, other = sorted(chunks.recover(), key=lambda one: one.pack_id != LAYER.index.pack_id)
+    assert not again.is_proven and chunks.twins(other) == [], "nothing is hashed at the start, nor copied from it"
+    again.prove()
+    assert again.is_proven and len(chunks.twins(other)) == 2
+    other.abandon()
     assert again.missing_chunks() == [1, 4]
     assert again.present.boot_id == current_boot_id()
     assert not again.present.clean
@@ -129,7 +139,6 @@ def test_a_clean_stop_is_trusted_unread_and_then_unclean_again(packs: Path, data
     store = ChunkStore(packs, database).create(LAYER.index_data)
     put(store, 0, 1)
     os.pwrite(store.image_fd, b"would be found if it were hashed", store.index.start(1))
-    store.present.boot_id = "0" * 36
     reboot(store, clean=True)
     (again,) = ChunkStore(packs, database).recover()
     assert again.missing_chunks() == [3, 4]
@@ -200,6 +209,72 @@ def test_removal_frees_everything(packs: Path, database: Database) -> None:
     assert len(os.listdir("/proc/self/fd")) == descriptors
     with store.use() as usable:
         assert not usable
+
+
+def test_a_stop_does_not_wait_for_hashing_nor_vouch_for_what_is_not_proven(packs: Path, database: Database) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    put(store, 0, 1)
+    reboot(store, clean=False)
+    (again,) = ChunkStore(packs, database).recover()
+    again.close()
+    (third,) = ChunkStore(packs, database).recover()
+    assert not third.present.clean and not third.is_proven
+    third._closed = True
+    with pytest.raises(TemporaryError, match="stopping"):
+        third.prove()
+    assert not third.is_proven
+    third.abandon()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_after_a_failed_sync_the_disk_itself_is_read(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    """Linux reports a write error once: the second sync succeeds over bytes that never came to the disk."""
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    put(store, 0, 1, 3, 4)
+    real = os.fdatasync
+
+    def failing(fd: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", real)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        store.complete()
+    os.pwrite(store.image_fd, b"lost", store.index.start(1) + 5000)  # what the disk has instead
+    if restart:
+        store.abandon()
+        (store,) = ChunkStore(packs, database).recover()
+    assert not store.is_proven
+    with pytest.raises(ImgdistError, match="lost bytes"):
+        store.complete()
+    assert store.missing_chunks() == [1] and not store.present.clean
+    put(store, 1)
+    store.complete()
+    assert store.present.clean
+    store.close()
+
+
+def test_a_pack_keeps_its_node_number_without_the_database(packs: Path, tmp_path: Path) -> None:
+    """Its mount, which outlives agent.db, is found by that number."""
+    first = Database(tmp_path / "first.db")
+    chunks = ChunkStore(packs, first)
+    one, two = chunks.create(LAYER.index_data), chunks.create(MadeLayer(seed=9).index_data)
+    nodes = {store.pack_id: store.node for store in (one, two)}
+    chunks.remove(min(one, two, key=lambda store: store.node))
+    chunks.close()
+    first.close()
+    second = Database(tmp_path / "second.db")
+    chunks = ChunkStore(packs, second)
+    (kept,) = chunks.recover()
+    assert kept.node == nodes[kept.pack_id] == 3
+    fresh = chunks.create(make_index([LAYER.chunks[1], bytes(BLOCK)]))
+    assert fresh.node == 4
+    chunks.renumber(kept)
+    assert (kept.node, kept.name, (kept.directory / "node").read_text()) == (5, "5", "5")
+    chunks.close()
+    second.close()
 
 
 def test_twins_name_the_other_store(packs: Path, database: Database) -> None:

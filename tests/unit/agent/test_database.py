@@ -52,12 +52,44 @@ def test_twins_are_found_in_other_packs_only(database: Database) -> None:
     assert database.twins(two) == []
 
 
-def test_another_schema_is_refused(tmp_path: Path) -> None:
-    connection = sqlite3.connect(tmp_path / "db")
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(sqlite3.DatabaseError, match="schema version 99"):
-        Database(tmp_path / "db")
+@pytest.mark.parametrize("damage", ["schema", "foreign", "torn"])
+def test_a_damaged_file_is_set_aside_and_made_anew(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "db"
+    made = Database(path)
+    node = made.node_of(b"a" * 32)
+    made.add_chunks(node, [(number, bytes([number]) * 32) for number in range(200)])
+    made.close()
+    if damage == "schema":
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version = 99")
+        connection.close()
+    else:
+        content = bytearray(path.read_bytes())
+        content[0 if damage == "foreign" else 4096 :] = b"\xa5" * (100 if damage == "foreign" else len(content) - 4096)
+        path.write_bytes(content)
+    again = Database(path)
+    assert again.packs() == {} and again.node_of(b"a" * 32, 7) == 7
+    again.close()
+    assert "set aside" in caplog.text and (tmp_path / "db.bad").exists()
+    third = Database(path)
+    assert third.packs() == {7: b"a" * 32}
+    third.close()
+
+
+def test_memory_takes_the_place_of_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    made = Database(tmp_path / "missing" / "db")
+    assert made.node_of(b"a" * 32, 5) == 5 and made.node_of(b"b" * 32) == 6
+    made.close()
+
+
+def test_the_number_that_a_pack_kept_counts_unless_another_has_it(database: Database) -> None:
+    database.reserve(9)
+    assert database.node_of(b"a" * 32, 5) == 5
+    assert database.node_of(b"a" * 32, 6) == 6
+    assert database.node_of(b"b" * 32, 6) == 10
+    assert database.packs() == {6: b"a" * 32, 10: b"b" * 32}
 
 
 @given(st.integers(2, 2**64 - 1))

@@ -80,6 +80,24 @@ class FakeLayers:
         self.called.set()
 
 
+async def test_a_start_mounts_layers_side_by_side(tmp_path: Path, layers: FakeLayers) -> None:
+    """One that waits for a supernode that is away keeps no other."""
+    core = Snapshotter(tmp_path / "root", layers)
+    for number in range(2):
+        layers.add(number)
+    await take(core, 0)
+    await take(core, 1, CHAIN[0])
+    layers.mounted.clear()
+    layers.mounting = asyncio.Event()
+    recovering = asyncio.ensure_future(core.recover())
+    async with asyncio.timeout(10):
+        while layers.mounted != {"pack0", "pack1"}:  # noqa: ASYNC110 - both hang in the fake
+            await asyncio.sleep(0.002)
+    recovering.cancel()
+    await asyncio.gather(recovering, return_exceptions=True)
+    core.close()
+
+
 @pytest.fixture
 def layers(tmp_path: Path) -> FakeLayers:
     (tmp_path / "l").mkdir()
