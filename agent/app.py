@@ -152,6 +152,7 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
         transfers.miss(node, start, length)
 
     def touched(touches: list[tuple[int, int, int]]) -> None:
+        transfers.touched(touches)  # here, in the link's thread: fill makes way at once
         loop.call_soon_threadsafe(keeper.touched, touches)
 
     def completed(store: LayerStore) -> None:
@@ -257,7 +258,10 @@ async def _finish(node: _LazyNode, timeout_s: float) -> None:
     """No new work; what is shown is completed and switched, and what could not be is named. What follows, the end of
     calls and closing, has its share of `timeout_s`."""
     node.layers.stop()
-    _, left = await asyncio.gather(node.keeper.flush(), node.catalog.finish(max(timeout_s - _CLOSING_S, timeout_s / 2)))
+    work_s = max(timeout_s - _CLOSING_S, timeout_s / 2)
+    _, _, left = await asyncio.gather(
+        node.keeper.flush(), _unmount_forgotten(node, work_s), node.catalog.finish(work_s)
+    )
     for layer in left:
         present = layer.store.present
         log.error(
@@ -266,6 +270,15 @@ async def _finish(node: _LazyNode, timeout_s: float) -> None:
             present.count(),
             present.blocks,
         )
+
+
+async def _unmount_forgotten(node: _LazyNode, timeout_s: float) -> None:
+    """What `imgdist umount` has just freed is not left mounted by a stop that follows at once."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await node.own_snapshots.cleanup()
+    except (ImgdistError, OSError, sqlite3.Error) as error:
+        log.warning("layers that nothing uses stay mounted until the next start: %s", error)
 
 
 if __name__ == "__main__":

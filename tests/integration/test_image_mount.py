@@ -376,10 +376,9 @@ def test_a_stop_does_not_wait_for_a_registry_that_hangs(site: Site) -> None:
 
 def test_what_an_agent_cannot_start_for_is_one_line(site: Site) -> None:
     agent = site.agent
-    (agent.root / "images").mkdir()
-    (agent.root / "images/broken.json").write_bytes(b"{")
+    (agent.root / "snapshots.db").write_bytes(b"no database" * 1000)
     with pytest.raises(ImgdistError, match="exit 1"):
         agent.start(*_NOBODY)
-    assert "the agent cannot go on: " in agent.log() and "broken.json: expected an image's record" in agent.log()
+    assert "the agent cannot go on: file is not a database" in agent.log()
     assert "Traceback" not in agent.log()
     assert agent.mounts() == [] and [path.name for path in agent.run.iterdir()] == ["view"]
