@@ -109,7 +109,7 @@ async def _serve(
 
         fetcher = Fetcher(store, catalog, registries, convert, config.convert.layers, metrics.converted)
         await fetcher.load()
-        chunk_process = ChunkProcess(root, chunks)
+        chunk_process = ChunkProcess(root, chunks, metrics.sent)
         advertised = Address.parse(config.chunk_advertise) if config.chunk_advertise else None
         parts = Parts(
             root=root,

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Callable
 from pathlib import Path
 
 from imgdist.errors import ImgdistError
@@ -28,10 +29,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ChunkProcess:
-    """`python -m supernode.chunkserver`, restarted when it dies. It prints its address once it listens."""
+    """`python -m supernode.chunkserver`, restarted when it dies. It prints its address once it listens.
 
-    def __init__(self, root: Path, address: Address) -> None:
+    `on_sent(kind, bytes)` is told about once a second what it has sent since, by kind of request: demand, trace, fill.
+    """
+
+    def __init__(self, root: Path, address: Address, on_sent: Callable[[str, int], None]) -> None:
         self._command = [sys.executable, "-m", "supernode.chunkserver", "--root", str(root), "--listen", str(address)]
+        self._on_sent = on_sent
         self._ready = asyncio.Event()
         self.address = address
         """Where it listens; with port 0 the real port is known once it is ready."""
@@ -70,9 +75,17 @@ class ChunkProcess:
         )
         try:
             assert process.stdout is not None
-            if line := await process.stdout.readline():
-                self.address = Address.parse(json.loads(line)["address"])
-                self._ready.set()
+            sent: dict[str, int] = {}  # of this process: the next begins at 0
+            async for line in process.stdout:
+                if not line.endswith(b"\n"):  # killed in the middle of it
+                    break
+                said = json.loads(line)
+                if "address" in said:
+                    self.address = Address.parse(said["address"])
+                    self._ready.set()
+                for kind, total in said.get("sent", {}).items():
+                    self._on_sent(kind, total - sent.get(kind, 0))
+                    sent[kind] = total
             return await process.wait()
         finally:
             await asyncio.shield(_stop(process))

@@ -1,7 +1,8 @@
 """The process that serves a supernode's chunk bodies, apart from its control port: `python -m supernode.chunkserver`.
 
-Prints one JSON line once it listens, `{"address": "http://127.0.0.1:41231"}`, so that port 0 can be asked for. SIGTERM
-and SIGINT end it after the requests in progress.
+Prints JSON lines: once it listens `{"address": "http://127.0.0.1:41231"}`, so that port 0 can be asked for; then, every
+second in which some were sent, the bytes of chunks sent since it started, `{"sent": {"demand": 4096, "trace": 0,
+"fill": 0}}`. SIGTERM and SIGINT end it after the requests in progress.
 """
 
 from __future__ import annotations
@@ -12,27 +13,55 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from imgdist.errors import ImgdistError
 from imgdist.wire.address import Address
+from imgdist.wire.messages import Priority
 from imgdist.wire.server import ChunkServer
 from supernode.store import LocalStore
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
+REPORT_S = 1.0
+
+
+class Uploads:
+    """Counts the bytes sent, by priority. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sent = {priority.value: 0 for priority in Priority}
+        self._reported = self._sent.copy()
+
+    def add(self, priority: Priority, size_bytes: int) -> None:
+        """So many more were sent."""
+        with self._lock:
+            self._sent[priority.value] += size_bytes
+
+    def report(self) -> None:
+        """Print the totals if they changed."""
+        with self._lock:
+            sent = self._sent.copy()
+        if sent != self._reported:
+            self._reported = sent
+            print(json.dumps({"sent": sent}), flush=True)
 
 
 def serve(root: Path, address: Address) -> None:
     """Serve the packs under `root` until SIGTERM or SIGINT. Raises ImgdistError if it cannot listen."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread: all inherit it, and sigwait gets them
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread: all inherit it, and sigtimedwait gets them
     listener = address.listen()
-    server = ChunkServer(LocalStore(root), [listener])
+    uploads = Uploads()
+    server = ChunkServer(LocalStore(root), [listener], uploads.add)
     server.start()
     print(json.dumps({"address": _bound(address, listener).url}), flush=True)
-    signal.sigwait(_SIGNALS)
+    while signal.sigtimedwait(_SIGNALS, REPORT_S) is None:
+        uploads.report()
     server.stop()
+    uploads.report()
     if address.path:
         Path(address.path).unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 import imgdist
 from imgdist.pack import FORMAT_VERSION
+from imgdist.wire.messages import Priority
 
 _CONVERT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -26,6 +27,11 @@ class Metrics:
         self._bytes = Counter(
             "imgdist_registry_bytes", "Body bytes from registries", ["registry"], registry=self._registry
         )
+        self._uploads = Counter(
+            "imgdist_upload_bytes", "Chunk bytes sent, by kind of request", ["kind"], registry=self._registry
+        )
+        for kind in Priority:
+            self._uploads.labels(kind.value)
         self._convert = Histogram(
             "imgdist_convert_seconds",
             "Download and conversion of a layer",
@@ -49,6 +55,10 @@ class Metrics:
     def received(self, registry: str, size_bytes: int) -> None:
         """Body bytes came from a registry."""
         self._bytes.labels(registry).inc(size_bytes)
+
+    def sent(self, kind: str, size_bytes: int) -> None:
+        """The chunk server sent bytes of chunks for requests of a kind (`Priority`)."""
+        self._uploads.labels(kind).inc(size_bytes)
 
     def converted(self, seconds: float) -> None:
         """A layer was downloaded and converted."""

@@ -8,11 +8,13 @@ import socket
 import struct
 import time
 
-from imgdist.errors import TemporaryError
+from imgdist.errors import TemporaryError, UnreachableError
 from imgdist.wire.address import Address
 from imgdist.wire.messages import BODY_MAX, FRAME_SIZE, HEAD_MAX, ResponseHead, decode_response_head
 
 _HEAD_READ = 4096
+_RATE_LEAST = 64 * 1024
+"""Bytes per second below which a source is given up (a guess; as the server's for a reader)."""
 
 
 class Connection:
@@ -22,12 +24,10 @@ class Connection:
         self._socket = address.connect(connect_timeout_s)
         # Blocking with SO_RCVTIMEO, not settimeout: recv can then wait for all bytes (MSG_WAITALL) without the GIL.
         self._socket.settimeout(None)
-        seconds = int(read_timeout_s)
-        limit = struct.pack("@ll", seconds, int((read_timeout_s - seconds) * 1e6))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(read_timeout_s))
         self._address = address
         self._read_timeout_s = read_timeout_s
+        self._patience_s = 0.0
         # Not a bytearray: pages that no body has reached yet do not exist, and most bodies are far below the largest.
         self._buffer = memoryview(mmap.mmap(-1, HEAD_MAX + FRAME_SIZE + BODY_MAX))
         self._start = 0
@@ -39,14 +39,15 @@ class Connection:
         """Send a request and read the answer's head; None if the server had closed the connection before."""
         self._start = self._end = 0
         asked = time.monotonic()
+        deadline = asked + 2 * self._read_timeout_s
         try:
             self._socket.sendall(request)
             while (found := decode_response_head(self._buffer[: self._end])) is None:
-                count = self._socket.recv_into(self._buffer[self._end : self._end + _HEAD_READ])
+                count = self._receive(self._end + _HEAD_READ, 0, deadline)
                 if count == 0:
                     if self._end == 0:
                         return None
-                    raise TemporaryError(f"{self._address}: closed the connection within a response's head")
+                    raise UnreachableError(f"{self._address}: closed the connection within a response's head")
                 if self._end == 0:
                     self.answered_after_s = time.monotonic() - asked
                 self._end += count
@@ -60,23 +61,36 @@ class Connection:
         return head
 
     def read(self, size: int) -> memoryview:
-        """The next `size` bytes (at most BODY_MAX), valid until the next call."""
+        """The next `size` bytes (at most BODY_MAX), valid until the next call. However they trickle in, they take no
+        longer than `read_timeout_s` and a second for each 64 KiB."""
         if self._start + size > len(self._buffer):
             rest = self._end - self._start
             self._buffer[:rest] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, rest
         end = self._start + size
+        deadline = time.monotonic() + self._read_timeout_s + size / _RATE_LEAST
         try:
             while self._end < end:
-                count = self._socket.recv_into(self._buffer[self._end : end], 0, socket.MSG_WAITALL)
+                count = self._receive(end, socket.MSG_WAITALL, deadline)
                 if count == 0:
-                    raise TemporaryError(f"{self._address}: closed the connection {end - self._end} bytes short")
+                    raise UnreachableError(f"{self._address}: closed the connection {end - self._end} bytes short")
                 self._end += count
         except OSError as error:
             raise self._cut(error) from None
         data = self._buffer[self._start : end]
         self._start = end
         return data
+
+    def _receive(self, end: int, flags: int, deadline: float) -> int:
+        """Receive into the buffer up to `end`. Raises TimeoutError, and BlockingIOError after a silence."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        patience_s = min(left_s, self._read_timeout_s)
+        if patience_s != self._patience_s:
+            self._patience_s = patience_s
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(patience_s))
+        return self._socket.recv_into(self._buffer[self._end : end], 0, flags)
 
     @property
     def is_drained(self) -> bool:
@@ -93,6 +107,14 @@ class Connection:
         self._socket.close()
 
     def _cut(self, error: OSError) -> TemporaryError:
-        if isinstance(error, (BlockingIOError, TimeoutError)):
+        if isinstance(error, BlockingIOError) and self._patience_s == self._read_timeout_s:
             return TemporaryError(f"{self._address}: nothing came for {self._read_timeout_s:g} s")
-        return TemporaryError(f"{self._address}: the connection was cut: {error.strerror or error}")
+        if isinstance(error, (BlockingIOError, TimeoutError)):
+            return TemporaryError(f"{self._address}: too slow: below {_RATE_LEAST // 1024} KiB/s")
+        return UnreachableError(f"{self._address}: the connection was cut: {error.strerror or error}")
+
+
+def _timeval(seconds: float) -> bytes:
+    """A struct timeval; never 0, which means for ever."""
+    microseconds = max(1, int(seconds * 1e6))
+    return struct.pack("@ll", *divmod(microseconds, 1_000_000))

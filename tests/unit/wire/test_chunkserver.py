@@ -83,6 +83,22 @@ def test_a_pack_is_served_before_and_after_its_seal(tmp_path: Path, part: Path, 
     assert not (tmp_path / "chunks.sock").exists()
 
 
+def test_what_was_sent_is_reported(tmp_path: Path, part: Path) -> None:
+    with running(tmp_path, f"unix://{tmp_path}/chunks.sock") as (process, address):
+        client, received = ChunkClient(address), 0
+
+        def count(number: int, encoding: int, body: memoryview) -> None:
+            nonlocal received
+            received += len(body)
+
+        client.fetch(f"sha256-{LAYER_HEX}-v0", range(len(RAW)), Priority.FILL, count)
+        client.close()
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"sent": {"demand": 0, "trace": 0, "fill": received}}
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == ""
+
+
 def test_an_address_in_use_is_one_clear_line(tmp_path: Path) -> None:
     listener = Address.parse("127.0.0.1:0").listen()
     port = listener.getsockname()[1]

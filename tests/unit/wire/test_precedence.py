@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Callable
 
 import pytest
 
-from imgdist.wire.precedence import LINGER_S, OUTSTANDING_LEAST, SHARE_S, Outstanding, Precedence
+from imgdist.wire.precedence import CALM_S, LINGER_S, OUTSTANDING_LEAST, SHARE_S, Outstanding, Precedence
 
 
 class Clock:
@@ -77,6 +80,15 @@ def test_each_urgent_request_prolongs_the_wait(precedence: Precedence, clock: Cl
     assert 100.0 + 2 * LINGER_S < clock.now <= 100.0 + SHARE_S
 
 
+def test_it_is_calm_a_while_after_what_was_urgent(precedence: Precedence, clock: Clock) -> None:
+    assert precedence.is_calm
+    with precedence.urgent():
+        assert not precedence.is_calm
+    assert not precedence.is_calm
+    clock.now += CALM_S + 2 * LINGER_S
+    assert precedence.is_calm
+
+
 @pytest.fixture
 def pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -85,19 +97,16 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-def test_a_piece_waits_for_acknowledgements_and_a_stuck_reader_is_given_up(
-    pair: tuple[socket.socket, socket.socket],
-) -> None:
+def test_a_piece_waits_for_acknowledgements(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = pair
     with near, far:
         outstanding = Outstanding(near)
-        outstanding.wait(0.0)
+        assert outstanding.has_room(0.0)
         near.setblocking(False)
         with pytest.raises(BlockingIOError):  # until both sockets' buffers are full
             while True:
                 near.send(bytes(OUTSTANDING_LEAST))
-        with pytest.raises(TimeoutError, match="too slow"):
-            outstanding.wait(0.05)
+        assert not outstanding.has_room(0.05)
 
         def drain() -> None:
             while far.recv(1 << 20):
@@ -105,9 +114,33 @@ def test_a_piece_waits_for_acknowledgements_and_a_stuck_reader_is_given_up(
 
         reader = threading.Thread(target=drain)
         reader.start()
-        outstanding.wait(10.0)
+        assert outstanding.has_room(10.0)
         near.shutdown(socket.SHUT_WR)
         reader.join()
+
+
+def test_a_reader_that_makes_no_room_gets_no_more_than_the_limit(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    with near, far:
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        outstanding = Outstanding(near)
+        outstanding.tune(calm=False)
+        near.setblocking(False)
+        waiting = array("i", [0])
+        while outstanding.has_room(0.05):
+            near.send(bytes(4096))
+        fcntl.ioctl(near, termios.TIOCOUTQ, waiting)
+        assert 0 < waiting[0] <= 2 * (outstanding.piece or 0) + 65536
+
+
+def test_a_calm_fill_goes_by_chunks(pair: tuple[socket.socket, socket.socket]) -> None:
+    near, far = pair
+    with near, far:
+        outstanding = Outstanding(near)
+        outstanding.tune(calm=True)
+        assert outstanding.piece is None
+        outstanding.tune(calm=False)
+        assert outstanding.piece is not None
 
 
 def test_pieces_grow_where_nothing_is_delayed(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -115,9 +148,10 @@ def test_pieces_grow_where_nothing_is_delayed(pair: tuple[socket.socket, socket.
     with near, far:
         outstanding = Outstanding(near)
         first = outstanding.piece
+        assert first is not None
         deadline = time.monotonic() + 10
-        while outstanding.piece < 16 * first:
+        while (outstanding.piece or 0) < 16 * first:
             near.sendall(b"x")
             far.recv(1)
-            outstanding.tune()
+            outstanding.tune(calm=False)
             assert time.monotonic() < deadline

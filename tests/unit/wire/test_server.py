@@ -8,12 +8,15 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from parts import require
 
 from imgdist.errors import CorruptError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.wire import answer as answer_module
+from imgdist.wire import connection as connection_module
 from imgdist.wire import precedence
 from imgdist.wire import server as server_module
 from imgdist.wire.address import Address
@@ -198,6 +201,87 @@ def test_too_many_requests_are_refused_with_a_time_to_retry(
     client.close()
 
 
+def stuck(address: Address, priority: Priority) -> socket.socket:
+    """A reader that asks for far more than fits into buffers and reads nothing."""
+    sock = address.connect(5)
+    sock.sendall(encode_request(PACK, [0] * 64, priority))
+    return sock
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_readers_without_room_cost_no_slot(address: Address, client: ChunkClient, priority: Priority) -> None:
+    readers = [stuck(address, priority) for _ in range(2 * server_module.SLOTS[priority])]
+    try:
+        began = time.monotonic()
+        assert fetch(client, [0, 3], priority) == [BODIES[0], BODIES[3]]
+        assert time.monotonic() - began < 3  # two rounds of turns, not a time-out
+        for reader in readers[:2]:  # they get the rest once they read, byte for byte
+            reader.settimeout(10)
+            received = bytearray()
+            while len(received.partition(b"\r\n\r\n")[2]) < 64 * (FRAME_SIZE + len(BODIES[0])):
+                received += reader.recv(1 << 22)
+            frame = encode_frame(Frame(0, 0, len(BODIES[0]), len(BODIES[0]))) + BODIES[0]
+            assert received.partition(b"\r\n\r\n")[2] == frame * 64
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def test_a_reader_that_never_has_room_is_given_up(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_module, "REQUEST_S", 0.1)
+    monkeypatch.setattr(answer_module, "RATE_LEAST", 1 << 40)
+    monkeypatch.setattr(server_module, "SWEEP_S", 0.1)
+    given_up = threading.Event()
+    monkeypatch.setattr(server_module._log, "info", lambda *args: given_up.set())
+    with stuck(address, Priority.DEMAND) as reader:
+        assert given_up.wait(10)
+        reader.settimeout(10)
+        received = 0
+        while piece := reader.recv(1 << 22):
+            received += len(piece)
+        assert received < 64 * len(BODIES[0])
+
+
+def test_one_host_leaves_room_in_the_queue(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "QUEUE_PER_SLOT", 1)
+    release, held = threading.Event(), threading.Semaphore(0)
+
+    def hold() -> None:
+        held.release()
+        release.wait(20)
+
+    shelf.on_open = hold
+    listener = Address.parse("0.0.0.0:0").listen()
+    port = listener.getsockname()[1]
+    server = ChunkServer(shelf, [listener])
+    server.start()
+    slots = server_module.SLOTS[Priority.DEMAND]
+    request = encode_request(PACK, [2], Priority.DEMAND)
+    readers = []
+
+    def ask(source: str) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", port), 10, (source, 0))
+        readers.append(sock)
+        sock.sendall(request)
+        return sock
+
+    try:
+        for _ in range(slots):
+            ask("127.0.0.1")
+            assert held.acquire(timeout=10)
+        waiting = [ask("127.0.0.1") for _ in range(slots // 2)]
+        assert ask("127.0.0.1").recv(4096).startswith(b"HTTP/1.1 503 ")
+        other = ask("127.0.0.2")
+        release.set()
+        for sock in (*waiting, other):
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+    finally:
+        release.set()
+        for sock in readers:
+            sock.close()
+        server.stop()
+
+
 def test_closing_the_client_ends_its_fetches(client: ChunkClient, shelf: Shelf) -> None:
     running, release = threading.Event(), threading.Event()
 
@@ -350,6 +434,38 @@ def test_a_silent_server_is_given_up() -> None:
         with pytest.raises(TemporaryError, match="nothing came"):
             fetch(client, [0])
         client.close()
+
+
+@pytest.mark.parametrize("head", [b"", encode_head(200, 1 << 20)])
+def test_a_source_that_trickles_is_given_up(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then, never a silence as long as the read time-out: in the head, and in a chunk."""
+    monkeypatch.setattr(connection_module, "_RATE_LEAST", 1 << 20)
+    listener = socket.create_server(("127.0.0.1", 0))
+    given_up = threading.Event()
+
+    def trickle() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(4096)
+            if head:
+                sock.sendall(head + encode_frame(Frame(7, 0, 262144, 262144)))
+            while not given_up.wait(0.05):
+                sock.sendall(b"H")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    client = ChunkClient(Address.parse(f"127.0.0.1:{listener.getsockname()[1]}"), read_timeout_s=0.4)
+    watchdog = threading.Timer(8, client.close)
+    watchdog.start()
+    try:
+        with pytest.raises(TemporaryError, match="too slow"):
+            fetch(client, [7])
+    finally:
+        watchdog.cancel()
+        given_up.set()
+        thread.join()
+        client.close()
+        listener.close()
 
 
 def test_a_pack_file_cut_short_never_looks_whole(client: ChunkClient, shelf: Shelf) -> None:
