@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ def test_a_process_that_left_our_tree_is_found(tmp_path: Path) -> None:
     finally:
         for number, command in leaks.inventory(tmp_path, all_mounts=False).processes - before.processes:
             if "sleep 600" in command:
-                subprocess.run(["kill", str(number)], check=False)
+                os.kill(number, signal.SIGTERM)
 
 
 def test_what_ends_within_the_grace_is_no_leak(tmp_path: Path) -> None:
