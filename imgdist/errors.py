@@ -48,6 +48,10 @@ class TemporaryError(ImgdistError):
         self.retry_after_s = retry_after_s
 
 
+class UnreachableError(TemporaryError):
+    """Nobody is there, or not any more: refused, no route, connection cut. It may be somewhere else by now."""
+
+
 class ProtocolError(ImgdistError):
     """The other side (kernel, registry, supernode, peer) sent bytes that its protocol does not allow."""
 

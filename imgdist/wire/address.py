@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from imgdist.errors import ImgdistError, TemporaryError, UsageError
+from imgdist.errors import ImgdistError, UnreachableError, UsageError
 
 UNIX_PATH_MAX = 107
 """Bytes of a unix socket's path without its NUL (sun_path in linux/un.h has 108)."""
@@ -76,7 +76,7 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def connect(self, timeout_s: float) -> socket.socket:
-        """A connected blocking socket with that time-out, or TemporaryError."""
+        """A connected blocking socket with that time-out, or UnreachableError."""
         try:
             if self.path:
                 connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -91,7 +91,7 @@ class Address:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connection
         except OSError as error:
-            raise TemporaryError(f"{self}: cannot connect: {error.strerror or error}") from None
+            raise UnreachableError(f"{self}: cannot connect: {error.strerror or error}") from None
 
     def listen(self, backlog: int = 1024) -> socket.socket:
         """A listening socket; a unix socket gets mode 0600 and replaces one that nobody listens on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError, UnreachableError
 from imgdist.wire.address import Address
 from imgdist.wire.connection import Connection
 from imgdist.wire.messages import FRAME_SIZE, Priority, ResponseHead, decode_frame, encode_request
@@ -97,7 +97,7 @@ class ChunkClient:
             if head is not None:
                 return connection, head
             if not kept:
-                raise TemporaryError(f"{self.address}: closed the connection instead of answering")
+                raise UnreachableError(f"{self.address}: closed the connection instead of answering")
             self._drop_idle(priority)  # what closed this one (a restart) has closed those too; the next is fresh
 
     def _read_chunks(
