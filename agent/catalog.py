@@ -153,7 +153,7 @@ class Catalog:
             layer.state = State.SWITCHED
             return
         layer.shown = True
-        await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+        await asyncio.to_thread(self._transfers.add, store)
         self._mounter.announce(store)
         if not left.live:
             self._stranded.append(layer)
@@ -314,7 +314,7 @@ class Catalog:
             layer.state = State.COMPLETE if layer.store.is_complete else State.FILLING
 
     async def _fetch_whole(self, store: LayerStore) -> None:
-        await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+        await asyncio.to_thread(self._transfers.add, store)
         try:
             await asyncio.wrap_future(self._transfers.fetch_now(store, store.missing_chunks()))
         finally:
@@ -322,7 +322,7 @@ class Catalog:
 
     async def _mount_shown(self, layer: Layer) -> None:
         store = layer.store
-        await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+        await asyncio.to_thread(self._transfers.add, store)
         metadata = [chunk for chunk in store.missing_chunks() if store.index.is_metadata(chunk)]
         try:
             fetching = self._transfers.fetch_now(store, metadata)  # on its way while the view is told
@@ -365,7 +365,7 @@ class Catalog:
         """The disk lost bytes that the transfers believe to be here."""
         store = layer.store
         await asyncio.to_thread(self._transfers.remove, store.node)
-        await asyncio.to_thread(self._transfers.add, store, store.pack_id.hex(), store.node)
+        await asyncio.to_thread(self._transfers.add, store)
         layer.state = State.FILLING
         self._transfers.fill(store)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from agent.supernode_client import SupernodeClient
 from imgdist.api import JsonApi
-from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UsageError
+from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UnreachableError, UsageError
 from imgdist.pack.index import Index
 from imgdist.wire.address import Address
-from imgdist.wire.client import ChunkClient, OnChunk, OnHead
+from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead
 from imgdist.wire.control import Chain, Resolution, Trace
 from imgdist.wire.messages import Priority
 
@@ -73,16 +74,18 @@ class Supernodes:
 
 
 class SupernodeChunks:
-    """The chunk bodies of one supernode (a `ChunkSource`). Where they are served is asked once, and anew whenever
-    they are not to be had there: a supernode may come back with another port."""
+    """The chunk bodies of one supernode (a `ChunkSource`). Where they are served is asked once, and anew when nobody
+    is there: a supernode may come back with another port."""
 
     kind = "supernode"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
         self.name = url
+        self._read_timeout_s = read_timeout_s
         self._control = JsonApi(url, "the supernode", timeout_s=_LOCATE_TIMEOUT_S)
         self._lock = threading.Lock()
         self._client: ChunkClient | None = None
+        self._locating: Future[ChunkClient] | None = None
         self._closed = False
 
     def fetch(
@@ -97,9 +100,8 @@ class SupernodeChunks:
         client = self._located()
         try:
             client.fetch(pack, numbers, priority, on_chunk, on_head)
-        except TemporaryError as error:
-            if error.retry_after_s is None:
-                self._forget(client)
+        except UnreachableError:
+            self._forget(client)
             raise
 
     def close(self) -> None:
@@ -110,32 +112,51 @@ class SupernodeChunks:
             client.close()
 
     def _located(self) -> ChunkClient:
-        client = self._client
-        if client is not None:
-            return client
-        address = self._ask_where()
+        """Single flight: of all threads that find the address unknown one asks, and the others get its answer or its
+        error; else a supernode that comes back is asked by all of them at once."""
         with self._lock:
-            if self._closed:
-                raise TemporaryError(f"{self.name}: the agent is stopping")
-            if self._client is None:
-                self._client = ChunkClient(address)
-            return self._client
+            if self._client is not None:
+                return self._client
+            asking, is_leader = self._locating, self._locating is None
+            if asking is None:
+                asking = self._locating = Future()
+        if is_leader:
+            self._locate(asking)
+        return asking.result()
+
+    def _locate(self, asking: Future[ChunkClient]) -> None:
+        try:
+            client = ChunkClient(self._ask_where(), read_timeout_s=self._read_timeout_s)
+        except BaseException as error:
+            with self._lock:
+                self._locating = None
+            asking.set_exception(error)
+            return
+        with self._lock:
+            self._locating = None
+            closed = self._closed
+            if not closed:
+                self._client = client
+        if closed:
+            asking.set_exception(TemporaryError(f"{self.name}: the agent is stopping"))
+        else:
+            asking.set_result(client)
 
     def _ask_where(self) -> Address:
         try:
-            status = self._control.get("/v1/status")
+            answer = self._control.get("/v1/chunks")
         except TemporaryError:
             raise
         except ImgdistError as error:  # whatever it says, it is not about the pack that is asked for
-            raise ProtocolError(f"{self.name}: expected its status, got: {error}") from None
-        url = status.get("chunks", "") if isinstance(status, dict) else ""
+            raise ProtocolError(f"{self.name}: expected where its chunk bodies are, got: {error}") from None
+        url = answer.get("chunks", "") if isinstance(answer, dict) else ""
         if url is None:  # its chunk server is being started (again): no lie, and over in a moment
             raise TemporaryError(f"{self.name}: serves no chunk bodies at the moment")
         try:
             return Address.parse(url)
         except (UsageError, AttributeError, TypeError):
             raise ProtocolError(
-                f"{self.name}: expected the address of its chunk bodies in /v1/status, got {url!r}"
+                f"{self.name}: expected the address of its chunk bodies in /v1/chunks, got {url!r}"
             ) from None
 
     def _forget(self, failed: ChunkClient) -> None:

@@ -60,6 +60,7 @@ def application(parts: Parts) -> web.Application:
             web.get("/v1/chains/{chain_id}", api.chain),
             web.get("/v1/traces/{manifest_digest}", api.trace),
             web.put("/v1/traces/{manifest_digest}", api.put_trace),
+            web.get("/v1/chunks", api.chunks),
             web.get("/v1/status", api.status),
             web.get("/metrics", api.metrics),
             web.get("/healthz", api.healthy),
@@ -152,6 +153,10 @@ class _Api:
         """PUT /v1/traces/MANIFEST_DIGEST (msgpack)"""
         merged = await self._parts.traces.put(request.match_info["manifest_digest"], await request.read())
         return _json({"entries": len(merged.entries) // 6})
+
+    async def chunks(self, request: web.Request) -> web.Response:
+        """GET /v1/chunks: where chunk bodies are served; in constant time, for every agent asks after a restart."""
+        return _json({"chunks": self._chunks(request)})
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /v1/status"""

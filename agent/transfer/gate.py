@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 QUIET_S = 0.3
-"""Fill starts once no layer of the node has missed for so long."""
+"""Fill starts once no reader of the node missed, or touched what nobody had read before, for so long. With a trace a
+start has hardly any misses; its first touches are told within 0.1 s of a read."""
 HOLD_S = 10.0
 """Fill is held no longer than this, then gets a low share."""
 LOW_SHARE = 0.1
@@ -21,15 +22,15 @@ class FillGate:
     quiet_s: float = QUIET_S
     hold_s: float = HOLD_S
     ungated: bool = False
-    _last_miss: float = float("-inf")
+    _last_read: float = float("-inf")
     _held_since: float | None = None
     _share_from: float = 0.0
 
-    def missed(self, now: float) -> None:
-        """A read had to wait; after quiet it begins a new start, with a hold of its own."""
-        if now - self._last_miss >= self.quiet_s:
+    def read(self, now: float) -> None:
+        """A miss or a first touch; after quiet it begins a new start, with a hold of its own."""
+        if now - self._last_read >= self.quiet_s:
             self._held_since = None
-        self._last_miss = now
+        self._last_read = now
 
     def filled(self, now: float, took_s: float) -> None:
         """A fill request took so long; at a low share the next waits its multiple."""
@@ -39,7 +40,7 @@ class FillGate:
         """Whether one more fill request may start; called when there is one."""
         if self.ungated:
             return True
-        if not starting and now - self._last_miss >= self.quiet_s:
+        if not starting and now - self._last_read >= self.quiet_s:
             self._held_since = None
             return True
         if self._held_since is None:
@@ -48,7 +49,7 @@ class FillGate:
 
     def opens_at(self, now: float, starting: bool, busy: int) -> float | None:
         """When `is_open` may change its answer by time alone; None: it waits for an event, or is open."""
-        times = [] if starting else [self._last_miss + self.quiet_s]
+        times = [] if starting else [self._last_read + self.quiet_s]
         if self._held_since is not None and not busy:
             times.append(max(self._held_since + self.hold_s, self._share_from))
         return min((at for at in times if at > now), default=None)

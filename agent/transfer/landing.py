@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,8 +49,8 @@ class Job:
     """A layer that is being transferred, and the copies of its chunks elsewhere on this disk."""
 
     store: LayerStore
-    name_on_wire: str
     node: int
+    name: str  # its pack id in hex: on the wire, and in messages
     twins: dict[int, list[tuple[LayerStore, int]]] = field(default_factory=dict)
 
     def add_twin(self, chunk: int, other: LayerStore, other_chunk: int) -> None:
@@ -58,18 +59,33 @@ class Job:
         if len(copies) < TWINS_KEPT:
             copies.append((other, other_chunk))
 
+    def drop_twin(self, chunk: int, twin: tuple[LayerStore, int]) -> None:
+        """That copy is of no use."""
+        copies = self.twins.get(chunk, [])
+        if twin in copies:
+            copies.remove(twin)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request beside what landed: seconds to the answer's first byte, if one source served all of
+    it, and the chunks that came wrong and from nobody else."""
+
+    round_trip_s: float | None = None
+    bad: set[int] = field(default_factory=set)
+
 
 class Desk(Protocol):
     """Where a landing asks and reports (Transfers)."""
 
-    def sources(self) -> list[ChunkSource]:
-        """Whom to ask now, in turn."""
+    def sources(self, pack: str, chunks: Sequence[int]) -> list[ChunkSource]:
+        """Whom to ask now for these chunks, in turn."""
 
     def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
 
-    def source_lied(self, source: ChunkSource, reason: str) -> None:
-        """A source sent what it must not."""
+    def source_lied(self, source: ChunkSource, pack: str, chunk: int, reason: str) -> None:
+        """A source sent what it must not instead of this chunk."""
 
     def is_wanted(self, node: int, chunk: int) -> bool:
         """Whether a reader waits for the chunk."""
@@ -115,62 +131,84 @@ class Landing:
         self._view = view
         self._clock = clock
 
-    def run(self, job: Job, fetch: Fetch) -> float | None:
-        """Land the chunks; returns the seconds to the answer's first byte, if one source served all of it."""
+    def run(self, job: Job, fetch: Fetch) -> Outcome:
+        """Land the chunks."""
+        outcome = Outcome()
         with job.store.use() as usable:
-            if not usable:
-                return None
-            try:
-                rest = [chunk for chunk in fetch.chunks if not self._copy(job, chunk, fetch.kind)]
-                return self._ask_in_turn(job, fetch, rest) if rest else None
-            except OSError as error:
-                _log.error("pack %s: cannot write its image: %s", job.store.pack_id.hex(), error)
-                return None
+            if usable:
+                try:
+                    rest = [chunk for chunk in fetch.chunks if not self._copy(job, chunk, fetch.kind)]
+                    self._ask_in_turn(job, fetch, rest, outcome)
+                except OSError as error:
+                    _log.error("pack %s: cannot write its image: %s", job.name, error)
+        return outcome
 
-    def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int]) -> float | None:
+    def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int], outcome: Outcome) -> None:
+        if not rest:
+            return
         whole = len(rest) == len(fetch.chunks)
-        for source in self._desk.sources():
+        for source in self._desk.sources(job.name, rest):
             round_trips: list[float] = []
             try:
-                self._ask(job, fetch.kind, source, rest, round_trips.append)
-            except (CorruptError, ProtocolError) as error:
-                _log.warning("pack %s from %s: %s", job.store.pack_id.hex(), source.name, error)
-                self._desk.source_lied(source, _reason(error))
+                self._ask(job, fetch.kind, source, rest, round_trips.append, outcome.bad)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 _log.debug("%s", error)
             except TemporaryError as error:
                 _log.debug("%s", error)
                 self._desk.source_failed(source, error)
+            outcome.bad.intersection_update(rest)
             if not rest:
-                return round_trips[0] if whole and round_trips else None
+                outcome.round_trip_s = round_trips[0] if whole and round_trips else None
+                return
             whole = False
-        return None
 
-    def _ask(self, job: Job, kind: Kind, source: ChunkSource, rest: list[int], on_head: OnHead) -> None:
-        """Fetch `rest` from one source, taking from it what lands."""
+    def _ask(self, job: Job, kind: Kind, source: ChunkSource, rest: list[int], on_head: OnHead, bad: set[int]) -> None:
+        """Fetch `rest` from one source, taking from it what lands; what comes wrong goes to `bad`, and the rest on."""
+        asked = tuple(rest)
+        expected = deque(asked)
+
+        def lied(chunk: int, error: ImgdistError) -> None:
+            _log.warning("pack %s, chunk %d from %s: %s", job.name, chunk, source.name, error)
+            self._desk.source_lied(source, job.name, chunk, _reason(error))
+            bad.add(chunk)
 
         def on_chunk(number: int, encoding: int, body: memoryview) -> None:
+            expected.popleft()
             with _buffers.one() as buffer:
                 raw = buffer[: job.store.index.size(number)]
-                decode_into(encoding, body, raw)
-                job.store.verify(number, raw)
+                try:
+                    decode_into(encoding, body, raw)
+                    job.store.verify(number, raw)
+                except (CorruptError, ProtocolError) as error:
+                    lied(number, error)
+                    return
                 self._land(job, number, raw, kind, source, len(body))
             rest.remove(number)
 
-        source.fetch(job.name_on_wire, tuple(rest), _PRIORITY[kind], on_chunk, on_head)
+        try:
+            source.fetch(job.name, asked, _PRIORITY[kind], on_chunk, on_head)
+        except (CorruptError, ProtocolError) as error:
+            lied(expected[0] if expected else asked[-1], error)  # where the answer broke
 
     def _copy(self, job: Job, chunk: int, kind: Kind) -> bool:
         """Take the chunk from another pack on this disk, if it is there and its bytes are right."""
-        for other, other_chunk in job.twins.get(chunk, ()):
-            with other.use() as usable, contextlib.suppress(CorruptError):
+        for twin in tuple(job.twins.get(chunk, ())):
+            other, other_chunk = twin
+            with other.use() as usable:
                 size = job.store.index.size(chunk)
-                if usable and other.index.size(other_chunk) == size and other.has(other_chunk):
-                    with _buffers.one() as buffer:
-                        raw = buffer[:size]
+                if not (usable and other.index.size(other_chunk) == size and other.has(other_chunk)):
+                    continue
+                with _buffers.one() as buffer:
+                    raw = buffer[:size]
+                    try:
                         other.read_into(other_chunk, raw)
                         job.store.verify(chunk, raw)
-                        self._land(job, chunk, raw, kind, None, size)
-                    return True
+                    except (CorruptError, OSError) as error:
+                        _log.warning("pack %s: no copy of its chunk %d: %s", job.name, chunk, error)
+                        job.drop_twin(chunk, twin)
+                        continue
+                    self._land(job, chunk, raw, kind, None, size)
+                return True
         return False
 
     def _land(

@@ -23,7 +23,7 @@ from agent.layerstore import LayerStore
 from agent.transfer.crew import Crew
 from agent.transfer.figures import Figures
 from agent.transfer.gate import FillGate
-from agent.transfer.landing import Job, Landing, View
+from agent.transfer.landing import Job, Landing, Outcome, View
 from agent.transfer.scheduler import BULK_SLOTS, DEMAND_SLOTS, Fetch, Kind, Scheduler
 from agent.transfer.sources import ChunkSource, SourceBook
 from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
@@ -89,17 +89,15 @@ class Transfers:
 
     # Layers.
 
-    def add(self, store: LayerStore, name_on_wire: str, node: int) -> None:
-        """Begin to serve a layer; `name_on_wire` is its pack id in hex or its in-progress name.
-
-        Add it here before the view learns of it. Adding it again changes nothing.
-        """
+    def add(self, store: LayerStore) -> None:
+        """Begin to serve a layer, before the view learns of it. Adding it again changes nothing."""
+        node = store.node
         found = list(self._twins(store))
         missing = store.missing_chunks()
         with self._lock:
             if node in self._jobs:
                 return
-            job = self._jobs[node] = Job(store, name_on_wire, node)
+            job = self._jobs[node] = Job(store, node, store.pack_id.hex())
             for chunk, other, other_chunk in found:
                 job.add_twin(chunk, other, other_chunk)
                 other_job = self._jobs.get(other.node)
@@ -131,6 +129,12 @@ class Transfers:
             self._view.fail(node, start, start + length, errno.EIO)
         elif not wanted:
             self._view.written(node, start, start + length)
+
+    def touched(self, touches: Sequence[tuple[int, int, int]]) -> None:
+        """The view: (node, first block, blocks) were read for the first time. Fill waits until that is over."""
+        if touches:
+            with self._lock:
+                self._scheduler.touched(self._clock())
 
     def fetch_now(self, store: LayerStore, chunks: Iterable[int], deadline_s: float = NOW_DEADLINE_S) -> Future[None]:
         """Fetch chunks that a job waits for, nearly as urgent as a miss, in runs.
@@ -190,21 +194,21 @@ class Transfers:
 
     # What Landing asks and tells.
 
-    def sources(self) -> list[ChunkSource]:
-        """Whom to ask now, in turn."""
+    def sources(self, pack: str, chunks: Sequence[int]) -> list[ChunkSource]:
+        """Whom to ask now for these chunks, in turn."""
         with self._lock:
-            return [] if self._stopping else self._book.order(self._clock())
+            return [] if self._stopping else self._book.order(self._clock(), pack, chunks)
 
     def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
         with self._lock:
             self._book.failed(source, self._clock(), error.retry_after_s)
 
-    def source_lied(self, source: ChunkSource, reason: str) -> None:
-        """A source sent what it must not."""
+    def source_lied(self, source: ChunkSource, pack: str, chunk: int, reason: str) -> None:
+        """A source sent what it must not instead of this chunk."""
         self._figures.rejected(source.kind, reason)
         with self._lock:
-            self._book.lied(source, self._clock())
+            self._book.lied(source, pack, chunk, self._clock())
 
     def is_wanted(self, node: int, chunk: int) -> bool:
         """Whether a reader waits for the chunk."""
@@ -253,12 +257,12 @@ class Transfers:
         return min(times if wake_at is None else [wake_at, *times], default=float("inf"))
 
     def _run(self, job: Job, fetch: Fetch) -> None:
-        round_trip_s = None
+        outcome = Outcome()
         try:
-            round_trip_s = Landing(self, self._view, self._clock).run(job, fetch)
+            outcome = Landing(self, self._view, self._clock).run(job, fetch)
         finally:
             with self._lock:
-                self._scheduler.finished(fetch, self._clock(), round_trip_s)
+                self._scheduler.finished(fetch, self._clock(), outcome.round_trip_s, outcome.bad)
                 self._pump()
                 self._changed.notify_all()
 

@@ -126,9 +126,9 @@ class FakeTransfers:
         self.traced: list[tuple[int, int]] = []
         self.drained: Callable[[], None] = lambda: None
 
-    def add(self, store: FakeStore, name: str, node: int) -> None:
-        self.steps.take("add", node)
-        self.layers.add(node)
+    def add(self, store: FakeStore) -> None:
+        self.steps.take("add", store.node)
+        self.layers.add(store.node)
 
     def remove(self, node: int) -> None:
         self.steps.take("remove", node)

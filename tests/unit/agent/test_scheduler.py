@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from agent.transfer.scheduler import (
     DEMAND_SLOTS,
     NOW_SLOTS,
     RUN_CHUNKS,
+    TRACE_TRIES,
     Fetch,
     Kind,
     Landed,
@@ -227,6 +229,124 @@ def test_a_failed_trace_run_keeps_its_place(scheduler: Scheduler) -> None:
     assert scheduler.due(1.0) == [Fetch(2, (5, 1), Kind.TRACE)]
 
 
+def test_a_trace_gives_a_chunk_up_after_some_tries_and_keeps_no_other_layer_waiting(scheduler: Scheduler) -> None:
+    scheduler.add(3, LAYER.index, range(COUNT))
+    scheduler.want(2, [4])
+    (failing,) = scheduler.due(0.0)
+    scheduler.finished(failing, 0.0)  # layer 2 backs off
+    scheduler.give_up(2, [4])
+    scheduler.trace([(2, 5), (3, 1)])
+    now, tries, landed = 0.0, 0, False
+    while tries < TRACE_TRIES:
+        for fetch in scheduler.due(now):
+            if fetch.node == 2:
+                tries += 1
+                scheduler.finished(fetch, now)
+            else:
+                assert not tries, "the layer behind does not wait"
+                landed = True
+                land(scheduler, fetch, now)
+        now += 0.05
+    assert landed
+    assert scheduler.due(60.0) == []
+    scheduler.miss(2, offset(5), 1, 60.0)
+    assert scheduler.due(60.0) == [Fetch(2, (5,), Kind.DEMAND)]
+
+
+def test_what_cannot_start_is_no_start(scheduler: Scheduler) -> None:
+    scheduler.add(3, LAYER.index, range(COUNT))
+    scheduler.miss(2, offset(0), 1, 0.0)
+    scheduler.trace([(2, 5)])
+    now = 0.0
+    for _ in range(8):
+        for fetch in scheduler.due(now):
+            scheduler.finished(fetch, now)
+        now = scheduler.wake_at(now) or 0.0
+    for fetch in scheduler.due(now):
+        scheduler.finished(fetch, now)
+    scheduler.fill(3)
+    fetches = scheduler.due(now)
+    assert fetches, "layer 2 backs off with a reader and a trace"
+    assert all(fetch.node == 3 and fetch.kind is Kind.FILL for fetch in fetches)
+
+
+def test_a_chunk_that_came_wrong_rests_alone(scheduler: Scheduler) -> None:
+    scheduler.miss(2, offset(0), 1, 0.0)
+    now = 0.0
+    times: list[float] = []
+    while len(times) < 9:
+        for fetch in scheduler.due(now):
+            assert fetch.chunks == (0,)
+            times.append(now)
+            scheduler.finished(fetch, now, bad={0})
+            scheduler.miss(2, offset(len(times)), 1, now)
+            (other,) = scheduler.due(now)
+            assert other.chunks == (len(times),), "its layer goes on"
+            land(scheduler, other, now)
+        now = scheduler.wake_at(now) or 0.0
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1, 1])
+
+
+def test_a_reader_hurries_a_chunk_that_rests_for_long(scheduler: Scheduler) -> None:
+    scheduler.add(3, LAYER.index, [7])
+    scheduler.fill(3)
+    now = 0.0
+    for _ in range(9):
+        (fetch,) = scheduler.due(now)
+        scheduler.finished(fetch, now, bad={7})
+        now = scheduler.wake_at(now) or 0.0
+    (fetch,) = scheduler.due(now)
+    scheduler.finished(fetch, now, bad={7})
+    assert scheduler.due(now + 5.0) == []
+    scheduler.miss(3, offset(7), 1, now + 5.0)
+    assert scheduler.due(now + 5.0) == [Fetch(3, (7,), Kind.DEMAND)]
+
+
+def test_a_source_of_nothing_but_wrong_chunks_is_not_asked_for_all_of_them_at_once(scheduler: Scheduler) -> None:
+    scheduler.fill(2)
+    asked = 0
+    for tick in range(100):
+        for fetch in scheduler.due(tick / 10):
+            asked += len(fetch.chunks)
+            scheduler.finished(fetch, tick / 10, bad=fetch.chunks)
+    assert asked <= 3 * COUNT
+
+
+def test_first_touches_close_the_gate_at_once_and_end_with_quiet(scheduler: Scheduler) -> None:
+    scheduler.fill(2)
+    (first, *_) = scheduler.due(0.0)
+    scheduler.touched(1.0)
+    land(scheduler, first, 1.0)
+    assert scheduler.due(1.0) == []
+    scheduler.touched(1.2)
+    assert scheduler.due(1.1 + QUIET_S) == []
+    assert scheduler.wake_at(1.1 + QUIET_S) == pytest.approx(1.2 + QUIET_S)
+    assert scheduler.due(1.21 + QUIET_S)[0].kind is Kind.FILL
+
+
+def test_waking_costs_no_more_with_many_failing_layers_and_readers(scheduler: Scheduler) -> None:
+    """Counted in looks at the wanted chunks: 500 layers x 1,000 reads would be half a million."""
+    looks = 0
+
+    class Counted(dict[tuple[int, int], Any]):
+        def __iter__(self) -> Any:
+            nonlocal looks
+            for key in super().__iter__():
+                looks += 1
+                yield key
+
+    small = MadeLayer([1, 1])
+    for node in range(10, 510):
+        scheduler.add(node, small.index, range(2))
+        for chunk in range(2):
+            scheduler.miss(node, small.index.start(chunk), 1, 0.0)
+        scheduler._layers[node].backoff.failed(0.0, 0.5)
+    scheduler._wanted = Counted(scheduler._wanted)
+    assert scheduler.wake_at(0.0) is not None
+    assert looks <= 4 * 1000
+
+
 def test_the_last_chunk_completes_once(scheduler: Scheduler) -> None:
     assert scheduler.add(4, LAYER.index, []) is True
     scheduler.add(3, LAYER.index, [7])
@@ -276,7 +396,8 @@ class Machine(RuleBasedStateMachine):
         self.pump()
         urgent = [f for f in self.flying if f.kind in (Kind.DEMAND, Kind.NOW)]
         flying = {(f.node, c) for f in self.flying for c in f.chunks}
-        backing_off = self.scheduler._layers[node].failures > 0
+        layer = self.scheduler._layers[node]
+        backing_off = layer.backoff.failures > 0 or chunk in layer.bad
         if len(urgent) < DEMAND_SLOTS and not backing_off:
             assert (node, chunk) in flying | self.here, "a miss with a slot free flies at once"
 
@@ -304,10 +425,12 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish(self, data: Any) -> None:
         fetch = self.flying.pop(data.draw(st.integers(0, len(self.flying) - 1)))
-        for chunk in fetch.chunks[: data.draw(st.integers(0, len(fetch.chunks)))]:
+        came = data.draw(st.integers(0, len(fetch.chunks)))
+        for chunk in fetch.chunks[:came]:
             self.scheduler.landed(fetch.node, chunk, self.now)
             self.here.add((fetch.node, chunk))
-        self.scheduler.finished(fetch, self.now)
+        bad = data.draw(st.sets(st.sampled_from(fetch.chunks[came:]))) if fetch.chunks[came:] else set()
+        self.scheduler.finished(fetch, self.now, bad=bad)
         self.pump()
 
     @invariant()

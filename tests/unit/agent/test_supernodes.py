@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -84,17 +85,21 @@ async def test_closing_closes_them_all() -> None:
 
 
 class Control:
-    """A supernode's /v1/status. `document` is what it says, bytes as they are; `asked` how often."""
+    """A supernode's /v1/chunks. `document` is what it says, bytes as they are; `asked` how often; `answer` lets it."""
 
     def __init__(self) -> None:
         self.document: Any = {}
         self.status = 200
         self.asked = 0
+        self.answer = threading.Event()
+        self.answer.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                assert self.path == "/v1/chunks"
                 outer.asked += 1
+                outer.answer.wait(10)
                 body = outer.document if isinstance(outer.document, bytes) else json.dumps(outer.document).encode()
                 self.send_response(outer.status)
                 self.send_header("Content-Length", str(len(body)))
@@ -175,6 +180,39 @@ def test_chunk_bodies_are_located_once_and_anew_when_they_have_moved(
                 fetched(chunks)
     finally:
         store.file.close()
+
+
+def test_a_request_that_times_out_forgets_no_address(control: Control) -> None:
+    listener = Address("127.0.0.1", 0).listen()  # takes connections and never answers
+    control.document = {"chunks": f"http://127.0.0.1:{listener.getsockname()[1]}"}
+    chunks = SupernodeChunks(control.url, read_timeout_s=0.05)
+    try:
+        for _ in range(3):
+            with pytest.raises(TemporaryError):
+                fetched(chunks)
+        assert control.asked == 1
+    finally:
+        chunks.close()
+        listener.close()
+
+
+@pytest.mark.parametrize("document", [{"chunks": "http://127.0.0.1:9"}, {"chunks": None}])
+def test_only_one_thread_asks_where_and_all_get_its_answer(
+    control: Control, chunks: SupernodeChunks, document: Any
+) -> None:
+    control.document = document
+    control.answer.clear()
+    with ThreadPoolExecutor(16) as threads:
+        waiting = [threads.submit(fetched, chunks) for _ in range(16)]
+        while threads._work_queue.qsize() or not control.asked:
+            threading.Event().wait(0.01)
+        threading.Event().wait(0.1)  # whoever would ask too has asked by now
+        asked = control.asked
+        control.answer.set()
+        for future in waiting:
+            with pytest.raises(TemporaryError):
+                future.result(10)
+    assert asked == 1
 
 
 def test_a_supernode_without_chunk_bodies_at_the_moment_is_no_liar(control: Control, chunks: SupernodeChunks) -> None:

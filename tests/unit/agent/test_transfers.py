@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,10 +16,11 @@ from prometheus_client import CollectorRegistry
 from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.layerstore import LayerStore
+from agent.transfer.gate import QUIET_S
 from agent.transfer.scheduler import NOW_SLOTS
-from agent.transfer.sources import ChunkSource, SourceBook
+from agent.transfer.sources import QUARANTINE_S, ChunkSource, SourceBook
 from agent.transfer.transfers import Transfers
-from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.errors import NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire.messages import Priority
 
 LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
@@ -43,12 +46,12 @@ class Node:
         )
 
     def add(self, layer: MadeLayer) -> LayerStore:
-        return self.add_index(layer.index_data, layer.name)
+        return self.add_index(layer.index_data)
 
-    def add_index(self, index_data: bytes, name: str) -> LayerStore:
+    def add_index(self, index_data: bytes) -> LayerStore:
         store = self.chunks.create(index_data)
         self.completed[store.node] = threading.Event()
-        self.transfers.add(store, name, store.node)
+        self.transfers.add(store)
         return store
 
     def figure(self, name: str, **labels: str) -> float:
@@ -167,7 +170,7 @@ def test_a_layer_that_is_whole_when_added_is_reported(make_node: MakeNode) -> No
     assert node.completed[2].wait(10)
     node.completed[2].clear()
     node.transfers.remove(2)
-    node.transfers.add(store, LAYER.name, 2)
+    node.transfers.add(store)
     assert node.completed[2].wait(10)
 
 
@@ -208,19 +211,59 @@ def test_a_miss_never_repeats_what_is_in_flight(make_node: MakeNode) -> None:
     assert source.asked_chunks == [1, 2]
 
 
-def test_a_liar_is_left_out_and_its_bytes_never_seen(make_node: MakeNode) -> None:
+def test_a_liar_is_asked_last_and_its_bytes_never_seen(make_node: MakeNode) -> None:
     liar, honest = MemorySource(LAYER, name="liar"), MemorySource(LAYER, name="honest")
-    liar.spoil = lambda number, body: LAYER.encoded[2][1] if number == 1 else body
+    liar.spoil = lambda number, body: flipped(body)
     node = make_node(liar, honest)
     store = node.add(LAYER)
-    node.transfers.miss(2, START[1], 4096)
-    node.view.wait(("written", 2, START[1], END[1]))
-    assert node.view.bytes[2, START[1]] == LAYER.chunks[1]
+    node.transfers.fetch_now(store, [0, 1, 2]).result(10)
+    rejected = (
+        node.figure("imgdist_chunk_rejected_total", source="supernode", reason=why) for why in ("digest", "protocol")
+    )
+    assert sum(rejected) == 3
     asked = len(liar.asked)
     node.transfers.fetch_now(store, range(6)).result(10)
     assert len(liar.asked) == asked, "quarantined"
-    assert node.figure("imgdist_chunk_rejected_total", source="supernode", reason="digest") == 1
     assert image_of(store) == WHOLE
+
+
+def flipped(body: bytes) -> bytes:
+    return bytes([body[0] ^ 1]) + body[1:]
+
+
+def test_a_chunk_that_is_rotten_at_the_only_source_costs_nothing_else(make_node: MakeNode) -> None:
+    """It lies in the middle of a run, and stays rotten; its neighbours and another layer do not wait for it."""
+    other = MadeLayer([2, 2], seed=4)
+    source = MemorySource(LAYER, other)
+    source.spoil = lambda number, body: flipped(body) if body == LAYER.encoded[1][1] else body
+    node = make_node(source)
+    rotten, healthy = node.add(LAYER), node.add(other)
+    with pytest.raises(TemporaryError, match="in time"):
+        node.transfers.fetch_now(rotten, [0, 1, 2, 4, 5], deadline_s=0.5).result(10)
+    assert rotten.missing_chunks() == [1]
+    node.transfers.fill(rotten)
+    for chunk in (0, 1):
+        node.transfers.fetch_now(healthy, [chunk], deadline_s=0.5).result(10)
+    source.spoil = lambda number, body: body
+    node.transfers.miss(rotten.node, START[1], 4096)
+    node.view.wait(("written", rotten.node, START[1], END[1]), 5)
+
+
+def test_of_a_broken_answer_only_the_chunk_where_it_broke_is_to_blame(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+
+    def break_at_two(number: int, body: bytes) -> bytes:
+        if number == 2:
+            raise ProtocolError("expected chunk 2, got nonsense")
+        return body
+
+    source.spoil = break_at_two
+    node = make_node(source)
+    store = node.add(LAYER)
+    with pytest.raises(TemporaryError, match="in time"):
+        node.transfers.fetch_now(store, [0, 1, 2, 4, 5], deadline_s=0.5).result(10)
+    assert store.missing_chunks() == [2]
+    assert node.figure("imgdist_chunk_rejected_total", source="supernode", reason="protocol") >= 1
 
 
 def test_the_only_source_may_err_once(make_node: MakeNode) -> None:
@@ -298,7 +341,7 @@ def test_what_another_pack_has_is_copied_not_fetched(make_node: MakeNode) -> Non
     source = MemorySource(LAYER)
     node = make_node(source)
     store = node.add(LAYER)
-    other = node.add_index(shared, "no source has it")
+    other = node.add_index(shared)
     node.transfers.fetch_now(store, range(6)).result(10)
     node.transfers.miss(other.node, other.index.start(0), 4096)
     node.view.wait(("written", other.node, other.index.start(0), other.index.start(0) + 64 * 4096))
@@ -320,11 +363,48 @@ def test_a_rotten_copy_is_not_taken(make_node: MakeNode) -> None:
     twin_index = make_index([LAYER.chunks[2], twin_layer.chunks[0]])
     second = MadeLayer([1])
     second.encoded = [LAYER.encoded[2], twin_layer.encoded[0]]
-    source.layers["twin"] = second
-    twin = node.add_index(twin_index, "twin")
+    twin = node.add_index(twin_index)
+    source.layers[twin.pack_id.hex()] = second
     node.transfers.fetch_now(twin, [0]).result(10)
-    assert ("twin", (0,), Priority.DEMAND) in source.asked
+    assert (twin.pack_id.hex(), (0,), Priority.DEMAND) in source.asked
     assert LAYER.chunks[2] in image_of(twin)
+
+
+def test_a_copy_that_cannot_be_read_is_fetched_and_not_tried_again(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = make_index([LAYER.chunks[2], b"own " * 1024])
+    second = MadeLayer([1])
+    second.encoded = [LAYER.encoded[2]]
+    source = MemorySource(LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    node.transfers.fetch_now(store, range(6)).result(10)
+    tried: list[int] = []
+
+    def fail(chunk: int, out: memoryview) -> None:
+        tried.append(chunk)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "read_into", fail)
+    twin = node.add_index(shared)
+    with pytest.raises(TemporaryError):
+        node.transfers.fetch_now(twin, [0], deadline_s=0.3).result(10)
+    source.layers[twin.pack_id.hex()] = second
+    node.transfers.fetch_now(twin, [0], deadline_s=5).result(10)
+    assert tried == [2]
+    assert LAYER.chunks[2] in image_of(twin)
+
+
+def test_first_touches_hold_fill_though_nothing_misses(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER))
+    store = node.add(LAYER)
+    node.transfers.touched([])
+    node.transfers.touched([(store.node, 1, 1)])
+    touched = time.monotonic()
+    node.transfers.fill(store)
+    assert node.completed[store.node].wait(10)
+    assert time.monotonic() - touched >= QUIET_S - 0.05
 
 
 def test_drain_fills_everything_or_names_what_is_left(make_node: MakeNode) -> None:
@@ -353,19 +433,40 @@ def test_stop_cuts_what_hangs(make_node: MakeNode) -> None:
         waiting.result(0)
 
 
-def test_failing_sources_are_asked_last_and_liars_not_at_all() -> None:
+def test_failing_sources_are_asked_last_and_liars_after_them() -> None:
     first, second = MemorySource(name="a"), MemorySource(name="b")
     book = SourceBook([first, second])
+
+    def order(now: float, *chunks: int) -> list[ChunkSource]:
+        return book.order(now, "pack", chunks)
+
     book.failed(first, 10.0)
-    assert book.order(10.0) == [second, first]
-    assert book.order(10.2) == [first, second]
+    assert order(10.0) == [second, first]
+    assert order(10.2) == [first, second]
     book.failed(first, 10.0, retry_after_s=3.0)
-    assert book.order(12.0) == [second, first]
+    assert order(12.0) == [second, first]
+    book.lied(second, "pack", 7, 12.0)
+    assert order(12.0, 6, 7) == [first, second], "who fails may still have it right"
+    assert order(12.0, 6) == [second, first], "a rotten chunk says nothing of the others"
+    assert book.order(12.0, "other", [7]) == [second, first]
+    assert order(12.0 + QUARANTINE_S[1], 7) == [first, second]
     book.succeeded(first)
-    assert book.order(12.0) == [first, second]
-    for expected in (1.0, 2.0, 4.0):
-        book.lied(second, 20.0)
-        assert book.order(20.0 + expected - 0.01) == [first]
-        assert book.order(20.0 + expected) == [first, second]
-    book.lied(second, 2000.0)
-    assert book.order(2001.0) == [first, second], "old lies are forgotten"
+    assert order(12.5) == [first, second]
+
+
+def test_several_different_lies_put_a_source_last_for_longer_and_longer() -> None:
+    first, second = MemorySource(name="a"), MemorySource(name="b")
+    book = SourceBook([first, second])
+    for _ in range(9):
+        book.lied(first, "pack", 1, 1000.0)
+    book.lied(first, "pack", 2, 1000.0)
+    assert book.order(1000.0, "pack", [9]) == [first, second], "two chunks, however often"
+    now = 1000.0
+    for chunk, expected in ((3, 1.0), (4, 2.0), (5, 4.0)):
+        book.lied(first, "pack", chunk, now)
+        assert book.order(now + expected - 0.01, "pack", [9]) == [second, first]
+        now += expected
+        assert book.order(now, "pack", [9]) == [first, second]
+    for chunk in range(3):
+        book.lied(first, "pack", chunk, 3000.0)
+    assert book.order(3001.0, "pack", [9]) == [first, second], "old lies are forgotten"

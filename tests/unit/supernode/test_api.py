@@ -284,7 +284,11 @@ async def test_health_status_and_figures(world: World) -> None:
         for path, code in (("/healthz", 200), ("/readyz", 200)):
             async with http.get(world.tcp + path) as response:
                 assert response.status == code
+        async with http.get(world.tcp + "/v1/chunks") as response:
+            assert await response.json() == {"chunks": status["chunks"]}
         world.chunks = None
+        async with http.get(world.tcp + "/v1/chunks") as response:
+            assert await response.json() == {"chunks": None}
         async with http.get(world.tcp + "/readyz") as response:
             assert response.status == 503
         async with http.get(world.tcp + "/metrics") as response:
