@@ -467,6 +467,8 @@ def test_several_different_lies_put_a_source_last_for_longer_and_longer() -> Non
         assert book.order(now + expected - 0.01, "pack", [9]) == [second, first]
         now += expected
         assert book.order(now, "pack", [9]) == [first, second]
+    book.lied(first, "pack", 5, now)
+    assert book.order(now, "pack", [9]) == [first, second], "the same lie again is no news"
     for chunk in range(3):
         book.lied(first, "pack", chunk, 3000.0)
     assert book.order(3001.0, "pack", [9]) == [first, second], "old lies are forgotten"
