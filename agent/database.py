@@ -85,11 +85,7 @@ class Database:
 
     def reserve(self, node: int) -> None:
         """Give no pack a number up to this one, except that which it kept."""
-        self._run(
-            lambda connection: connection.execute(
-                "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'packs' AND seq < ?1", (node,)
-            )
-        )
+        self._write("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'packs' AND seq < ?1", (node,))
 
     def packs(self) -> dict[int, bytes]:
         """Node number to pack id of every pack known."""
@@ -101,7 +97,7 @@ class Database:
     def add_chunks(self, node: int, digests: Iterable[tuple[int, bytes]]) -> None:
         """Record (chunk number, digest) of a pack; idempotent."""
         rows = [(_prefix(digest), node, number) for number, digest in digests]
-        self._run(lambda connection: connection.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", rows))
+        self._write("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", *rows)
 
     def twins(self, node: int) -> list[Twin]:
         """Chunks of a pack that other packs have too, wherever their bytes are present by now or not."""
@@ -116,6 +112,15 @@ class Database:
         """Finish what was asked and close the file."""
         self._owner.submit(self._connection.close).result()
         self._owner.shutdown()
+
+    def _write(self, statement: str, *rows: tuple[object, ...]) -> None:
+        """Execute one statement for each row. Not by `_run` with a lambda: that would return the cursor, which freed by
+        the caller's thread meets the owner's next use of the same statement."""
+
+        def job(connection: sqlite3.Connection) -> None:
+            connection.executemany(statement, rows)
+
+        self._run(job)
 
     def _run(self, job: Callable[[sqlite3.Connection], _T]) -> _T:
         def transaction() -> _T:

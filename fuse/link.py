@@ -7,6 +7,7 @@ could not be sent is not lost: `ready`, `written` and `fail` without a view do n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -88,7 +89,8 @@ class ViewLink:
         self._closed.set()
         with self._lock:
             if self._socket is not None:
-                self._socket.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # the link's thread may just have closed it
+                    self._socket.shutdown(socket.SHUT_RDWR)
         if self._thread.ident is not None:
             self._thread.join()
         for shown in self._layers.values():

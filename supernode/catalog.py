@@ -47,9 +47,7 @@ class Catalog:
 
     async def keep_tag(self, name: str, tag: str, digest: str) -> None:
         """Remember what a tag names now."""
-        await self._database.call(
-            lambda db: db.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, tag, digest))
-        )
+        await self._database.write("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, tag, digest))
 
     async def declined(self) -> dict[str, str]:
         """Reasons by layer digest, of the layers that this release cannot convert."""
@@ -60,6 +58,4 @@ class Catalog:
 
     async def keep_declined(self, layer_digest: str, reason: str) -> None:
         """Remember that a layer cannot be converted, and why."""
-        await self._database.call(
-            lambda db: db.execute("INSERT OR REPLACE INTO declined VALUES (?, ?, ?)", (layer_digest, RELEASE, reason))
-        )
+        await self._database.write("INSERT OR REPLACE INTO declined VALUES (?, ?, ?)", (layer_digest, RELEASE, reason))

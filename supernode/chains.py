@@ -17,9 +17,7 @@ class Chains:
     async def keep(self, chains: Sequence[Chain]) -> None:
         """Remember an image's chain IDs."""
         rows = [(c.chain_id, c.layer_digest, c.diff_id, c.name, c.manifest_digest, c.platform) for c in chains]
-        await self._database.call(
-            lambda db: db.executemany("INSERT OR REPLACE INTO chains VALUES (?, ?, ?, ?, ?, ?)", rows)
-        )
+        await self._database.write("INSERT OR REPLACE INTO chains VALUES (?, ?, ?, ?, ?, ?)", *rows)
 
     async def find(self, chain_id: str) -> Chain | None:
         """The layer that a chain ID ends with."""

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from imgdist.errors import TemporaryError
 
@@ -36,7 +36,11 @@ class Database:
         self._owner = ThreadPoolExecutor(1, "database")
 
     async def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """The result of `work(connection)`; committed, or rolled back if it raises. TemporaryError if SQLite fails."""
+        """The result of `work(connection)`; committed, or rolled back if it raises. TemporaryError if SQLite fails.
+
+        `work` must not return a cursor: freed by the caller's thread, it meets the owner's next use of the same
+        statement ("bad parameter or other API misuse", seen in half the runs of a test).
+        """
 
         def transaction() -> T:
             try:
@@ -46,6 +50,14 @@ class Database:
                 raise TemporaryError(f"the supernode's database: {error}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._owner, transaction)
+
+    async def write(self, statement: str, *rows: tuple[Any, ...]) -> None:
+        """Execute one statement for each of `rows`, in one transaction. TemporaryError if SQLite fails."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(statement, rows)
+
+        await self.call(work)
 
     def close(self) -> None:
         """Finish what was called and close the file."""
