@@ -47,6 +47,11 @@ class FillGate:
             self._held_since = now
         return now - self._held_since >= self.hold_s and not busy and now >= self._share_from
 
+    @property
+    def is_low(self) -> bool:
+        """Whether what is open is a low share beside a start, rather than the quiet node."""
+        return self._held_since is not None and not self.ungated
+
     def opens_at(self, now: float, starting: bool, busy: int) -> float | None:
         """When `is_open` may change its answer by time alone; None: it waits for an event, or is open."""
         times = [] if starting else [self._last_read + self.quiet_s]

@@ -23,8 +23,9 @@ OUTSTANDING_LEAST = 16 * 1024
 OUTSTANDING_MOST = 4 * 1024 * 1024
 """Bytes of one filling connection on their way: four connections at the least are 5 ms of a 200 Mbit/s link; the most
 is 1 Gbit/s x 32 ms each (both guesses)."""
-OUTSTANDING_CALM = 1024 * 1024
-"""While nothing is urgent: four chunks, so that a slow reader costs a wakeup a chunk [measured: 0.24-0.30 CPU-s/GB;
+OUTSTANDING_CALM = 256 * 1024
+"""While nothing is urgent: a chunk, so that a slow reader costs a wakeup a chunk, and the first miss after a calm waits
+for no more than that a connection [measured with four chunks: 0.24-0.30 CPU-s/GB, first misses of 57-227 ms;
 0.62 by the delay; 0.70 by looking every millisecond; 0.19-0.30 without a bound]."""
 DELAY_S = 0.002
 """How long a queue fill may cause: LEDBAT's rule (RFC 6817), whose 100 ms would cost twenty misses (a guess)."""
