@@ -19,13 +19,14 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from bench.miss_image import FILES, TREE, make
-from bench.miss_node import Node, free_port, stopped_chunk_server
+from bench.miss_node import Node, stopped_chunk_server
 from bench.report import Report, Row
 from imgdist.demo import caches, leftovers, machine
 from imgdist.demo.agent import Supernode
 from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
 from imgdist.demo.link import Link
+from imgdist.demo.ports import free_port
 from imgdist.demo.processes import command
 from imgdist.demo.push import push
 from imgdist.demo.registry import registry

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -146,11 +145,3 @@ def stopped_chunk_server(supernode: Supernode) -> Iterator[None]:
     finally:
         for pid in servers:
             os.kill(pid, signal.SIGCONT)
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

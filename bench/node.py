@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import sysconfig
 import tarfile
 import tempfile
@@ -16,6 +15,7 @@ from imgdist.demo import leftovers
 from imgdist.demo.agent import Agent, Supernode
 from imgdist.demo.image import Image, ImageWriter, member
 from imgdist.demo.interrupts import shielded
+from imgdist.demo.ports import free_port
 from imgdist.demo.push import push
 from imgdist.demo.registry import registry
 
@@ -48,23 +48,9 @@ def site() -> Iterator[Site]:
     directory = Path(tempfile.mkdtemp(prefix="imgdist-", dir="/var/tmp"))
     with ExitStack() as undo:
         undo.callback(_remove, directory)
-        first, second, third = free_ports(3, consecutive_from=1)
-        address = undo.enter_context(registry(directory / "registry", f"127.0.0.1:{first}"))
-        assert third == second + 1, "chunk bodies are served on the port after the control API's"
-        supernode = Supernode(directory / "supernode", f"127.0.0.1:{second}", plain_http=[address])
+        address = undo.enter_context(registry(directory / "registry", f"127.0.0.1:{free_port()}"))
+        supernode = Supernode(directory / "supernode", f"127.0.0.1:{free_port()}", plain_http=[address])
         yield Site(directory, address, undo.enter_context(supernode))
-
-
-def free_ports(count: int, *, consecutive_from: int = 0) -> list[int]:
-    """Loopback ports that nobody listens on; those from index `consecutive_from` on follow one another."""
-    while True:
-        with ExitStack() as stack:
-            ports = [_bound(stack, 0) for _ in range(consecutive_from + 1)]
-            try:
-                ports += [_bound(stack, ports[-1] + step) for step in range(1, count - consecutive_from)]
-            except (OSError, OverflowError):
-                continue
-            return ports
 
 
 def image_of_this_machine(directory: Path, layers: int, layer_bytes: int) -> Image:
@@ -99,13 +85,6 @@ def _files() -> Iterator[Path]:
         for path in sorted(source.rglob("*")):
             if path.is_file() and not path.is_symlink() and path.stat().st_size <= 8 << 20:
                 yield path
-
-
-def _bound(stack: ExitStack, port: int) -> int:
-    listener = stack.enter_context(socket.socket())
-    listener.bind(("127.0.0.1", port))
-    found: int = listener.getsockname()[1]
-    return found
 
 
 def _remove(directory: Path) -> None:
