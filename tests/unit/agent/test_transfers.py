@@ -309,12 +309,13 @@ def test_a_source_without_this_pack_is_still_asked_first_for_others(make_node: M
 def test_a_source_that_returns_heals_readers_without_being_told(make_node: MakeNode) -> None:
     source = FailingSource(TemporaryError("refused"), LAYER)
     node = make_node(source)
-    node.add(LAYER)
+    store = node.add(LAYER)
     node.transfers.miss(2, START[1], 4096)
     while len(source.asked) < 3:
         threading.Event().wait(0.01)
     source.error = None
     node.view.wait(("written", 2, START[1], END[1]), 5)
+    assert store.has(1)
 
 
 def test_no_source_at_all_ends_a_job_at_its_deadline(make_node: MakeNode) -> None:

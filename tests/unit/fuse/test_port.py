@@ -147,8 +147,11 @@ def test_layer_without_a_view_is_told_so(tmp_path: Path) -> None:
 
 def test_ring_buffers_come_back(bench: Bench) -> None:
     link = bench.link(Misses())
+    used = [acquired(link)]
     for _ in range(3 * channel.RING_BUFFERS):
-        link.ready(99, 0, BLOCK, acquired(link))
+        link.ready(99, 0, BLOCK, used[-1])
+        used.append(acquired(link))
+    assert set(used) <= set(range(channel.RING_BUFFERS))
     link.close()
 
 
