@@ -170,7 +170,9 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     )
     stack.callback(transfers.stop)
     mounter = Mounter(root / "l", run / "view", link)
-    catalog = Catalog(chunks, mounter, transfers, tasks, fill=config.fill.enabled, switch_idle_s=config.switch.idle_s)
+    catalog = Catalog(
+        chunks, mounter, transfers, tasks, fill=config.fill.mode == "full", switch_idle_s=config.switch.idle_s
+    )
     images = Images(
         supernodes,
         catalog,
@@ -180,6 +182,7 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
         tasks,
         platform=str(Platform.of_this_machine()),
         traces=config.trace.enabled,
+        prefetch=config.fill.mode != "none",
     )
     layers = NodeLayers(images, catalog)
     sharing = Sharing()

@@ -60,7 +60,9 @@ class Images:
         *,
         platform: str,
         traces: bool,
+        prefetch: bool,
     ) -> None:
+        """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first."""
         self._supernodes = supernodes
         self._catalog = catalog
         self.known = known
@@ -69,6 +71,7 @@ class Images:
         self._tasks = tasks
         self._platform = platform
         self._traces = traces
+        self._prefetch = prefetch
         self._jobs: dict[tuple[str, str | None], SharedWork[ImageJob]] = {}
         self._opening: dict[str, SharedWork[Layer]] = {}
         self.indexing: dict[str, KnownLayer] = {}
@@ -217,7 +220,7 @@ class Images:
     async def _follow_trace(self, job: ImageJob, recorded: bool) -> None:
         """Fetch what earlier starts of this image read, then watch what this one reads."""
         entries: list[tuple[str, int]] = []
-        if recorded:
+        if recorded and self._prefetch:
             try:
                 trace = await self._supernodes.trace(job.image.manifest_digest)
                 entries = unpack(trace) if trace is not None else []

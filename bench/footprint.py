@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> Report:
 def _read_whole(place: Site, reference: str) -> tuple[list[Row], _Spent]:
     """Every file read by several readers while nothing fills: each read a miss, the ring in use. Rows, and what
     mounting alone took."""
-    with place.agent("read", ["fill.enabled=false"]) as agent:
+    with place.agent("read", ["fill.mode=trace"]) as agent:
         node = _Node(agent)
         empty = sum(node.rss_mib().values())
         with _Peak(node) as peak, _shown(agent, reference) as tree:

@@ -32,7 +32,7 @@ class Node:
         self._reference = reference
         self._content = image.directory / "content"
         self._digest = image.layers[0].digest
-        settings = ["stop_timeout_s=0", "trace.enabled=false", f"fill.enabled={str(fill).lower()}"]
+        settings = ["stop_timeout_s=0", "trace.enabled=false", f"fill.mode={'full' if fill else 'none'}"]
         self._agent = Agent(directory, [supernode.url], settings=settings)
         self._buffer = memoryview(bytearray(BLOCK))
         self._undo = ExitStack()

@@ -33,6 +33,12 @@ class RegistryConfig(Struct, frozen=True, forbid_unknown_fields=True):
     docker_config: Annotated[str, Meta(description="docker config.json with credentials; empty: anonymous")] = ""
 
 
+class TrackerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a supernode keeps account of which agents are in which swarms."""
+
+    probe: Annotated[bool, Meta(description="tell agents only of others whose address answers from here")] = True
+
+
 class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`imgdist supernode`."""
 
@@ -52,6 +58,7 @@ class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
 class ReadConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,11 +72,29 @@ class ReadConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class FillConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The background fill of layers that are mounted but not complete."""
 
-    enabled: Annotated[bool, Meta(description="fetch what nobody has read yet")] = True
+    mode: Annotated[
+        Literal["full", "trace", "none"],
+        Meta(description="what is fetched unread: whole layers, only what earlier starts touched, nothing"),
+    ] = "full"
+    delay_s: Annotated[float, Meta(ge=0, description="seconds from a layer's first mount to its fill")] = 0.0
     quiet_s: Annotated[float, Meta(ge=0, description="seconds without a miss on the node before fill goes on")] = 0.3
     patience_s: Annotated[float, Meta(ge=0, description="seconds after which fill takes a low share all the same")] = (
         10.0
     )
+
+
+class SwarmConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How this node exchanges chunks with others. Rates are of chunk bodies, over all layers."""
+
+    enabled: Annotated[bool, Meta(description="fetch chunks from other agents and serve them")] = True
+    neighbours: Annotated[int, Meta(ge=1, le=256, description="agents this one keeps a connection with")] = 24
+    up_bytes_per_s: Annotated[int, Meta(ge=0, description="most bytes a second to other agents; 0: no cap")] = 0
+    down_bytes_per_s: Annotated[
+        int, Meta(ge=0, description="most bytes a second of what no reader waits for; 0: no cap")
+    ] = 0
+    start_jitter_s: Annotated[
+        float, Meta(ge=0, le=3600, description="a layer's fill begins at random within so many seconds")
+    ] = 0.0
 
 
 class SwitchConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,6 +124,13 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     plain_http: Annotated[
         tuple[str, ...], Meta(description="registries (host or host:port) spoken to without TLS")
     ] = ()
+    peer_listen: Annotated[
+        str, Meta(description="chunks for other agents, host:port; with configured supernodes only")
+    ] = "127.0.0.1:7651"
+    peer_advertise: Annotated[
+        str, Meta(description="host:port that other agents are told; empty: the host a supernode sees, that port")
+    ] = ""
+    zone: Annotated[str, Meta(description="rack or zone; agents of the same one are preferred")] = ""
     allow_plain: Annotated[bool, Meta(description="use addresses other than loopback without TLS")] = False
     log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
     stop_timeout_s: Annotated[
@@ -111,6 +143,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     fill: FillConfig = field(default_factory=FillConfig)
+    swarm: SwarmConfig = field(default_factory=SwarmConfig)
     switch: SwitchConfig = field(default_factory=SwitchConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
 

@@ -29,7 +29,7 @@ from imgdist.demo.registry import registry
 from imgdist.errors import ImgdistError
 
 _BIG = random.Random(3).randbytes(6_000_000)
-_LAZY = ("--set", "fill.enabled=false", "--set", "trace.enabled=false")
+_LAZY = ("--set", "fill.mode=none", "--set", "trace.enabled=false")
 _QUICK = ("--set", "fill.quiet_s=0", "--set", "switch.idle_s=0.1")
 _NOBODY = ("--supernode", "http://127.0.0.1:9")  # the discard port: nobody listens
 LAYER_KEYS = {"digest", "diff_id", "pack_id", "state", "size_bytes", "present_bytes", "sources"}

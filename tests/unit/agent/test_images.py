@@ -96,7 +96,7 @@ class World:
         self._tasks, self._directory = tasks, directory
         self.images = self.make()
 
-    def make(self, traces: bool = True) -> Images:
+    def make(self, traces: bool = True, prefetch: bool = True) -> Images:
         return Images(
             self.supernodes,
             self.node.catalog,
@@ -106,6 +106,7 @@ class World:
             self._tasks,
             platform="linux/amd64",
             traces=traces,
+            prefetch=prefetch,
         )
 
     def resolved(self) -> int:
@@ -306,6 +307,14 @@ async def test_switched_off_traces_are_neither_asked_for_nor_recorded(tmp_path: 
         await images.layer(REFERENCE, digest(5), None)
         images.started(made.node.catalog.all()[0].pack_id)
     assert made.recorded == [("started", MANIFEST)]
+
+
+async def test_a_node_that_prefetches_nothing_records_starts(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, trace=True)
+        made.supernodes.traces = AssertionError("not asked for")
+        await made.make(prefetch=False).layer(REFERENCE, digest(5), None)
+    assert made.recorded == [("open", MANIFEST)]
 
 
 async def test_a_container_starts_the_images_that_end_with_its_top_layer(tmp_path: Path) -> None:
