@@ -44,7 +44,7 @@ class TraceKeeper:
     async def _upload(self, updates: list[TraceUpdate]) -> None:
         for update in updates:
             try:
-                await self._supernodes.put_trace(update.manifest_digest, pack(update.entries))
+                await self._supernodes.put_trace(update.manifest_digest, pack(update))
             except ImgdistError as error:
                 # A trace is a hint: the next start records it again.
                 log.info("trace of %s was not kept: %s", update.manifest_digest, error)

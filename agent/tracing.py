@@ -7,8 +7,9 @@ are always fetched first. Pure: the clock comes with each call, uploading is the
 
 from __future__ import annotations
 
+import secrets
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from imgdist.errors import ProtocolError
@@ -28,10 +29,13 @@ QUIET_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TraceUpdate:
-    """New entries of one image's trace: (layer digest, chunk number) in order of first touch."""
+    """New entries of one image's trace: (layer digest, chunk number) in order of first touch. `layers` are all whose
+    reads were seen; `start` is the same for all pieces of one start, and nobody else's."""
 
     manifest_digest: str
     entries: tuple[tuple[str, int], ...]
+    layers: tuple[str, ...] = ()
+    start: int = 0
 
 
 @dataclass(slots=True)
@@ -39,6 +43,7 @@ class _Window:
     layers: dict[int, tuple[str, Index]]
     closes_at: float
     last_touch: float
+    start: int
     started: bool = False
     seen: set[tuple[int, int]] = field(default_factory=set)
     fresh: list[tuple[str, int]] = field(default_factory=list)
@@ -47,15 +52,17 @@ class _Window:
 class TraceRecorder:
     """Gathers the traces of all images that are starting on this node."""
 
-    def __init__(self, window_s: float) -> None:
+    def __init__(self, window_s: float, number: Callable[[], int] = lambda: secrets.randbits(63) | 1) -> None:
+        """`number` makes the numbers of starts: random, not 0."""
         self._window_s = window_s
+        self._number = number
         self._windows: dict[str, _Window] = {}
 
     def open(self, manifest_digest: str, layers: Mapping[int, tuple[str, Index]], now: float) -> None:
         """Record reads of `layers` (node number: layer digest, index) for this image from `now` on."""
         window = self._windows.get(manifest_digest)
         if window is None:
-            self._windows[manifest_digest] = _Window(dict(layers), now + self._window_s, now)
+            self._windows[manifest_digest] = _Window(dict(layers), now + self._window_s, now, self._number())
         else:
             window.layers.update(layers)
             window.closes_at = now + self._window_s
@@ -82,7 +89,8 @@ class TraceRecorder:
             closed = everything or now >= window.closes_at
             quiet = window.started and now - window.last_touch >= QUIET_S
             if window.fresh and window.started and (closed or quiet):
-                updates.append(TraceUpdate(manifest_digest, tuple(window.fresh)))
+                layers = tuple(dict.fromkeys(digest for digest, _ in window.layers.values()))
+                updates.append(TraceUpdate(manifest_digest, tuple(window.fresh), layers, window.start))
                 window.fresh.clear()
             if closed:
                 del self._windows[manifest_digest]
@@ -98,13 +106,15 @@ class TraceRecorder:
             window.last_touch = now
 
 
-def pack(entries: Iterable[tuple[str, int]]) -> Trace:
-    """(layer digest, chunk) in order, as a document."""
+def pack(update: TraceUpdate) -> Trace:
+    """An update as a document."""
     numbers: dict[str, int] = {}
     packed = bytearray()
-    for digest, chunk in entries:
+    for digest, chunk in update.entries:
         packed += _ENTRY.pack(numbers.setdefault(digest, len(numbers)), chunk)
-    return Trace(VERSION, tuple(numbers), bytes(packed))
+    for digest in update.layers:
+        numbers.setdefault(digest, len(numbers))
+    return Trace(VERSION, tuple(numbers), bytes(packed), update.start)
 
 
 def unpack(trace: Trace) -> list[tuple[str, int]]:

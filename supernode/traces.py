@@ -1,15 +1,18 @@
-"""Start-up traces: per image manifest, the chunks that starts touched, in order, merged over nodes.
+"""Start-up traces on a supernode's disk: per image manifest what its starts touched, merged over nodes.
 
-One msgpack file per manifest, ROOT/traces/<hex>. The first node's order stays; what later starts touched besides is
-appended, up to a bound.
+One msgpack file per manifest, ROOT/traces/<hex> (`tracemerge.Kept`). Files that no start asked for or added to in a
+long time go, and the oldest ones when all together are too large.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import struct
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import aiofiles
 import aiofiles.os
@@ -19,48 +22,63 @@ from imgdist.errors import ProtocolError, UsageError
 from imgdist.oci.reference import is_sha256
 from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.control import TRACE_ENTRIES_MAX, TRACE_LAYERS_MAX, Trace
+from supernode.tracemerge import ENTRY, KEPT_VERSION, Kept, merge, told
 
-ENTRY = struct.Struct("<HI")
-TRACE_MAX = TRACE_ENTRIES_MAX * ENTRY.size + TRACE_LAYERS_MAX * 80 + 64
+TRACE_MAX = TRACE_ENTRIES_MAX * ENTRY.size + TRACE_LAYERS_MAX * 80 + 128
 """Bytes of an encoded trace."""
+UNUSED_S = 30 * 24 * 3600.0
+"""A trace that nobody used for so long is of an image that nobody starts (a guess)."""
+TOTAL_MAX = 256 << 20
+"""Bytes of all traces together: a thousand images of 25,000 chunks each (a guess)."""
+
+_T = TypeVar("_T", Trace, Kept)
 
 
 def decode(raw: bytes) -> Trace:
-    """Read and check a trace. Raises ProtocolError."""
-    try:
-        trace = msgspec.msgpack.decode(raw, type=Trace)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"trace: {error}") from None
-    if trace.v != FORMAT_VERSION:
-        raise ProtocolError(f"trace has format version {trace.v}; expected {FORMAT_VERSION}")
-    if len(trace.layers) > TRACE_LAYERS_MAX or not all(map(is_sha256, trace.layers)):
-        raise ProtocolError(f"trace: expected at most {TRACE_LAYERS_MAX} layers named by sha256 digests")
-    if len(trace.entries) % ENTRY.size or len(trace.entries) > TRACE_ENTRIES_MAX * ENTRY.size:
-        raise ProtocolError(f"trace: {len(trace.entries)} bytes of entries; expected at most {TRACE_ENTRIES_MAX} of 6")
-    if any(layer >= len(trace.layers) for layer, _ in ENTRY.iter_unpack(trace.entries)):
-        raise ProtocolError(f"trace: an entry names a layer beyond the {len(trace.layers)} listed")
+    """Read and check a trace as a node sends it. Raises ProtocolError."""
+    trace = _decoded(raw, Trace, FORMAT_VERSION)
+    _check(trace.layers, trace.entries)
     return trace
 
 
-def merge(first: Trace | None, second: Trace) -> Trace:
-    """`first`, then the chunks of `second` that it lacks; each chunk once, bounded. Idempotent."""
-    numbers: dict[str, int] = {}
-    seen: dict[tuple[int, int], None] = {}
-    for trace in filter(None, (first, second)):
-        for layer, chunk in ENTRY.iter_unpack(trace.entries):
-            digest = trace.layers[layer]
-            if digest not in numbers and len(numbers) == TRACE_LAYERS_MAX:
-                continue
-            seen[numbers.setdefault(digest, len(numbers)), chunk] = None
-    entries = b"".join(ENTRY.pack(*entry) for entry, _ in zip(seen, range(TRACE_ENTRIES_MAX), strict=False))
-    return Trace(FORMAT_VERSION, tuple(numbers), entries)
+def decode_kept(raw: bytes) -> Kept:
+    """Read and check a file's content. Raises ProtocolError."""
+    kept = _decoded(raw, Kept, KEPT_VERSION)
+    _check(kept.layers, kept.entries)
+    if len(kept.weights) * ENTRY.size != len(kept.entries) * 4 or len(kept.totals) != len(kept.layers):
+        raise ProtocolError(
+            f"trace: {len(kept.weights)} bytes of weights for {len(kept.entries)} of entries, "
+            f"{len(kept.totals)} totals for {len(kept.layers)} layers"
+        )
+    return kept
+
+
+def _decoded(raw: bytes, kind: type[_T], version: int) -> _T:
+    try:
+        found = msgspec.msgpack.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"trace: {error}") from None
+    if found.v != version:
+        raise ProtocolError(f"trace has format version {found.v}; expected {version}")
+    return found
+
+
+def _check(layers: tuple[str, ...], entries: bytes) -> None:
+    if len(layers) > TRACE_LAYERS_MAX or not all(map(is_sha256, layers)):
+        raise ProtocolError(f"trace: expected at most {TRACE_LAYERS_MAX} layers named by sha256 digests")
+    if len(entries) % ENTRY.size or len(entries) > TRACE_ENTRIES_MAX * ENTRY.size:
+        raise ProtocolError(f"trace: {len(entries)} bytes of entries; expected at most {TRACE_ENTRIES_MAX} of 6")
+    if any(layer >= len(layers) for layer, _ in ENTRY.iter_unpack(entries)):
+        raise ProtocolError(f"trace: an entry names a layer beyond the {len(layers)} listed")
 
 
 class Traces:
-    """The traces under one directory, which exists."""
+    """The traces under one directory, which exists. `clock` is the file system's: seconds since 1970."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, total_max: int = TOTAL_MAX, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory
+        self._total_max = total_max
+        self._clock = clock
         # Two nodes that report one start together must not each merge into the old trace: the later would win.
         self._writing = asyncio.Lock()
 
@@ -69,31 +87,47 @@ class Traces:
         return is_sha256(manifest_digest) and self._path(manifest_digest).exists()
 
     async def get(self, manifest_digest: str) -> bytes | None:
-        """The encoded trace of an image, None if there is none."""
-        try:
-            async with aiofiles.open(self._path(manifest_digest), "rb") as file:
-                return await file.read()
-        except FileNotFoundError:
+        """The encoded trace for the next start of an image, None if there is none."""
+        kept = await self._kept(manifest_digest)
+        if kept is None:
             return None
+        now = self._clock()
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(os.utime, self._path(manifest_digest), (now, now))
+        return msgspec.msgpack.encode(told(kept))
 
     async def put(self, manifest_digest: str, raw: bytes) -> Trace:
-        """Merge a node's trace into the image's. Raises ProtocolError, and changes nothing, if it is malformed."""
+        """Count a node's report in; what the next start is told. Raises ProtocolError, and changes nothing, if it is
+        malformed."""
         path, new = self._path(manifest_digest), decode(raw)
         async with self._writing:
-            merged = merge(await self._kept(manifest_digest), new)
+            merged = await asyncio.to_thread(merge, await self._kept(manifest_digest), new)
             fresh = path.with_suffix(".new")
             async with aiofiles.open(fresh, "wb") as file:
                 await file.write(msgspec.msgpack.encode(merged))
                 await file.flush()
                 await asyncio.to_thread(os.fsync, file.fileno())
             await aiofiles.os.replace(fresh, path)
-        return merged
+            await asyncio.to_thread(self._sweep, path)
+        return told(merged)
 
-    async def _kept(self, manifest_digest: str) -> Trace | None:
-        raw = await self.get(manifest_digest)
+    def _sweep(self, newest: Path) -> None:
+        """Remove what nobody uses, then the longest unused beyond the bound; never what was just written."""
+        found = sorted(
+            ((status.st_mtime, status.st_size, path) for path in self._directory.iterdir() if (status := path.stat())),
+            reverse=True,
+        )
+        total = 0
+        for used_at, size, path in found:
+            total += size
+            if path != newest and (total > self._total_max or self._clock() - used_at > UNUSED_S):
+                path.unlink(missing_ok=True)
+
+    async def _kept(self, manifest_digest: str) -> Kept | None:
         try:
-            return decode(raw) if raw is not None else None
-        except ProtocolError:  # of another format version, or damaged: a trace is only a hint, start over
+            async with aiofiles.open(self._path(manifest_digest), "rb") as file:
+                return decode_kept(await file.read())
+        except (FileNotFoundError, ProtocolError):  # none, of another version, damaged: a trace is a hint, start over
             return None
 
     def _path(self, manifest_digest: str) -> Path:

@@ -92,11 +92,14 @@ class Chain(Struct, frozen=True):
 
 
 class Trace(Struct, frozen=True):
-    """The chunks that a start touched, in order: `entries` is (u16 number in `layers`, u32 chunk) each, `<HI`."""
+    """The chunks that a start touched, in order: `entries` is (u16 number in `layers`, u32 chunk) each, `<HI`.
+
+    `start` is a random number that the pieces of one start's report share; 0: a start of its own."""
 
     v: int
     layers: tuple[str, ...]
     entries: bytes
+    start: int = 0
 
 
 class Failure(Struct, frozen=True):

@@ -14,7 +14,7 @@ from fake_node import FakeNode, FakeStore
 
 from agent.images import Images
 from agent.known_images import KnownImages
-from agent.tracing import pack
+from agent.tracing import TraceUpdate, pack
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire.control import Chain, Layer, Resolution, Trace
 
@@ -282,7 +282,9 @@ async def test_without_a_supernode_an_image_that_is_not_all_here_is_not_guessed(
 async def test_the_trace_is_fetched_in_its_order_of_shown_layers_alone(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         made.supernodes.resolution = resolution(5, 6, declined=(6,), trace=True)
-        made.supernodes.traces = pack([(digest(5), 1), (digest(6), 0), (digest(5), 0), (digest(8), 3)])
+        made.supernodes.traces = pack(
+            TraceUpdate(digest(1), ((digest(5), 1), (digest(6), 0), (digest(5), 0), (digest(8), 3)))
+        )
         await made.images.layer(REFERENCE, digest(5), None)
     assert made.node.transfers.traced == [(5, 1), (5, 0)]
     assert made.recorded == [("open", MANIFEST)]

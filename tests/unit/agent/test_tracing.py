@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from blake3 import blake3
 
-from agent.tracing import QUIET_S, TraceRecorder, pack, unpack
+from agent.tracing import QUIET_S, TraceRecorder, TraceUpdate, pack, unpack
 from imgdist.errors import ProtocolError
 from imgdist.pack.index import Index, IndexBuilder
 from imgdist.pack.records import Chunk, DiffId, Metadata, Seal, Superblock, TarSplit, encode
@@ -72,8 +72,25 @@ def test_a_window_closes_and_what_is_read_later_is_no_start() -> None:
 
 
 def test_a_trace_survives_packing() -> None:
-    entries = [("sha256:b", 7), ("sha256:a", 70_000), ("sha256:b", 0)]
-    assert unpack(pack(entries)) == entries
+    entries = (("sha256:b", 7), ("sha256:a", 70_000), ("sha256:b", 0))
+    packed = pack(TraceUpdate(IMAGE, entries, ("sha256:a", "sha256:unread"), 5))
+    assert unpack(packed) == list(entries)
+    assert (packed.layers, packed.start) == (("sha256:b", "sha256:a", "sha256:unread"), 5)
+
+
+def test_pieces_of_a_start_share_a_number_and_name_every_layer_that_was_watched() -> None:
+    recorder = _recorder()
+    recorder.started(IMAGE, 0.0)
+    pieces = []
+    for at, block in ((1.0, 1), (5.0, 9)):
+        recorder.touched([(2, block, 1)], at)
+        pieces += recorder.due(at + QUIET_S)
+    assert len({piece.start for piece in pieces}) == 1 and pieces[0].start
+    assert all(piece.layers == ("sha256:a", "sha256:b") for piece in pieces)
+    other = _recorder()
+    other.started(IMAGE, 0.0)
+    other.touched([(2, 1, 1)], 1.0)
+    assert other.due(5.0)[0].start != pieces[0].start
 
 
 @pytest.mark.parametrize(

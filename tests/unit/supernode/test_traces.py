@@ -1,4 +1,4 @@
-"""Traces: merged in order, bounded, refused when malformed."""
+"""Traces on disk: counted in, refused when malformed, bounded."""
 
 from __future__ import annotations
 
@@ -14,45 +14,26 @@ from msgspec import msgpack
 
 from imgdist.errors import ProtocolError, UsageError
 from imgdist.wire.control import TRACE_ENTRIES_MAX, Trace
-from supernode.traces import ENTRY, TRACE_MAX, Traces, decode, merge
+from supernode.tracemerge import ENTRY, merge
+from supernode.traces import TOTAL_MAX, UNUSED_S, Traces, decode, decode_kept
 
 LAYERS = tuple(f"sha256:{number:064x}" for number in range(5))
 IMAGE = "sha256:" + "f" * 64
 
 
-def trace(*chunks: tuple[int, int], layers: tuple[str, ...] = LAYERS) -> Trace:
-    return Trace(0, layers, b"".join(ENTRY.pack(*chunk) for chunk in chunks))
+def trace(*chunks: tuple[int, int], layers: tuple[str, ...] = LAYERS, start: int = 0) -> Trace:
+    return Trace(0, layers, b"".join(ENTRY.pack(*chunk) for chunk in chunks), start)
 
 
 def named(found: Trace) -> list[tuple[str, int]]:
     return [(found.layers[layer], chunk) for layer, chunk in ENTRY.iter_unpack(found.entries)]
 
 
-def test_merge_keeps_the_first_order_and_appends() -> None:
-    first = trace((1, 5), (0, 2))
-    second = trace((0, 2), (1, 7), (2, 0), layers=(LAYERS[0], LAYERS[3], LAYERS[1]))
-    merged = merge(first, second)
-    assert named(merged) == [(LAYERS[1], 5), (LAYERS[0], 2), (LAYERS[3], 7), (LAYERS[1], 0)]
-    assert merged.layers == (LAYERS[1], LAYERS[0], LAYERS[3])
-
-
-def test_merge_is_bounded() -> None:
-    full = trace(*((0, chunk) for chunk in range(TRACE_ENTRIES_MAX)))
-    assert named(merge(full, trace((1, 1)))) == named(full)
-    assert len(msgpack.encode(full)) <= TRACE_MAX
-
-
-CHUNKS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2**32 - 1)), max_size=30)
-
-
-@given(CHUNKS, CHUNKS)
-def test_merge_loses_nothing_and_is_idempotent(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
-    a, b = trace(*first), trace(*second)
-    merged = merge(a, b)
-    assert set(named(merged)) == set(named(a)) | set(named(b))
-    assert len(set(named(merged))) == len(named(merged))
-    assert merge(merged, b) == merged
-    assert decode(msgpack.encode(merged)) == merged
+def test_decoding_is_what_encoding_was() -> None:
+    found = trace((1, 5), (0, 2))
+    assert decode(msgpack.encode(found)) == found
+    kept = merge(None, found)
+    assert decode_kept(msgpack.encode(kept)) == kept
 
 
 @pytest.mark.parametrize(
@@ -83,11 +64,12 @@ async def test_put_merges_also_when_two_put_at_once(tmp_path: Path) -> None:
     traces = Traces(tmp_path)
     assert await traces.get(IMAGE) is None
     assert not traces.exists(IMAGE)
-    puts = [traces.put(IMAGE, msgpack.encode(trace((number % 5, number)))) for number in range(20)]
+    puts = [traces.put(IMAGE, msgpack.encode(trace((number % 5, number), start=7))) for number in range(20)]
     await asyncio.gather(*puts)
     raw = await traces.get(IMAGE)
     assert raw is not None
-    assert sorted(chunk for _, chunk in named(decode(raw))) == list(range(20))
+    told = named(decode(raw))
+    assert len(told) == 20 and sorted(chunk for _, chunk in told) == list(range(20))
     assert [path.name for path in tmp_path.iterdir()] == ["f" * 64]
 
 
@@ -102,3 +84,30 @@ async def test_a_damaged_file_is_replaced_and_a_bad_put_changes_nothing(tmp_path
     for name in ("../x", "sha512:" + "0" * 128):
         with pytest.raises(UsageError, match="manifest digest"):
             await traces.put(name, msgpack.encode(trace((0, 1))))
+
+
+async def test_what_nobody_uses_goes_and_the_oldest_when_all_are_too_large(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    images = ["sha256:" + letter * 64 for letter in "abcd"]
+    report = msgpack.encode(trace((0, 1), (1, 2)))
+
+    async def put(traces: Traces, image: str) -> None:
+        await traces.put(image, report)
+        await traces.get(image)  # which says when it was used
+
+    def left() -> str:
+        return "".join(sorted(path.name[0] for path in tmp_path.iterdir()))
+
+    traces = Traces(tmp_path, total_max=TOTAL_MAX, clock=lambda: now[0])
+    for image in images[:3]:
+        await put(traces, image)
+        now[0] += 10
+    now[0] += UNUSED_S - 15
+    await traces.get(images[0])
+    await put(traces, images[3])
+    assert left() == "acd"
+    size = (tmp_path / ("a" * 64)).stat().st_size
+    tight = Traces(tmp_path, total_max=2 * size, clock=lambda: now[0])
+    now[0] += 1
+    await put(tight, images[1])
+    assert len(left()) == 2 and "b" in left() and "c" not in left()
