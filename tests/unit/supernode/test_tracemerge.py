@@ -58,9 +58,7 @@ def test_what_no_start_touches_any_more_is_forgotten() -> None:
 
 
 def test_a_layer_that_a_node_has_whole_does_not_age() -> None:
-    kept = after(
-        report((0, 1), (1, 1)), *[report((1, 1), layers=LAYERS)] * 0, *[report((0, 1), layers=LAYERS[:1])] * 40
-    )
+    kept = after(report((0, 1), (1, 1)), *[report((0, 1), layers=LAYERS[:1])] * 40)
     assert named(told(kept)) == [(LAYERS[0], 1), (LAYERS[1], 1)]
 
 
