@@ -15,12 +15,13 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct, msgpack
 
 from imgdist.errors import ProtocolError
+from imgdist.wire.tracker import Peer
 
 VERSION = 1
 """Version of the messages; `Hello` tells the span that its sender speaks."""
@@ -104,18 +105,10 @@ class Close(Struct, frozen=True, array_like=True, tag=5):
     swarm: Swarm
 
 
-class Member(NamedTuple):
-    """An agent that others can connect to."""
-
-    node: Node
-    address: ShownAddress
-    zone: Short
-
-
 class Peers(Struct, frozen=True, array_like=True, tag=6):
-    """Others the sender is connected with; none to show that it lives."""
+    """Others the sender is connected with, as the tracker tells of them; none to show that it lives."""
 
-    members: Annotated[tuple[Member, ...], Meta(max_length=PEERS_MAX)] = ()
+    members: Annotated[tuple[Peer, ...], Meta(max_length=PEERS_MAX)] = ()
 
 
 class Bye(Struct, frozen=True, array_like=True, tag=7):

@@ -12,7 +12,8 @@ from msgspec import msgpack
 
 from imgdist.errors import ProtocolError
 from imgdist.wire import mesh
-from imgdist.wire.mesh import Bye, Close, FrameDecoder, Have, Hello, Member, Message, Open, Peers, Sealed
+from imgdist.wire.mesh import Bye, Close, FrameDecoder, Have, Hello, Message, Open, Peers, Sealed
+from imgdist.wire.tracker import Peer
 
 NODE = "0123456789abcdef" * 2
 LAYER = f"sha256-{'a' * 64}-v0"
@@ -27,7 +28,7 @@ EVERY: list[Message] = [
     Sealed(7, PACK, mesh.CHUNKS_MAX),
     mesh.have(7, [0, 8, mesh.CHUNKS_MAX - 1]),
     Close(0),
-    Peers((Member(NODE, "[::1]:7651", ""),)),
+    Peers((Peer(NODE, "[::1]:7651", ""),)),
     Peers(),
     Bye(),
 ]
