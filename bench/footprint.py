@@ -23,8 +23,8 @@ from pathlib import Path
 from types import TracebackType
 
 from bench.node import Site, image_of_this_machine, site
+from bench.node_processes import NodeProcesses
 from bench.report import Report, Row
-from imgdist.api import JsonApi
 from imgdist.demo.agent import Agent
 from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
@@ -67,7 +67,7 @@ def _read_whole(place: Site, reference: str) -> tuple[list[Row], _Spent]:
     """Every file read by several readers while nothing fills: each read a miss, the ring in use. Rows, and what
     mounting alone took."""
     with place.agent("read", ["fill.mode=trace"]) as agent:
-        node = _Node(agent)
+        node = NodeProcesses(agent)
         empty = sum(node.rss_mib().values())
         with _Peak(node) as peak, _shown(agent, reference) as tree:
             mounted = sum(node.rss_mib().values())
@@ -86,7 +86,7 @@ def _fill(place: Site, reference: str, mounting: _Spent, idle_s: float) -> list[
     """Nobody reads: the layers fill and are switched. Fill begins while later layers are being mounted, so its cost is
     what comes on top of `mounting`."""
     with place.agent("fill") as agent:
-        node = _Node(agent)
+        node = NodeProcesses(agent)
         with _Peak(node) as peak, _shown(agent, reference):
             while not agent.complete():
                 time.sleep(_ASKING_S)
@@ -143,14 +143,12 @@ def _in_cgroup(place: Site, reference: str, image: Image) -> tuple[list[Row], st
 @contextmanager
 def _shown(agent: Agent, reference: str) -> Iterator[Path]:
     """The image, mounted by `imgdist mount`'s API."""
-    api = JsonApi(f"unix://{agent.run}/api.sock", "agent")
     tree = agent.directory / "m"
-    tree.mkdir()
-    api.post("/v1/mounts", {"reference": reference, "directory": str(tree)})
+    agent.mount(reference, tree)
     try:
         yield tree
     finally:
-        api.post("/v1/umount", {"directory": str(tree)})
+        agent.umount(tree)
 
 
 def _digests(tree: Path) -> dict[str, str]:
@@ -176,38 +174,10 @@ def _expected(image: Image) -> dict[str, str]:
     return found
 
 
-class _Node:
-    """The processes of a running agent, by role."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._pids = {"holder": agent.pid}
-        for task in Path(f"/proc/{agent.pid}/task").iterdir():
-            for pid in map(int, (task / "children").read_text().split()):
-                role = "view" if b"\0fuse.main\0" in Path(f"/proc/{pid}/cmdline").read_bytes() else "agent"
-                self._pids[role] = pid
-        assert len(self._pids) == 3, f"expected holder, view and agent, found {self._pids}"
-
-    def rss_mib(self) -> dict[str, float]:
-        """Resident memory by role, shared pages included."""
-        pages = {role: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for role, pid in self._pids.items()}
-        return {role: count * os.sysconf("SC_PAGE_SIZE") / _MIB for role, count in pages.items()}
-
-    def pss_mib(self) -> float:
-        """Resident memory of all, shared pages in equal parts among those who share them."""
-        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._pids.values()]
-        return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line[:4] == "Pss:") / 1024
-
-    def cpu_s(self) -> dict[str, float]:
-        """CPU time so far by role (proc_pid_stat(5): utime and stime)."""
-        stats = {role: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for role, pid in self._pids.items()}
-        ticks = {role: sum(map(int, text.split()[11:13])) for role, text in stats.items()}
-        return {role: count / os.sysconf("SC_CLK_TCK") for role, count in ticks.items()}
-
-
 class _Peak:
     """The largest sum of the processes' resident memory while the context is open, sampled."""
 
-    def __init__(self, node: _Node) -> None:
+    def __init__(self, node: NodeProcesses) -> None:
         self._node = node
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="peak", daemon=True)
@@ -270,7 +240,7 @@ class _MemoryCgroup:
         self._path.rmdir()
 
 
-def _idle_percent(node: _Node, watched_s: float) -> float:
+def _idle_percent(node: NodeProcesses, watched_s: float) -> float:
     """CPU of all processes in percent of one core while nobody asks for anything."""
     before, started = sum(node.cpu_s().values()), time.monotonic()
     time.sleep(watched_s)

@@ -11,6 +11,7 @@ from typing import Any
 
 from imgdist.api import JsonApi
 from imgdist.demo import leftovers
+from imgdist.demo.ports import free_port
 from imgdist.demo.processes import Process, command, wait_until
 
 IMGDIST = (sys.executable, "-m", "imgdist.cli")
@@ -89,7 +90,8 @@ class Supernode:
 class Agent:
     """A running `imgdist agent`; a context manager that also removes the mounts and loop devices that outlive it.
 
-    `directory` (short: unix sockets live in `directory`/run) takes root, run directory and log.
+    `directory` (short: unix sockets live in `directory`/run) takes root, run directory and log. `inside` is a command
+    prefix (`Spoke.inside`); `peer_listen` is "host:port" for other agents, None: a free port of loopback.
     """
 
     def __init__(
@@ -97,6 +99,8 @@ class Agent:
         directory: Path,
         supernodes: Sequence[str],
         *,
+        inside: Sequence[str] = (),
+        peer_listen: str | None = None,
         settings: Sequence[str] = (),
         flags: Sequence[str] = (),
     ) -> None:
@@ -105,7 +109,8 @@ class Agent:
         self.run = directory / "run"
         for path in (self.root, self.run):
             path.mkdir(parents=True, exist_ok=True)
-        argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--allow-plain"]
+        argv = [*inside, *IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--allow-plain"]
+        argv += ["--set", f"peer_listen={peer_listen or f'127.0.0.1:{free_port()}'}"]
         for url in supernodes:
             argv += ["--supernode", url]
         for setting in settings:
@@ -138,9 +143,23 @@ class Agent:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def api(self) -> JsonApi:
+        """The agent's API; an image may take minutes to be there."""
+        return JsonApi(f"unix://{self.run}/api.sock", "agent", timeout_s=600.0)
+
     def get(self, path: str) -> Any:
         """A JSON document of the agent's API."""
-        return JsonApi(f"unix://{self.run}/api.sock", "agent").get(path)
+        return self.api.get(path)
+
+    def mount(self, reference: str, directory: Path) -> None:
+        """`imgdist mount`: the image's tree at `directory`, which is made."""
+        directory.mkdir(parents=True)
+        self.api.post("/v1/mounts", {"reference": reference, "directory": str(directory)})
+
+    def umount(self, directory: Path) -> None:
+        """`imgdist umount`."""
+        self.api.post("/v1/umount", {"directory": str(directory)})
 
     def layers(self) -> list[dict[str, Any]]:
         """What `imgdist layers --json` prints: digest, state, size_bytes, present_bytes, sources, ..."""

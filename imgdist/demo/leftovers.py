@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,8 +68,13 @@ def processes_with(*words: str) -> list[int]:
 
 
 def processes_below(directory: Path) -> list[int]:
-    """Pids with an argument that is a path at or below `directory`."""
-    return [pid for pid, arguments in _command_lines() if any(str(directory) in argument for argument in arguments)]
+    """Pids with an argument that is, or holds, a path at or below `directory`."""
+    top = str(directory)
+    return [
+        pid
+        for pid, arguments in _command_lines()
+        if any(f"{top}/" in argument or argument.endswith(top) for argument in arguments)
+    ]
 
 
 def kill_with_children(pid: int) -> None:
@@ -80,6 +86,15 @@ def kill_with_children(pid: int) -> None:
         except ProcessLookupError:
             continue
     wait_until(_all_gone(family), f"processes {family} gone after SIGKILL", 20)
+
+
+def remove(directory: Path) -> None:
+    """The processes that name it, then mounts, loop devices and files below `directory`, and itself."""
+    for pid in processes_below(directory):
+        kill_with_children(pid)
+    unmount_below(directory)
+    detach_loops_below(directory)
+    shutil.rmtree(directory)
 
 
 def _command_lines() -> Iterator[tuple[int, list[str]]]:
