@@ -1,0 +1,44 @@
+"""What the policy answers, within which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the policy may do. Times in seconds; all are guesses where nothing is said."""
+
+    neighbours: int = 24
+    """Of the tracker's members, those with whom have-lists are exchanged."""
+    run: int = 8
+    """Chunks of one request at most."""
+    run_s: float = 0.05
+    """What a request should take: at 25 Mbit/s one chunk, above 200 Mbit/s the whole run."""
+    outstanding: int = 4
+    """Fill requests in flight in all."""
+    per_source: int = 2
+    """And at one source: while one is sent the next one waits there."""
+    outstanding_far: int = 8
+    """Both limits, where a source's round trip holds more than is in flight; spread requests in all."""
+    endgame: int = 16
+    """So many chunks before the end each is asked of two sources."""
+    hedge_quantile: float = 0.95
+    hedge_floor_s: float = 0.02
+    hedge_share: float = 0.05
+    """A second source is asked after this quantile of the answers, not earlier, of that share of the requests."""
+    busy_s: tuple[float, float] = (0.02, 5.0)
+    """How long a busy source is left alone: first time, at most; doubling, jittered, never less than it said."""
+    slow: float = 0.25
+    """A peer below this share of the peers' median rate is asked after the others, one request at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: `chunks` of a source, or `count` chunks of its choice among the set `any_of` (a supernode)."""
+
+    source: Hashable
+    chunks: tuple[int, ...] = ()
+    any_of: int = 0
+    count: int = 0

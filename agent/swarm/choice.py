@@ -1,0 +1,228 @@
+"""Bulk requests: of whom to ask which chunks for fill, and for a window of wanted chunks. Pure.
+
+In each of the two, sources come in tiers: who may serve now; behind them, for chunks that nobody else has, those in
+quarantine. A failing or busy source is left alone until its pause is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+
+from agent.swarm.asks import Ask, Limits
+from agent.swarm.bitset import bits_of, pick, without
+from agent.swarm.holdings import Table
+from agent.swarm.neighbours import Neighbour, SourceKind
+from agent.swarm.rarity import Rarity
+
+_DEAD = 3
+"""Failures in a row after which a source counts for nothing where a quarantined one could be asked (a guess)."""
+_SEGMENT = 4
+"""Runs among which a supernode chooses one (a guess)."""
+_QUEUE_S = 0.05
+"""A queue of this length makes a source as unattractive as one more request of ours there."""
+
+
+class Choice:
+    """Decisions of one node over the sources that Policy keeps."""
+
+    def __init__(self, random: Callable[[], float], limits: Limits, supernodes: Sequence[Neighbour]) -> None:
+        self._random = random
+        self._limits = limits
+        self._supernodes = supernodes
+        self.outstanding = 0
+        """Fill and spread requests in flight."""
+        self.chunk_bytes = 100_000.0
+        """A chunk's body, on average."""
+        self.slow_rate = 0.0
+        """Bytes/s below which a peer is slow."""
+
+    def is_slow(self, neighbour: Neighbour) -> bool:
+        """Whether it serves far below what others do."""
+        rate = neighbour.rate
+        return rate is not None and rate < self.slow_rate and neighbour.kind is SourceKind.PEER
+
+    def fill(
+        self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
+    ) -> Ask | None:
+        """See Policy.fill."""
+        if self.outstanding >= self._limits.outstanding_far:
+            return None
+        fresh = without(lacks, bits_of(flying)) if flying else lacks
+        ask = None
+        if fresh:
+            ask = self._rarest(table, layer, fresh, now) or self._last_resort(table, layer, fresh, now)
+        if ask is None and flying:
+            ask = self._second(table, layer, lacks, now, flying)
+        return ask
+
+    def spread(self, table: Table | None, layer: Hashable, chunks: Sequence[int], now: float) -> list[Ask]:
+        """See Policy.spread."""
+        held = list(table.held.values()) if table is not None else []
+        able = [(n, holding.bits) for n, holding in held if n.resting_until <= now and n.conviction.until <= now]
+        plans: dict[Hashable, list[int]] = {}
+        orphans: list[int] = []
+        for chunk in chunks:
+            best, least, is_held = None, float("inf"), False
+            for n, bits in able:
+                if not bits >> chunk & 1 or n.conviction.about(layer, (chunk,), now):
+                    continue
+                is_held = True
+                planned = len(plans.get(n.source, ()))
+                if planned >= self._limits.run * (self._limits.per_source - n.outstanding):
+                    continue
+                wait = n.wait_s(now) + planned * self.chunk_bytes / (n.rate or 1e9)
+                if wait < least:
+                    best, least = n, wait
+            if best is not None:
+                plans.setdefault(best.source, []).append(chunk)
+            elif not is_held:
+                orphans.append(chunk)
+        asks = [Ask(source, tuple(run)) for source, plan in plans.items() for run in _parts(plan, self._limits.run)]
+        room = max(0, self._limits.outstanding_far - self.outstanding)
+        if orphans and len(asks) < room:
+            asks += self._orphans(table, layer, orphans, now, room - len(asks))
+        return asks[:room]
+
+    def _orphans(self, table: Table | None, layer: Hashable, orphans: list[int], now: float, room: int) -> list[Ask]:
+        """Requests for chunks that no neighbour can give. Alone, a node takes them in order; among others it lets the
+        supernode choose, from sets that do not overlap: what it chose is known only when it answers."""
+        supernode = self._supernode(now)
+        if supernode is None:
+            last = self._last_resort(table, layer, bits_of(orphans), now)
+            return [last] if last is not None else []
+        room = min(room, self._limits.outstanding_far - supernode.outstanding)
+        run = self._limits.run
+        if table is None or not table.held:
+            return [Ask(supernode.source, tuple(part)) for part in _parts(orphans, run)[:room]]
+        segments = _parts(orphans, run * _SEGMENT)[: min(room, self._limits.per_source - supernode.outstanding)]
+        return [Ask(supernode.source, any_of=bits_of(part), count=min(run, len(part))) for part in segments]
+
+    def _rarest(self, table: Table | None, layer: Hashable, fresh: int, now: float) -> Ask | None:
+        """What nobody near has from a supernode, else the rarest of what the least busy useful peer has."""
+        supernode = self._supernode(now)
+        if supernode is not None and not self._has_room(supernode):
+            supernode = None
+        if table is None or not table.held:
+            return self._any(supernode, layer, fresh, now)
+        rarity = table.rarity(now)
+        if supernode is not None:
+            nobodys = without(fresh, rarity.union)
+            if nobodys and (ask := self._any(supernode, layer, nobodys, now)) is not None:
+                return ask
+        for neighbour, has in self._ranked(table, now):
+            useful = has & fresh
+            if useful and neighbour.conviction.total:
+                useful = without(useful, neighbour.conviction.chunks(layer, now))
+            if useful:
+                return Ask(neighbour.source, self._run(neighbour, rarity, useful))
+        return self._any(supernode, layer, fresh, now)
+
+    def _ranked(self, table: Table, now: float) -> list[tuple[Neighbour, int]]:
+        """Peers that may be asked now: the fewest requests and the shortest queue first, ties at random."""
+        random = self._random
+        ranked: list[tuple[float, Neighbour, int]] = []
+        for neighbour, holding in table.held.values():
+            if neighbour.resting_until > now or neighbour.conviction.until > now or not self._has_room(neighbour):
+                continue
+            score = neighbour.outstanding + random()
+            if neighbour.queue_bytes:
+                score += neighbour.queue_s(now) / _QUEUE_S
+            if self.is_slow(neighbour):
+                if neighbour.outstanding:
+                    continue
+                score += self._limits.outstanding
+            elif neighbour.near:
+                score -= 0.5
+            ranked.append((score, neighbour, holding.bits))
+        ranked.sort(key=_score)
+        return [(neighbour, bits) for _, neighbour, bits in ranked]
+
+    def _run(self, neighbour: Neighbour, rarity: Rarity, useful: int) -> tuple[int, ...]:
+        """The rarest of the set, those that are next to each other first, as many as one request should have."""
+        most = self._run_length(neighbour)
+        chosen: list[int] = []
+        while useful and len(chosen) < most:
+            rarest = rarity.rarest(useful)
+            chosen += pick(rarest, most - len(chosen), self._random)
+            useful ^= rarest
+        return tuple(chosen)
+
+    def _run_length(self, neighbour: Neighbour) -> int:
+        limits = self._limits
+        if neighbour.rate is None:
+            return max(1, limits.run // 4)
+        return max(1, min(limits.run, int(neighbour.rate * limits.run_s / self.chunk_bytes)))
+
+    def _any(self, supernode: Neighbour | None, layer: Hashable, among: int, now: float) -> Ask | None:
+        """Let the supernode choose; not twice at once among a few, for it may choose the same again."""
+        if supernode is None:
+            return None
+        if supernode.conviction.total:
+            among = without(among, supernode.conviction.chunks(layer, now))
+        count = self._run_length(supernode)
+        if supernode.outstanding and among.bit_count() <= _SEGMENT * self._limits.run:
+            return None
+        return Ask(supernode.source, any_of=among, count=count) if among else None
+
+    def _last_resort(self, table: Table | None, layer: Hashable, fresh: int, now: float) -> Ask | None:
+        """Chunks that nobody has but sources in quarantine, or that lied about just these: better asked than never."""
+        sources = [(n, fresh) for n in self._supernodes]
+        if table is not None:
+            sources += [(n, holding.bits) for n, holding in table.held.values()]
+        if not any(n.conviction.total for n, _ in sources):
+            return None
+        left = fresh
+        for n, bits in sources:
+            if n.conviction.until <= now and n.failures < _DEAD:
+                left = without(left, without(bits, n.conviction.chunks(layer, now)))
+        for n, bits in sorted(sources, key=lambda pair: pair[0].conviction.until):
+            if left & bits and n.resting_until <= now and self._has_room(n):
+                return Ask(n.source, tuple(pick(left & bits, self._run_length(n), self._random)))
+        return None
+
+    def _second(
+        self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
+    ) -> Ask | None:
+        """Chunks in flight at one source, from another."""
+        once = [chunk for chunk, sources in flying.items() if len(sources) == 1 and lacks >> chunk & 1]
+        supernode = self._supernode(now)
+        others = self._ranked(table, now) if table is not None else []
+        if supernode is not None and self._has_room(supernode):
+            others.append((supernode, lacks))
+        for neighbour, has in others:
+            run = [
+                chunk
+                for chunk in once
+                if has >> chunk & 1
+                and neighbour.source not in flying[chunk]
+                and not neighbour.conviction.about(layer, (chunk,), now)
+            ]
+            if run:
+                return Ask(neighbour.source, tuple(run[: self._run_length(neighbour)]))
+        return None
+
+    def _supernode(self, now: float) -> Neighbour | None:
+        """The supernode that would answer first, of those that may be asked."""
+        if len(self._supernodes) == 1:
+            only = self._supernodes[0]
+            return only if only.resting_until <= now and only.conviction.until <= now else None
+        able = [n for n in self._supernodes if n.resting_until <= now and n.conviction.until <= now]
+        return min(able, key=lambda n: n.wait_s(now), default=None)
+
+    def _has_room(self, neighbour: Neighbour) -> bool:
+        """Whether one more bulk request may go there: few, but enough for a long way."""
+        limits = self._limits
+        if neighbour.outstanding < limits.per_source and self.outstanding < limits.outstanding:
+            return True
+        if neighbour.outstanding >= limits.outstanding_far or self.outstanding >= limits.outstanding_far:
+            return False
+        rate, way = neighbour.rate, neighbour.round_trip_s
+        return rate is not None and way is not None and neighbour.in_flight_bytes < 2 * rate * way
+
+
+def _score(ranked: tuple[float, Neighbour, int]) -> float:
+    return ranked[0]
+
+
+def _parts(chunks: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [chunks[i : i + size] for i in range(0, len(chunks), size)]

@@ -1,0 +1,160 @@
+"""What a node knows of one source: how far it is, how fast, how busy, whether it may be asked now. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import Enum
+
+from agent.swarm.quarantine import Conviction
+
+FAILURE_PAUSE_S = (0.1, 5.0)
+"""How long a source that failed is asked last: first time, at most; doubling (a guess)."""
+ROUND_TRIP_S = 0.001
+"""Of a source that has not answered yet: as if it were near, so that it is tried (a guess)."""
+_GAIN = 0.25
+"""Of the newest sample in the averages (a guess)."""
+_FORGET = 1.05
+"""The least round trip grows so much with each answer that is slower: routes change (a guess)."""
+
+
+class SourceKind(Enum):
+    """PEER has what it tells, SUPERNODE everything."""
+
+    PEER = "peer"
+    SUPERNODE = "supernode"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One line of `imgdist peers`. `state` is one of: ok, slow, busy, failing, quarantined."""
+
+    source: Hashable
+    kind: SourceKind
+    near: bool
+    state: str
+    round_trip_s: float | None
+    queue_bytes: int
+    rate_bytes_per_s: float | None
+    received_bytes: int
+    outstanding: int
+    failures: int
+    lies: int
+
+
+class Neighbour:
+    """One source. `outstanding` counts fill and trace requests in flight, `urgent` those a reader or job waits for."""
+
+    __slots__ = (
+        "busy_times",
+        "busy_until",
+        "conviction",
+        "failing_until",
+        "failures",
+        "failures_total",
+        "in_flight_bytes",
+        "kind",
+        "near",
+        "outstanding",
+        "queue_at",
+        "queue_bytes",
+        "rate",
+        "received_bytes",
+        "received_then",
+        "round_trip_s",
+        "serving_since",
+        "source",
+        "urgent",
+    )
+
+    def __init__(self, source: Hashable, kind: SourceKind, near: bool) -> None:
+        self.source = source
+        self.kind = kind
+        self.near = near
+        self.outstanding = 0
+        self.urgent = 0
+        self.in_flight_bytes = 0
+        self.received_bytes = 0
+        self.received_then = 0
+        self.round_trip_s: float | None = None
+        self.rate: float | None = None
+        self.queue_bytes = 0
+        self.queue_at = 0.0
+        self.serving_since = 0.0
+        self.busy_until = 0.0
+        self.busy_times = 0
+        self.failing_until = 0.0
+        self.failures = 0
+        self.failures_total = 0
+        self.conviction = Conviction(kind is SourceKind.PEER)
+
+    def started(self, size_bytes: int, urgent: bool, now: float) -> None:
+        """A request went out."""
+        if not self.outstanding and not self.urgent:
+            self.serving_since = now
+        self.in_flight_bytes += size_bytes
+        if urgent:
+            self.urgent += 1
+        else:
+            self.outstanding += 1
+
+    def answered(self, round_trip_s: float, queue_bytes: int | None, now: float) -> None:
+        """The first byte of an answer; the least time lately is the way, the rest of it queues."""
+        least = self.round_trip_s
+        self.round_trip_s = round_trip_s if least is None else min(round_trip_s, least * _FORGET)
+        if queue_bytes is not None:
+            self.queue_bytes, self.queue_at = queue_bytes, now
+        self.busy_times = 0
+
+    def ended(self, size_bytes: int, urgent: bool, now: float) -> None:
+        """A request is over; what came since the one before ended, by the time since, is a sample of the rate."""
+        self.in_flight_bytes = max(0, self.in_flight_bytes - size_bytes)
+        if urgent:
+            self.urgent = max(0, self.urgent - 1)
+        else:
+            self.outstanding = max(0, self.outstanding - 1)
+        came, took = self.received_bytes - self.received_then, now - self.serving_since
+        self.received_then, self.serving_since = self.received_bytes, now
+        if came and took > 0.0:
+            sample = came / took
+            self.rate = sample if self.rate is None else self.rate + _GAIN * (sample - self.rate)
+
+    def failed(self, now: float, retry_after_s: float | None) -> None:
+        """It refused, was cut or timed out."""
+        first, most = FAILURE_PAUSE_S
+        pause = min(first * 2**self.failures, most) if retry_after_s is None else min(retry_after_s, most)
+        self.failing_until = now + pause
+        self.failures = min(self.failures + 1, 16)
+        self.failures_total += 1
+
+    @property
+    def resting_until(self) -> float:
+        """Busy or failing until then: no bulk request before."""
+        return self.busy_until if self.busy_until > self.failing_until else self.failing_until
+
+    def queue_s(self, now: float) -> float:
+        """What it told stands before a new request, less what it has sent since."""
+        if not self.rate:
+            return 0.0
+        left = self.queue_bytes / self.rate - (now - self.queue_at)
+        return left if left > 0.0 else 0.0
+
+    def wait_s(self, now: float) -> float:
+        """How long a small request would take to its first byte: the way, and what stands before it."""
+        wait = (self.round_trip_s or ROUND_TRIP_S) + self.queue_s(now)
+        return wait + self.in_flight_bytes / self.rate if self.rate else wait
+
+    def row(self, now: float, slow: bool) -> SourceRow:
+        """For people."""
+        if self.conviction.until > now:
+            state = "quarantined"
+        elif self.failing_until > now:
+            state = "failing"
+        elif self.busy_until > now:
+            state = "busy"
+        else:
+            state = "slow" if slow else "ok"
+        return SourceRow(
+            self.source, self.kind, self.near, state, self.round_trip_s, self.queue_bytes, self.rate,
+            self.received_bytes, self.outstanding + self.urgent, self.failures_total, self.conviction.total,
+        )  # fmt: skip

@@ -1,0 +1,238 @@
+"""From whom to take chunks: one node's view of its neighbours and supernodes, for all layers. Pure policy.
+
+Every method is a synchronous step of (state, event, now); the caller locks. What to fetch and when is the scheduler's
+(agent/transfer/scheduler.py). Rules, in the order in which they matter: demand goes to who answers first; fill takes
+what the fewest neighbours have; what nobody near has comes from the supernode, which picks what it has sent least
+(`any_of`), so that nodes that start together get different chunks and can help each other; a busy source is left alone;
+the last chunks are asked of two. A quarantined source is asked only for what nobody else has, never not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from statistics import median
+
+from agent.swarm.asks import Ask, Limits
+from agent.swarm.bitset import bits_of
+from agent.swarm.choice import Choice
+from agent.swarm.hedging import Hedge
+from agent.swarm.holdings import Holding, Table
+from agent.swarm.neighbours import Neighbour, SourceKind, SourceRow
+from agent.swarm.quarantine import Conviction, Suspicion
+
+__all__ = ["Ask", "Holding", "Limits", "Policy", "SourceKind", "SourceRow"]
+
+
+Layer = Hashable
+Source = Hashable
+
+_CONVICTS = 1024
+"""Liars that left and are remembered, should they come again (a guess)."""
+
+
+class Policy:
+    """One node's. `random` returns [0, 1). Events about sources that are not (or no longer) joined are ignored."""
+
+    def __init__(self, random: Callable[[], float], limits: Limits | None = None) -> None:
+        self._random = random
+        self.limits = limits or Limits()
+        self._all: dict[Source, Neighbour] = {}
+        self._supernodes: list[Neighbour] = []
+        self._tables: dict[Layer, Table] = {}
+        self._convicts: dict[Source, Conviction] = {}
+        self._suspicion = Suspicion()
+        self._hedge = Hedge(self.limits.hedge_quantile, self.limits.hedge_floor_s, self.limits.hedge_share)
+        self._choice = Choice(random, self.limits, self._supernodes)
+        self._ended = 0
+        self._latest = 0.0
+
+    # Who is there, and what they have.
+
+    def join(self, source: Source, kind: SourceKind, *, near: bool = False, now: float = 0.0) -> None:
+        """A source may be asked from now on. Again: nothing changes."""
+        if source in self._all:
+            return
+        neighbour = self._all[source] = Neighbour(source, kind, near)
+        neighbour.serving_since = now
+        neighbour.conviction = self._convicts.pop(source, neighbour.conviction)
+        if kind is SourceKind.SUPERNODE:
+            self._supernodes.append(neighbour)
+
+    def leave(self, source: Source) -> None:
+        """It is gone, with what it had; its lies are remembered."""
+        neighbour = self._all.pop(source, None)
+        if neighbour is None:
+            return
+        self._choice.outstanding -= neighbour.outstanding
+        if neighbour in self._supernodes:
+            self._supernodes.remove(neighbour)
+        for table in self._tables.values():
+            table.held.pop(source, None)
+        if neighbour.conviction.total:
+            self._convicts[source] = neighbour.conviction
+            while len(self._convicts) > _CONVICTS:
+                del self._convicts[next(iter(self._convicts))]
+
+    def opened(self, source: Source, layer: Layer, have: int | Holding) -> None:
+        """It has the set `have` of a layer. A Holding is kept: its owner may change it (the simulation)."""
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            holding = have if isinstance(have, Holding) else Holding(have)
+            self._tables.setdefault(layer, Table()).held[source] = (neighbour, holding)
+
+    def got(self, source: Source, layer: Layer, chunks: Iterable[int]) -> None:
+        """It has these as well."""
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            held = self._tables.setdefault(layer, Table()).held
+            held.setdefault(source, (neighbour, Holding()))[1].bits |= bits_of(chunks)
+
+    def closed(self, source: Source, layer: Layer) -> None:
+        """It no longer serves a layer."""
+        table = self._tables.get(layer)
+        if table is not None:
+            table.held.pop(source, None)
+            if not table.held:
+                del self._tables[layer]
+
+    # What happens.
+
+    def started(
+        self, source: Source, chunks_or_count: Sequence[int] | int, size_bytes: int, urgent: bool, now: float
+    ) -> None:
+        """A request went out; `size_bytes` estimates its bodies. Urgent: a reader or a job waits for it."""
+        self._latest = now
+        if urgent:
+            self._hedge.asked()
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            neighbour.started(size_bytes, urgent, now)
+            if not urgent:
+                self._choice.outstanding += 1
+
+    def hedged(self) -> None:
+        """The request just started is a second one for a chunk in flight (see `hedge_at`)."""
+        self._hedge.hedged()
+
+    def answered(
+        self, source: Source, round_trip_s: float, queue_bytes: int | None, now: float, urgent: bool = True
+    ) -> None:
+        """The first byte of an answer. What fill's answers take says nothing of when to hedge: they queue."""
+        if urgent:
+            self._hedge.answered(round_trip_s)
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            neighbour.answered(round_trip_s, queue_bytes, now)
+
+    def came(self, source: Source, size_bytes: int, now: float, chunks: int = 1) -> None:
+        """So many verified chunks came. Lies are forgiven slowly: a source that lies now and then stays suspect."""
+        self._suspicion.cleared()
+        self._choice.chunk_bytes += (size_bytes / chunks - self._choice.chunk_bytes) / 32
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            neighbour.received_bytes += size_bytes
+            neighbour.failures = 0
+            neighbour.failing_until = 0.0
+
+    def ended(self, source: Source, size_bytes: int, urgent: bool, now: float) -> None:
+        """A request is over, however; `size_bytes` as when it started."""
+        neighbour = self._all.get(source)
+        if neighbour is None:
+            return
+        if not urgent and neighbour.outstanding:
+            self._choice.outstanding -= 1
+        neighbour.ended(size_bytes, urgent, now)
+        self._ended += 1
+        if self._ended % 32 == 0:
+            rates = [other.rate for other in self._all.values() if other.rate and other.kind is SourceKind.PEER]
+            self._choice.slow_rate = median(rates) * self.limits.slow if len(rates) > 2 else 0.0
+
+    def failed(self, source: Source, now: float, retry_after_s: float | None = None) -> None:
+        """A source could not serve."""
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            neighbour.failed(now, retry_after_s)
+
+    def busy(self, source: Source, now: float, retry_after_s: float | None = None) -> None:
+        """A source says it has too much to send."""
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            first, most = self.limits.busy_s
+            pause = min(first * 2.0**neighbour.busy_times, most) * (0.5 + self._random())
+            neighbour.busy_times = min(neighbour.busy_times + 1, 16)
+            neighbour.busy_until = now + max(pause, retry_after_s or 0.0)
+
+    def lied(self, source: Source, layer: Layer, chunk: int, now: float) -> bool:
+        """Bytes of a source were not the chunk's, or no protocol. True: the source is in quarantine from now on."""
+        self._suspicion.lied(source)
+        neighbour = self._all.get(source)
+        return neighbour is not None and neighbour.conviction.lied(layer, chunk, now)
+
+    @property
+    def suspects_itself(self) -> bool:
+        """Several sources in a row sent wrong bytes: rather this machine's memory or its copy of an index is bad."""
+        return self._suspicion.is_raised
+
+    # Decisions.
+
+    def urgent(
+        self, layer: Layer, chunks: Collection[int], now: float, without: Collection[Source] = ()
+    ) -> list[Source]:
+        """Whom to ask for all of these chunks, in turn, each source once.
+
+        First who has them, by round trip and queue; then supernodes; then who has some of them. Behind those come
+        sources that failed lately, that lied about one of the chunks, that are in quarantine, that are not known to
+        have any.
+        """
+        wanted = bits_of(chunks)
+        table = self._tables.get(layer)
+        held = table.held if table is not None else {}
+
+        def rank(neighbour: Neighbour) -> tuple[bool, bool, bool, bool, int, float]:
+            has = held[neighbour.source][1].bits & wanted if neighbour.source in held else 0
+            is_supernode = neighbour.kind is SourceKind.SUPERNODE
+            return (
+                not has and not is_supernode,
+                neighbour.conviction.until > now,
+                neighbour.conviction.about(layer, chunks, now),
+                neighbour.failing_until > now,
+                1 if is_supernode else 0 if has == wanted else 2,
+                neighbour.wait_s(now),
+            )
+
+        known = [neighbour for neighbour in self._all.values() if neighbour.source not in without]
+        return [neighbour.source for neighbour in sorted(known, key=rank)]
+
+    def hedge_at(self, asked_at: float, now: float) -> float | None:
+        """When to ask a second source for what was asked for at `asked_at`; None: not at all, too many were."""
+        at = self._hedge.at(asked_at)
+        return None if at is None else max(at, now)
+
+    def spread(self, layer: Layer, chunks: Sequence[int], now: float) -> list[Ask]:
+        """Requests that may start now for wanted chunks, the first of them first; what is left out must wait.
+
+        A chunk goes to the neighbour that has it and would be done first. What no neighbour has, the supernode chooses
+        from: nodes that start together then get different chunks first.
+        """
+        return self._choice.spread(self._tables.get(layer), layer, chunks, now)
+
+    def fill(
+        self, layer: Layer, lacks: int, now: float, flying: Mapping[int, Collection[Source]] | None = None
+    ) -> Ask | None:
+        """One request that may start now, of the set `lacks`: chunks that are neither here nor in flight.
+
+        None: wait for an event, or for `next_at`. Near the end (`limits.endgame` chunks are not here) the caller puts
+        those in flight into `lacks`, too, and says in `flying` at whom they are: they are asked of a second source.
+        """
+        return self._choice.fill(self._tables.get(layer), layer, lacks, now, flying or {})
+
+    def next_at(self, now: float) -> float | None:
+        """When a decision may change by time alone: a pause or a quarantine ends."""
+        times = [
+            at for n in self._all.values() for at in (n.busy_until, n.failing_until, n.conviction.until) if at > now
+        ]
+        return min(times, default=None)
+
+    def rows(self) -> list[SourceRow]:
+        """Every source, for `imgdist peers`; as things were at the last request."""
+        return [neighbour.row(self._latest, self._choice.is_slow(neighbour)) for neighbour in self._all.values()]

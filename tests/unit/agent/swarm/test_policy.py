@@ -1,0 +1,343 @@
+"""Whom a node asks: rule by rule, with a clock and a random source of the test's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable
+
+import pytest
+
+from agent.swarm.bitset import bits_of
+from agent.swarm.policy import Ask, Limits, Policy, SourceKind
+
+LAYER = 7
+CHUNK = 100_000
+
+
+def _policy(
+    have: dict[str, list[int]] | None = None, supernodes: tuple[str, ...] = ("S",), limits: Limits | None = None
+) -> Policy:
+    policy = Policy(random.Random(4).random, limits or Limits())
+    for name in supernodes:
+        policy.join(name, SourceKind.SUPERNODE)
+    for peer, chunks in (have or {}).items():
+        policy.join(peer, SourceKind.PEER)
+        policy.opened(peer, LAYER, bits_of(chunks))
+    return policy
+
+
+def _serve(policy: Policy, source: Hashable, took_s: float, now: float, chunks: int = 1, rtt_s: float = 0.001) -> None:
+    """One request, answered in full at `now`."""
+    policy.started(source, chunks, chunks * CHUNK, False, now - took_s)
+    policy.answered(source, rtt_s, 0, now - took_s + rtt_s, urgent=False)
+    policy.came(source, chunks * CHUNK, now, chunks)
+    policy.ended(source, chunks * CHUNK, False, now)
+
+
+# Demand.
+
+
+def test_demand_goes_to_the_neighbour_that_answers_first_then_to_the_supernode() -> None:
+    policy = _policy({"far": [1], "near": [1], "empty": []})
+    policy.answered("far", 0.02, 0, 0.0)
+    policy.answered("near", 0.001, 0, 0.0)
+    policy.answered("S", 0.0001, 0, 0.0)
+    assert policy.urgent(LAYER, [1], 0.0) == ["near", "far", "S", "empty"]
+    assert policy.urgent(LAYER, [1], 0.0, without=["near"]) == ["far", "S", "empty"]
+
+
+def test_a_queue_makes_a_near_neighbour_far_until_it_is_sent() -> None:
+    policy = _policy({"a": [1], "b": [1]})
+    for peer, way in (("a", 0.001), ("b", 0.005)):
+        _serve(policy, peer, CHUNK / 1e6, 1.0, rtt_s=way)
+    assert policy.urgent(LAYER, [1], 1.0)[:2] == ["a", "b"]
+    policy.answered("a", 0.001, 20_000, 1.0)  # 20 ms at 1 MB/s
+    assert policy.urgent(LAYER, [1], 1.0)[:2] == ["b", "a"]
+    assert policy.urgent(LAYER, [1], 1.03)[:2] == ["a", "b"]
+
+
+def test_who_has_all_of_a_run_is_asked_before_the_supernode_and_who_has_some_after_it() -> None:
+    policy = _policy({"some": [1], "all": [1, 2]})
+    assert policy.urgent(LAYER, [1, 2], 0.0) == ["all", "S", "some"]
+
+
+def test_failing_sources_are_asked_later_liars_after_them_and_none_is_left_out() -> None:
+    policy = _policy({"a": [1, 2], "b": [1, 2]})
+    policy.failed("a", 10.0)
+    assert policy.urgent(LAYER, [1], 10.0) == ["b", "S", "a"]
+    assert set(policy.urgent(LAYER, [1], 10.2)[:2]) == {"a", "b"}
+    policy.failed("a", 10.0, retry_after_s=3.0)
+    assert policy.lied("b", LAYER, 1, 12.0)
+    assert policy.urgent(LAYER, [1], 12.0) == ["S", "a", "b"]
+    policy.came("a", CHUNK, 12.0)
+    assert policy.urgent(LAYER, [1], 12.5) == ["a", "S", "b"]
+
+
+def test_with_nobody_known_to_have_it_everybody_is_worth_a_question() -> None:
+    policy = _policy({"a": [], "b": [2]}, supernodes=())
+    assert set(policy.urgent(LAYER, [1], 0.0)) == {"a", "b"}
+
+
+def test_a_second_source_is_asked_late_and_seldom() -> None:
+    policy = _policy({"a": [1]})
+    assert policy.hedge_at(5.0, 5.0) == pytest.approx(5.02), "the floor, before answers are known"
+    for number in range(100):
+        policy.answered("a", 0.1 if number >= 90 else 0.001, 0, 1.0)
+    assert policy.hedge_at(5.0, 5.0) == pytest.approx(5.1)
+    assert policy.hedge_at(5.0, 6.0) == 6.0
+    policy.hedged()
+    assert policy.hedge_at(5.0, 5.0) is None, "one to begin with, then a share"
+    for _ in range(19):
+        policy.started("a", (1,), CHUNK, True, 5.0)
+    assert policy.hedge_at(5.0, 5.0) is None
+    policy.started("a", (1,), CHUNK, True, 5.0)
+    policy.started("a", (1,), CHUNK, True, 5.0)
+    assert policy.hedge_at(5.0, 5.0) is not None
+
+
+# Fill.
+
+
+def test_the_rarest_chunk_comes_first() -> None:
+    policy = _policy({"a": [1, 2, 3], "b": [1, 2], "c": [1]}, supernodes=(), limits=Limits(run=1))
+    seen = set()
+    for _ in range(40):
+        ask = policy.fill(LAYER, bits_of([1, 2, 3]), 0.0)
+        assert ask is not None and len(ask.chunks) == 1
+        seen.add((ask.source, ask.chunks[0]))
+    assert seen == {("a", 3), ("b", 2), ("c", 1)}
+
+
+def test_ties_are_broken_at_random() -> None:
+    policy = _policy({"a": list(range(50))}, supernodes=(), limits=Limits(run=1))
+    asks = [policy.fill(LAYER, bits_of(range(50)), 0.0) for _ in range(60)]
+    assert len({ask.chunks for ask in asks if ask}) > 20
+
+
+def test_what_nobody_near_has_the_supernode_chooses() -> None:
+    policy = _policy({"a": [0, 1]})
+    ask = policy.fill(LAYER, bits_of([0, 1, 2, 3]), 0.0)
+    assert ask is not None and (ask.source, ask.chunks, ask.any_of) == ("S", (), 0b1100) and 1 <= ask.count <= 8
+
+
+def test_with_the_supernode_busy_peers_serve_and_with_them_busy_the_supernode() -> None:
+    policy = _policy({"a": [0, 1]})
+    policy.busy("S", 0.0, 1.0)
+    ask = policy.fill(LAYER, 0b1111, 0.5)
+    assert ask is not None and ask.source == "a" and set(ask.chunks) <= {0, 1}
+    policy.busy("a", 0.5, 10.0)
+    assert policy.fill(LAYER, 0b1111, 0.9) is None
+    assert policy.next_at(0.9) == 1.0
+    ask = policy.fill(LAYER, 0b0011, 1.0)
+    assert ask is not None and ask.source == "S" and ask.any_of == 0b0011
+
+
+def test_a_busy_source_is_left_alone_longer_and_longer_until_it_answers() -> None:
+    policy = _policy({}, supernodes=("S",))
+    pauses = []
+    now = 0.0
+    for _ in range(12):
+        policy.busy("S", now)
+        at = policy.next_at(now)
+        assert at is not None and policy.fill(LAYER, 1, at - 1e-9) is None and policy.fill(LAYER, 1, at) is not None
+        pauses.append(at - now)
+        now = at
+    assert pauses[0] <= 0.03 and 2.5 <= pauses[-1] <= 7.5
+    policy.answered("S", 0.001, 0, now)
+    policy.busy("S", now)
+    assert policy.next_at(now) <= now + 0.03  # type: ignore[operator]
+
+
+def test_requests_in_flight_are_few_in_all_and_at_a_source() -> None:
+    policy = _policy({name: list(range(100)) for name in "abcdef"}, supernodes=())
+    sources = []
+    lacks = bits_of(range(100))
+    while (ask := policy.fill(LAYER, lacks, 0.0)) is not None:
+        sources.append(ask.source)
+        lacks &= ~bits_of(ask.chunks)
+        policy.started(ask.source, ask.chunks, CHUNK, False, 0.0)
+    assert len(sources) == 4 == len(set(sources)), "other sources first"
+    alone = _policy({"a": list(range(100))}, supernodes=())
+    count = 0
+    while (ask := alone.fill(LAYER, lacks, 0.0)) is not None:
+        alone.started(ask.source, ask.chunks, CHUNK, False, 0.0)
+        count += 1
+    assert count == 2
+    alone.ended("a", CHUNK, False, 0.1)
+    assert alone.fill(LAYER, lacks, 0.1) is not None
+
+
+def test_a_long_way_holds_more_requests() -> None:
+    policy = _policy({}, supernodes=("S",))
+    for i in range(8):
+        _serve(policy, "S", 0.1, 1.0 + i, chunks=8, rtt_s=0.08)
+    count = 0
+    while (ask := policy.fill(LAYER, bits_of(range(1000)), 10.0)) is not None:
+        policy.started(ask.source, ask.count, ask.count * CHUNK, False, 10.0)
+        count += 1
+    assert 2 < count <= 8
+
+
+@pytest.mark.parametrize(("bytes_per_s", "chunks"), [(25e6 / 8, 1), (1e9 / 8, 8)])
+def test_a_run_takes_about_50_ms(bytes_per_s: float, chunks: int) -> None:
+    policy = _policy({"a": list(range(100))}, supernodes=())
+    for i in range(20):
+        _serve(policy, "a", CHUNK / bytes_per_s, 1.0 + i)
+    ask = policy.fill(LAYER, bits_of(range(100)), 30.0)
+    assert ask is not None and len(ask.chunks) == chunks
+
+
+def test_near_neighbours_are_preferred_and_slow_ones_asked_last() -> None:
+    policy = Policy(random.Random(1).random, Limits())
+    for name, near in (("near", True), ("far", False), ("slow", False), ("x", False)):
+        policy.join(name, SourceKind.PEER, near=near)
+        policy.opened(name, LAYER, 1)
+        for i in range(10):
+            _serve(policy, name, 10.0 if name == "slow" else 0.1, 100.0 * i + 50.0)
+    asked = [ask.source for _ in range(200) if (ask := policy.fill(LAYER, 1, 2000.0))]
+    assert "slow" not in asked and asked.count("near") > asked.count("far") > 0
+    for name in ("near", "far", "x"):
+        policy.leave(name)
+    last = policy.fill(LAYER, 1, 2000.0)
+    assert last is not None and last.source == "slow"
+    assert [row.state for row in policy.rows()] == ["slow"]
+
+
+def test_the_last_chunks_are_asked_of_a_second_source_but_not_of_a_third() -> None:
+    policy = _policy({"a": [1, 2], "b": [1, 2]}, supernodes=())
+    assert policy.fill(LAYER, 0b110, 0.0, flying={1: ["a"], 2: ["b"]}) in (Ask("b", (1,)), Ask("a", (2,)))
+    assert policy.fill(LAYER, 0b110, 0.0, flying={1: ["a", "b"], 2: ["b", "a"]}) is None
+
+
+# Wrong bytes.
+
+
+def test_a_rotten_chunk_of_the_only_supernode_costs_only_itself() -> None:
+    policy = _policy({}, supernodes=("S", "T"))
+    assert not policy.lied("S", LAYER, 1, 10.0)
+    assert policy.urgent(LAYER, [1], 10.0) == ["T", "S"]
+    policy.answered("T", 1.0, 0, 10.0)
+    assert policy.urgent(LAYER, [2], 10.0) == ["S", "T"]
+    ask = policy.fill(LAYER, 0b110, 10.0)
+    assert ask is not None and ask.source == "S" and ask.any_of == 0b100
+
+
+def test_several_different_lies_put_a_supernode_last_for_longer_and_longer() -> None:
+    policy = _policy({}, supernodes=("S", "T"))
+    policy.answered("T", 1.0, 0, 10.0)
+    for _ in range(9):
+        assert not policy.lied("S", LAYER, 1, 1000.0)
+    assert not policy.lied("S", LAYER, 2, 1000.0)
+    assert policy.urgent(LAYER, [9], 1000.0) == ["S", "T"], "two chunks, however often"
+    now = 1000.0
+    for chunk, expected in ((3, 1.0), (4, 2.0), (5, 4.0)):
+        assert policy.lied("S", LAYER, chunk, now)
+        assert policy.urgent(LAYER, [9], now + expected - 0.01) == ["T", "S"]
+        now += expected
+        assert policy.urgent(LAYER, [9], now) == ["S", "T"]
+    assert not policy.lied("S", LAYER, 5, now), "the same lie again is no news"
+    for chunk in range(3):
+        policy.lied("S", LAYER, chunk, 3000.0)
+    assert policy.urgent(LAYER, [9], 3001.0) == ["S", "T"], "old lies are forgotten"
+
+
+def test_a_lying_peer_rests_at_once_and_is_out_after_three_lies() -> None:
+    policy = _policy({"a": [1, 2, 3, 9], "b": [9]})
+    assert policy.lied("a", LAYER, 1, 0.0)
+    assert policy.urgent(LAYER, [9], 0.9) == ["b", "S", "a"]
+    assert policy.lied("a", LAYER, 2, 1.0)
+    assert policy.urgent(LAYER, [9], 2.9) == ["b", "S", "a"]
+    assert policy.lied("a", LAYER, 3, 3.0)
+    assert policy.urgent(LAYER, [9], 302.0) == ["b", "S", "a"]
+    assert policy.urgent(LAYER, [9], 304.0)[-1] == "S"
+
+
+def test_a_liar_that_comes_again_is_known() -> None:
+    policy = _policy({"a": [1], "b": [1]})
+    policy.lied("a", LAYER, 1, 0.0)
+    policy.leave("a")
+    policy.join("a", SourceKind.PEER)
+    policy.opened("a", LAYER, 1)
+    assert policy.urgent(LAYER, [1], 0.5) == ["b", "S", "a"]
+
+
+def test_quarantined_sources_give_what_nobody_else_has() -> None:
+    policy = _policy({"a": [1, 2], "b": [2]}, supernodes=())
+    policy.lied("a", LAYER, 5, 0.0)
+    assert policy.fill(LAYER, 0b110, 0.1) == Ask("b", (2,))
+    assert policy.fill(LAYER, 0b010, 0.1) == Ask("a", (1,))
+    assert policy.spread(LAYER, [1], 0.1) == [Ask("a", (1,))]
+    policy.join("S", SourceKind.SUPERNODE)
+    ask = policy.fill(LAYER, 0b010, 0.1)
+    assert ask is not None and ask.source == "S"
+    policy.busy("S", 0.1, 1.0)
+    assert policy.fill(LAYER, 0b010, 0.2) is None, "a busy supernode is worth waiting for"
+    for _ in range(3):
+        policy.failed("S", 0.2)
+    policy.started("a", (9,), CHUNK, False, 0.2)
+    assert policy.fill(LAYER, 0b010, 0.2) == Ask("a", (1,)), "a dead one is not"
+
+
+def test_three_liars_in_a_row_make_the_node_suspect_itself() -> None:
+    policy = _policy({"a": [1], "b": [1], "c": [1]})
+    for name in ("a", "a", "b", "b"):
+        policy.lied(name, LAYER, 1, 0.0)
+    assert not policy.suspects_itself
+    policy.lied("c", LAYER, 1, 0.0)
+    assert policy.suspects_itself
+    policy.came("S", CHUNK, 0.0)
+    assert not policy.suspects_itself
+
+
+# A window of wanted chunks.
+
+
+def test_a_window_is_spread_over_those_that_have_it() -> None:
+    policy = _policy({"a": list(range(16)), "b": list(range(16))})
+    for peer in "ab":
+        _serve(policy, peer, 0.01, 1.0)
+    asks = policy.spread(LAYER, list(range(16)), 1.0)
+    assert sorted(chunk for ask in asks for chunk in ask.chunks) == list(range(16))
+    assert {ask.source for ask in asks} == {"a", "b"}
+    assert all(len(ask.chunks) <= 8 and list(ask.chunks) == sorted(ask.chunks) for ask in asks)
+
+
+def test_of_what_nobody_has_the_supernode_chooses_unless_the_node_is_alone() -> None:
+    asks = _policy({"a": [0]}).spread(LAYER, list(range(20)), 0.0)
+    assert Ask("a", (0,)) in asks
+    assert [(ask.source, ask.any_of, ask.count) for ask in asks if ask.any_of] == [("S", bits_of(range(1, 20)), 8)]
+    alone = _policy({}).spread(LAYER, list(range(20)), 0.0)
+    assert [ask.chunks for ask in alone] == [tuple(range(8)), tuple(range(8, 16)), tuple(range(16, 20))]
+
+
+def test_a_window_waits_for_room() -> None:
+    policy = _policy({"a": list(range(64))})
+    asks = policy.spread(LAYER, list(range(64)), 0.0)
+    assert [ask.source for ask in asks] == ["a", "a"]
+    for ask in asks:
+        policy.started(ask.source, ask.chunks, CHUNK, False, 0.0)
+    assert policy.spread(LAYER, list(range(16, 64)), 0.0) == []
+    policy.ended("a", CHUNK, False, 0.1)
+    assert len(policy.spread(LAYER, list(range(16, 64)), 0.1)) == 1
+
+
+# Coming and going.
+
+
+def test_sources_that_left_are_not_asked_and_their_requests_no_longer_count() -> None:
+    policy = _policy({"a": list(range(9)), "b": list(range(9))}, supernodes=())
+    for _ in range(2):
+        for name in "ab":
+            policy.started(name, (1,), CHUNK, False, 0.0)
+    assert policy.fill(LAYER, 1, 0.0) is None
+    policy.leave("a")
+    policy.ended("a", CHUNK, False, 0.0)
+    policy.ended("b", CHUNK, False, 0.0)
+    ask = policy.fill(LAYER, 1, 0.0)
+    assert ask == Ask("b", (0,))
+    policy.closed("b", LAYER)
+    assert policy.fill(LAYER, 1, 0.0) is None
+    policy.got("b", LAYER, [0])
+    assert policy.fill(LAYER, 1, 0.0) == Ask("b", (0,))
+    policy.got("a", LAYER, [0])
+    assert policy.urgent(LAYER, [0], 0.0) == ["b"]
