@@ -21,7 +21,9 @@ from imgdist.wire import precedence
 from imgdist.wire import server as server_module
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
-from imgdist.wire.messages import FRAME_SIZE, Frame, Priority, encode_frame, encode_head, encode_request
+from imgdist.wire.messages import FRAME_SIZE, Frame, Priority, encode_frame
+from imgdist.wire.requests import encode_request
+from imgdist.wire.responses import encode_head
 from imgdist.wire.server import ChunkServer
 
 PACK = "cd" * 32

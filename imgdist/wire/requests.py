@@ -1,0 +1,148 @@
+"""Requests of the chunk dialect (imgdist.wire.messages), both ways: bytes to values and back. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imgdist.errors import ProtocolError
+from imgdist.wire.messages import HEAD_MAX, Priority, parse_address, parse_fields
+from imgdist.wire.numbers import format_lacks, format_numbers, parse_lacks, parse_numbers
+
+ANY_MAX = 8
+"""Most chunks that a server chooses at once: it should choose again as soon as it knows more."""
+
+_CHUNKS = re.compile(
+    rb"/v1/chunks/([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})/"
+    rb"(?:([0-9,-]{1,800})(?:\?p=(demand|trace|fill))?|any\?p=(trace|fill)&n=([1-8]))"
+)
+_PRIORITIES = {priority.value.encode(): priority for priority in Priority}
+_ONCE = (b"content-length", b"transfer-encoding", b"imgdist-lacks", b"imgdist-node")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRequest:
+    """For chunks `numbers` of the pack `name`, to be answered in that order.
+
+    `node` is where others reach the member of the swarm that asks, "" if nobody does; None: it is no member.
+    """
+
+    name: str
+    numbers: tuple[int, ...]
+    priority: Priority
+    keep_alive: bool = True
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnyRequest:
+    """For `count` chunks of the pack `name`, chosen by the server among the set `lacks` (bit i: chunk i)."""
+
+    name: str
+    lacks: int
+    count: int
+    priority: Priority
+    keep_alive: bool = True
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HelloRequest:
+    """Who answers here?"""
+
+    keep_alive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MeshRequest:
+    """The connection is to speak another protocol from here on; `leftover` is what came of it already."""
+
+    leftover: bytes = b""
+
+
+BodyRequest = ChunkRequest | AnyRequest
+Request = BodyRequest | HelloRequest | MeshRequest
+
+
+def encode_request(
+    name: str, numbers: Sequence[int], priority: Priority, host: str = "imgdist", node: str | None = None
+) -> bytes:
+    """The bytes of a `ChunkRequest`."""
+    return _encode(f"/v1/chunks/{name}/{format_numbers(numbers)}?p={priority.value}", host, node)
+
+
+def encode_any(
+    name: str, lacks: int, count: int, priority: Priority, host: str = "imgdist", node: str | None = None
+) -> bytes:
+    """The bytes of an `AnyRequest`; of a `lacks` that spans more than a bitmap, the first part (`format_lacks`)."""
+    target = f"/v1/chunks/{name}/any?p={priority.value}&n={count}"
+    return _encode(target, host, node, f"Imgdist-Lacks: {format_lacks(lacks)}\r\n")
+
+
+def _encode(target: str, host: str, node: str | None, fields: str = "") -> bytes:
+    if node is not None:
+        fields += f"Imgdist-Node: {node}\r\n"
+    return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode("ascii")
+
+
+class RequestDecoder:
+    """Cuts a connection's bytes into requests, however they are split; heads are bounded by `HEAD_MAX`."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Request]:
+        """Take bytes, return the requests they complete. After a ProtocolError the connection cannot go on; after a
+        MeshRequest its bytes are another protocol's."""
+        self._buffer += data
+        requests: list[Request] = []
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            if end > HEAD_MAX:
+                break
+            request = _parse(bytes(self._buffer[:end]))
+            del self._buffer[: end + 4]
+            if isinstance(request, MeshRequest):
+                requests.append(MeshRequest(bytes(self._buffer)))
+                self._buffer.clear()
+                return requests
+            requests.append(request)
+        if len(self._buffer) > HEAD_MAX:
+            raise ProtocolError(f"request head: expected at most {HEAD_MAX} bytes")
+        return requests
+
+
+def _parse(head: bytes) -> Request:
+    first, *lines = head.split(b"\r\n")
+    words = first.split(b" ")
+    if len(words) != 3 or words[0] != b"GET" or words[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise ProtocolError(f"request: expected GET <path> HTTP/1.1, got {first[:80]!r}")
+    fields = parse_fields(lines, _ONCE)
+    if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
+        raise ProtocolError("request: expected no body")
+    keep_alive = words[2] == b"HTTP/1.1" and b"close" not in fields.get(b"connection", b"").lower()
+    if words[1] == b"/v1/hello":
+        return HelloRequest(keep_alive)
+    if words[1] == b"/v1/mesh":
+        if fields.get(b"upgrade", b"").lower() != b"imgdist-mesh":
+            raise ProtocolError("request: /v1/mesh expects Upgrade: imgdist-mesh")
+        return MeshRequest()
+    return _parse_chunks(words[1], fields, keep_alive)
+
+
+def _parse_chunks(target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -> BodyRequest:
+    match = _CHUNKS.fullmatch(target)
+    if match is None:
+        raise ProtocolError(f"request: expected /v1/chunks/<name>/<numbers>?p=demand|trace|fill, got {target[:120]!r}")
+    name, node = match[1].decode(), _parse_node(fields.get(b"imgdist-node"))
+    if match[2] is None:
+        lacks = parse_lacks(fields.get(b"imgdist-lacks", b""))
+        return AnyRequest(name, lacks, int(match[5]), _PRIORITIES[match[4]], keep_alive, node)
+    priority = _PRIORITIES[match[3]] if match[3] else Priority.DEMAND
+    return ChunkRequest(name, parse_numbers(match[2].decode()), priority, keep_alive, node)
+
+
+def _parse_node(value: bytes | None) -> str | None:
+    if not value:
+        return None if value is None else ""
+    return parse_address(value.decode("latin-1"))
