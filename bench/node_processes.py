@@ -26,6 +26,11 @@ class NodeProcesses:
         pages = {role: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for role, pid in self._pids.items()}
         return {role: count * os.sysconf("SC_PAGE_SIZE") / _MIB for role, count in pages.items()}
 
+    def peak_rss_mib(self) -> dict[str, float]:
+        """The most that was resident at any time, by role (VmHWM of proc_pid_status(5))."""
+        texts = {role: Path(f"/proc/{pid}/status").read_text() for role, pid in self._pids.items()}
+        return {role: int(text.partition("VmHWM:")[2].split()[0]) / 1024 for role, text in texts.items()}
+
     def pss_mib(self) -> float:
         """Resident memory of all, shared pages in equal parts among those who share them."""
         rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._pids.values()]
