@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
@@ -19,12 +19,14 @@ from imgdist.oci.reference import Reference, is_digest, parse
 from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.address import Address
 from imgdist.wire.control import Layer, Resolution, ResolveRequest, failure
+from imgdist.wire.tracker import PATH as TRACKER_PATH
 from supernode.chains import Chains
 from supernode.fetch import Fetcher, Origin
 from supernode.metrics import Metrics, disk_bytes
 from supernode.resolve import Image, Resolver
 from supernode.store import LocalStore
 from supernode.traces import TRACE_MAX, Traces
+from supernode.tracker.session import Tracker
 
 log = logging.getLogger("imgdist.api")
 
@@ -45,6 +47,7 @@ class Parts:
     chains: Chains
     traces: Traces
     metrics: Metrics
+    tracker: Tracker
     chunks: Callable[[], Address | None]
 
 
@@ -61,6 +64,7 @@ def application(parts: Parts) -> web.Application:
             web.get("/v1/traces/{manifest_digest}", api.trace),
             web.put("/v1/traces/{manifest_digest}", api.put_trace),
             web.get("/v1/chunks", api.chunks),
+            web.get(TRACKER_PATH, parts.tracker.connect),
             web.get("/v1/status", api.status),
             web.get("/metrics", api.metrics),
             web.get("/healthz", api.healthy),
@@ -170,6 +174,7 @@ class _Api:
                 "layers": await asyncio.to_thread(self._layers),
                 "store_bytes": await asyncio.to_thread(self._store_bytes),
                 "converting": [fetcher.status(digest) for digest in fetcher.jobs],
+                "swarm": asdict(self._parts.tracker.census()),
             }
         )
 
@@ -177,7 +182,7 @@ class _Api:
         """GET /metrics"""
         layers = await asyncio.to_thread(self._layers)
         sizes = await asyncio.to_thread(self._store_bytes)
-        body = self._parts.metrics.exposition(layers, sizes)
+        body = self._parts.metrics.exposition(layers, sizes, self._parts.tracker.census())
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def healthy(self, request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from supernode.registries import Registries
 from supernode.resolve import Resolver
 from supernode.store import LocalStore
 from supernode.traces import Traces
+from supernode.tracker.session import Tracker
 
 SHUTDOWN_S = 1.0
 """How long answers under way may take after SIGTERM. Who follows an index resumes at the next supernode."""
@@ -85,6 +87,7 @@ async def _serve(
     config: SupernodeConfig, root: Path, listener: socket, chunks: Address, metrics_listener: socket | None
 ) -> int:
     told_to_stop = _signals()
+    _allow_connections()
     async with AsyncExitStack() as held:
         store = LocalStore(root)
         await asyncio.to_thread(store.recover)
@@ -110,6 +113,7 @@ async def _serve(
         fetcher = Fetcher(store, catalog, registries, convert, config.convert.layers, metrics.converted)
         await fetcher.load()
         chunk_process = ChunkProcess(root, chunks, metrics.sent)
+        tracker = Tracker(metrics, probe=config.tracker.probe)
         advertised = Address.parse(config.chunk_advertise) if config.chunk_advertise else None
         parts = Parts(
             root=root,
@@ -119,10 +123,11 @@ async def _serve(
             chains=chains,
             traces=Traces(root / "traces"),
             metrics=metrics,
+            tracker=tracker,
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(fetcher.run()), tasks.create_task(chunk_process.run())]
+            work = [tasks.create_task(part.run()) for part in (fetcher, chunk_process, tracker)]
             await chunk_process.wait_ready()
             sites = [(application(parts), listener)]
             if metrics_listener is not None:
@@ -133,10 +138,18 @@ async def _serve(
                     await runner.setup()
                     servers.push_async_callback(runner.cleanup)
                     await web.SockSite(runner, bound, backlog=1024).start()
+                servers.callback(tracker.close)
                 stopped_by = await _until(told_to_stop)
             for task in work:
                 task.cancel()
         return stopped_by
+
+
+def _allow_connections() -> None:
+    """As many open files as this process may have: each agent has a connection, and the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # where "unlimited" is above what the kernel takes, the limit stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _signals() -> asyncio.Future[int]:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 import imgdist
 from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.messages import Priority
+from supernode.tracker.members import Census
 
 _CONVERT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -40,6 +41,19 @@ class Metrics:
         )
         self._layers = Gauge("imgdist_layers", "Layers by state", ["state"], registry=self._registry)
         self._store = Gauge("imgdist_store_bytes", "Bytes on disk", ["what"], registry=self._registry)
+        self._members = Gauge("imgdist_swarm_members", "Agents that the tracker knows", registry=self._registry)
+        self._reachable = Gauge(
+            "imgdist_swarm_members_reachable",
+            "Agents whose address answered, so that others are told",
+            registry=self._registry,
+        )
+        self._swarms = Gauge("imgdist_swarms", "Swarms that an agent takes part in", registry=self._registry)
+        self._tracked = Counter(
+            "imgdist_tracker_messages", "Messages of agents, and agents refused", ["kind"], registry=self._registry
+        )
+        self._probes = Counter(
+            "imgdist_tracker_probes", "Looks at agents' addresses", ["answered"], registry=self._registry
+        )
         build = Gauge(
             "imgdist_build_info",
             "Always 1",
@@ -64,8 +78,19 @@ class Metrics:
         """A layer was downloaded and converted."""
         self._convert.observe(seconds)
 
-    def exposition(self, layers: dict[str, int], store_bytes: dict[str, int]) -> bytes:
-        """Everything, with the layers by state and the bytes on disk as they are now."""
+    def tracked(self, kind: str) -> None:
+        """The tracker got a message of a kind, or refused an agent ("refused")."""
+        self._tracked.labels(kind).inc()
+
+    def probed(self, answered: bool) -> None:
+        """The tracker looked whether an agent answers."""
+        self._probes.labels("yes" if answered else "no").inc()
+
+    def exposition(self, layers: dict[str, int], store_bytes: dict[str, int], census: Census) -> bytes:
+        """Everything, with the layers by state, the bytes on disk and the swarms' members as they are now."""
+        self._members.set(census.members)
+        self._reachable.set(census.reachable)
+        self._swarms.set(census.swarms)
         for state, count in layers.items():
             self._layers.labels(state).set(count)
         for what, size in store_bytes.items():

@@ -38,6 +38,7 @@ from supernode.registries import Registries
 from supernode.resolve import Resolver
 from supernode.store import LocalStore
 from supernode.traces import Traces
+from supernode.tracker.session import Tracker
 
 DIGEST = "sha256:" + "1" * 64
 
@@ -108,6 +109,7 @@ class World:
             chains=chains,
             traces=Traces(root / "traces"),
             metrics=metrics,
+            tracker=Tracker(metrics),
             chunks=lambda: self.chunks,
         )
         self.socket = Address(path=str(root / "s"))
@@ -280,6 +282,7 @@ async def test_health_status_and_figures(world: World) -> None:
     async with world.client() as client, aiohttp.ClientSession() as http:
         await client.resolve(f"{world.registry.host}/a/b:1")
         status = await client.status()
+        assert status["swarm"] == {"members": 0, "reachable": 0, "swarms": 0}
         assert status["layers"] == {"ready": 0, "converting": 0, "declined": 0}
         for path, code in (("/healthz", 200), ("/readyz", 200)):
             async with http.get(world.tcp + path) as response:
@@ -300,6 +303,7 @@ async def test_health_status_and_figures(world: World) -> None:
         "imgdist_convert_seconds_count",
         "imgdist_build_info",
         "imgdist_layers",
+        "imgdist_swarm_members",
     ):
         assert f"\n{name}" in text
     assert 'imgdist_store_bytes{what="packs"} 0.0' in text

@@ -9,6 +9,7 @@ from pathlib import Path
 from imgdist.wire.address import Address
 from supernode.chunkprocess import ChunkProcess
 from supernode.metrics import Metrics
+from supernode.tracker.members import Census
 
 LIFE = """
 import time
@@ -26,7 +27,7 @@ async def test_uploads_add_up_over_the_lives_of_the_process(tmp_path: Path) -> N
     running = asyncio.create_task(process.run())
 
     def sent(kind: str) -> float:
-        lines = metrics.exposition({}, {}).decode().splitlines()
+        lines = metrics.exposition({}, {}, Census(0, 0, 0)).decode().splitlines()
         return next(float(line.split()[1]) for line in lines if f'upload_bytes_total{{kind="{kind}"}}' in line)
 
     assert sent("demand") == 0
