@@ -32,8 +32,8 @@ class Event:
 
 @dataclass(slots=True)
 class Fill:
-    """What happened. Seconds since the nodes were told (`told_at`, on the monotonic clock). CPU time and memory by role of
-    each node's processes. `samples` are (seconds, share of the image each node has).
+    """What happened. Seconds since the nodes were told (`told_at` on the monotonic clock); CPU time and memory of each
+    node's processes by role; `samples`: (seconds, share of the image each node has).
     """
 
     told_at: float

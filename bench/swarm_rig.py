@@ -19,7 +19,6 @@ from imgdist.demo.push import push
 from imgdist.demo.registry import registry
 from imgdist.demo.star import Spoke, Star
 from supernode.store.layout import INDEX, ROW, TABLE, Layout
-from supernode.store.reader import PackReader
 
 REGISTRY_PORT, SUPERNODE_PORT, PEER_PORT = 5000, 7600, 7651
 
@@ -161,6 +160,4 @@ class Rig:
 
 def _encoded_sizes(pack: Path) -> list[int]:
     """Bytes of every chunk of a pack as a supernode sends it, without frames; chunks of zeros are not sent."""
-    reader = PackReader(pack)
-    rows = (reader.row(chunk) for chunk in range((pack / TABLE).stat().st_size // ROW.size))
-    return [length for _, length, _ in rows if length]
+    return [length for _, length, _ in ROW.iter_unpack((pack / TABLE).read_bytes()) if length]
