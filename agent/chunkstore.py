@@ -93,7 +93,7 @@ class ChunkStore:
             except BaseException:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
-            return self._open(self._packs / index.pack_id.hex())
+            return self._open(self._packs / index.pack_id.hex(), index)
 
     def renumber(self, store: LayerStore) -> None:
         """Give a pack another node number: what is mounted under its own is another pack. Nothing may know it yet."""
@@ -128,15 +128,14 @@ class ChunkStore:
 
     def _recover(self, directory: Path) -> None:
         try:
-            self._open(directory)
+            self._open(directory, Index.load((directory / "index").read_bytes()))
         except (CorruptError, ProtocolError, FileNotFoundError) as error:
             _log.error("%s is broken and is removed; it is fetched again when needed: %s", directory, error)
             shutil.rmtree(directory)
         except OSError as error:
             _log.error("%s cannot be opened and is left alone until the next start: %s", directory, error)
 
-    def _open(self, directory: Path) -> LayerStore:
-        index = Index.load((directory / "index").read_bytes())
+    def _open(self, directory: Path, index: Index) -> LayerStore:
         if index.pack_id.hex() != directory.name:
             raise CorruptError(f"{directory} holds the index of pack {index.pack_id.hex()}")
         image_size = (directory / "image").stat().st_size

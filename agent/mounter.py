@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.layers import loop, mount, mountinfo
+from agent.layers.readers import ViewReaders
 from agent.layerstore import LayerStore
 from fuse.link import ViewLink
 from imgdist.errors import ImgdistError
@@ -48,7 +49,7 @@ class Mounter:
         self._mounts = mounts
         self._view_directory = view_directory
         # As the kernel names it. The last component is not looked at: that could wait for the view.
-        self._view_path = Path(os.path.realpath(view_directory.parent), view_directory.name)
+        self._view_readers = ViewReaders(Path(os.path.realpath(view_directory.parent), view_directory.name))
         self._view = view
         mounts.mkdir(parents=True, exist_ok=True)
 
@@ -78,10 +79,12 @@ class Mounter:
     def hide(self, store: LayerStore) -> None:
         """Take the layer out of the view again; nothing may read it any more."""
         self._link().remove(store.node)
+        self._view_readers.forget(store.name)
 
     def mount_shown(self, store: LayerStore) -> None:
         """Mount the view's file of the layer. Its metadata must be present: mounting reads it."""
         with loop.attached(str(self._view_directory / store.name)) as device:
+            self._view_readers.add(store.name, device)
             loop.set_read_ahead(device, loop.LAZY_READ_AHEAD)
             self._mount(device, store)
 
@@ -108,7 +111,7 @@ class Mounter:
     def found(self, store: LayerStore) -> Found | None:
         """What is mounted where this layer belongs, or else reads it still; None if nothing does."""
         entry = mountinfo.find(self.directory(store))
-        devices = [entry.source] if entry is not None else self._readers(store)
+        devices = [entry.source] if entry is not None else self._view_readers.of(store.name)
         if not devices:
             return None
         backing = loop.backing(devices[0])
@@ -120,7 +123,7 @@ class Mounter:
     def is_read(self, store: LayerStore) -> bool:
         """Whether a loop device shows the view's file of the layer. An unmounted layer is read on where overlayfs, or
         another mount namespace, has a copy of its mount: mountinfo tells of neither, the device of both."""
-        return bool(self._readers(store))
+        return bool(self._view_readers.of(store.name))
 
     def unmount(self, store: LayerStore) -> None:
         """Unmount the layer; its loop device goes by itself, with the last reader. BusyError says who holds it."""
@@ -136,17 +139,15 @@ class Mounter:
             mount.umount(target, lazy=True)  # a mount that failed leaves nothing
             raise
 
-    def _readers(self, store: LayerStore) -> list[str]:
-        return [device.path for device in loop.find(str(self._view_path / store.name))]
-
     def _devices(self, store: LayerStore) -> list[str]:
+        found = self._view_readers.of(store.name)
+        if found:
+            return found
         entry = mountinfo.find(self.directory(store))
-        found = self._readers(store)
-        if entry is not None and entry.source not in found:  # of a dead view, whose path the kernel may not know
-            found.append(entry.source)
-        if not found:
+        if entry is None:
             raise ImgdistError(f"layer {store.pack_id.hex()} is not mounted at {self.directory(store)} any more")
-        return found
+        self._view_readers.add(store.name, entry.source)  # of a dead view, whose path the kernel does not know
+        return [entry.source]
 
     def _view_device(self) -> int | None:
         try:
