@@ -230,6 +230,14 @@ class Scheduler:
         if fetch.kind is Kind.TRACE:
             self._trace_again(fetch.node, [chunk for chunk in failed if chunk not in bad])
 
+    def lost(self, node: int, chunks: Iterable[int]) -> None:
+        """The image has these chunks no more: they are missing again."""
+        layer = self._layers[node]
+        for chunk in chunks:
+            if layer.state[chunk] == HERE:
+                layer.missing += 1
+                layer.wake(chunk)
+
     def in_flight(self, node: int) -> int:
         """Requests of a layer that are not finished."""
         return sum(fetch.node == node for fetch in self._flights)

@@ -90,12 +90,14 @@ class Transfers:
     # Layers.
 
     def add(self, store: LayerStore) -> None:
-        """Begin to serve a layer, before the view learns of it. Adding it again changes nothing."""
+        """Begin to serve a layer, before the view learns of it. Adding it again changes nothing, except that what its
+        store has lost since is missing again."""
         node = store.node
         found = list(self._twins(store))
         missing = store.missing_chunks()
         with self._lock:
             if node in self._jobs:
+                self._find_lost(self._jobs[node], missing)
                 return
             job = self._jobs[node] = Job(store, node, store.pack_id.hex())
             for chunk, other, other_chunk in found:
@@ -122,6 +124,11 @@ class Transfers:
         """The view: a reader waits for the image's bytes [start, start + length)."""
         with self._lock:
             wanted = self._scheduler.miss(node, start, length, self._clock())
+            if wanted is False:
+                # After a failed sync the store finds lost bytes at any time, and tells whoever asked it, not us.
+                job = self._jobs[node]
+                if self._find_lost(job, job.store.index.chunks_between(start, start + length)):
+                    wanted = self._scheduler.miss(node, start, length, self._clock())
             if wanted:
                 self._pump()
         if wanted is None:
@@ -273,12 +280,32 @@ class Transfers:
                     return
                 job.store.complete()
         except OSError as error:
-            _log.error("pack %s is whole, but cannot be made durable: %s", job.store.pack_id.hex(), error)
+            _log.error("pack %s is whole, but cannot be made durable: %s", job.name, error)
+            return
+        except TemporaryError:  # the store is being closed
+            return
+        except ImgdistError as error:
+            _log.error("pack %s is whole no more and is filled again: %s", job.name, error)
+            self._fill_again(job)
             return
         job.twins.clear()
         with self._lock:
             self._changed.notify_all()
         self._on_layer_complete(job.store)
+
+    def _fill_again(self, job: Job) -> None:
+        missing = job.store.missing_chunks()
+        with self._lock:
+            if self._jobs.get(job.node) is job:
+                self._find_lost(job, missing)
+                self._scheduler.fill(job.node)
+                self._pump()
+
+    def _find_lost(self, job: Job, chunks: Iterable[int]) -> bool:
+        """Of these chunks, have those asked for again that the store lost; whether there are any. The lock is held."""
+        lost = [chunk for chunk in chunks if not job.store.has(chunk)]
+        self._scheduler.lost(job.node, lost)
+        return bool(lost)
 
     def _tick(self) -> None:
         with self._lock:

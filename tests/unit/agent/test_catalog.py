@@ -356,10 +356,11 @@ async def test_a_switch_that_failed_is_tried_again() -> None:
         switching.cancel()
 
 
-async def test_bytes_that_the_disk_lost_are_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with node(FakeStore(5)) as made:
+async def test_bytes_that_the_disk_lost_are_fetched_again_and_nobody_finds_the_layer_unknown_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with node(FakeStore(5)) as made, asyncio.TaskGroup() as tasks:
         layer = await shown(made)
-        layer.store.missing.clear()  # type: ignore[attr-defined]
 
         def lost() -> None:
             layer.store.missing.add(1)  # type: ignore[attr-defined]
@@ -368,13 +369,16 @@ async def test_bytes_that_the_disk_lost_are_fetched_again(monkeypatch: pytest.Mo
         monkeypatch.setattr(layer.store, "complete", lost)
         made.steps.done.clear()
         made.transfers.filled.clear()
-        await made.catalog._try_switch(layer)
-        assert made.steps.names() == ["remove", "add"] and made.transfers.filled == [5]
-        assert layer.state is State.FILLING and layer.shown
+        switching = tasks.create_task(made.catalog.switch_forever())
+        complete(made, layer)
+        await until(lambda: layer.state is State.FILLING)
+        assert made.steps.names() == ["add"] and made.transfers.filled == [5]
+        assert layer.shown and made.transfers.layers == {5}
+        switching.cancel()
 
 
 async def test_a_stop_switches_what_is_whole_first_and_ends_when_no_bytes_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.catalog._SILENCE_S", 0.0)
+    monkeypatch.setattr("agent.switching._SILENCE_S", 0.0)
     async with node(FakeStore(5), FakeStore(6)) as made:
         whole, partly = [await shown(made, number) for number in (5, 6)]
         whole.store.missing.clear()  # type: ignore[attr-defined]

@@ -357,6 +357,21 @@ def test_the_last_chunk_completes_once(scheduler: Scheduler) -> None:
     assert scheduler.landed(3, 7, 0.2) == Landed(None, False)
 
 
+def test_what_was_lost_is_missing_again(scheduler: Scheduler) -> None:
+    scheduler.add(3, LAYER.index, [7])
+    scheduler.lost(3, [7])
+    assert scheduler.incomplete().count(3) == 1
+    scheduler.miss(3, offset(7), 1, 0.0)
+    (fetch,) = scheduler.due(0.0)
+    land(scheduler, fetch, 0.1)
+    assert scheduler.miss(3, offset(7), 1, 0.2) is False
+    scheduler.lost(3, [7, 2])
+    scheduler.fill(3)
+    assert scheduler.miss(3, offset(7), 1, 0.3) is True
+    assert [one.completes for fetch in scheduler.due(0.3) for one in land(scheduler, fetch, 0.4)] == [False]
+    assert [one.completes for fetch in scheduler.due(1.0) for one in land(scheduler, fetch, 1.1)] == [True]
+
+
 def test_a_removed_layer_leaves_nothing(scheduler: Scheduler) -> None:
     scheduler.miss(2, offset(0), 1, 0.0)
     scheduler.want(2, [5])

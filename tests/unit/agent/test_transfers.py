@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from agent.transfer.gate import QUIET_S
 from agent.transfer.scheduler import NOW_SLOTS
 from agent.transfer.sources import QUARANTINE_S, ChunkSource, SourceBook
 from agent.transfer.transfers import Transfers
-from imgdist.errors import NotFoundError, ProtocolError, TemporaryError
+from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire.messages import Priority
 
 LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
@@ -335,6 +336,59 @@ def test_removal_ends_jobs_and_frees_the_store(make_node: MakeNode) -> None:
     node.chunks.remove(store)
     with pytest.raises(NotFoundError):
         node.transfers.fetch_now(store, [1])
+
+
+def whole_but_not_on_disk(node: Node, monkeypatch: pytest.MonkeyPatch) -> LayerStore:
+    """A layer whose sync failed when its last chunk was in, and with it the bytes of chunk 1 were lost."""
+    real, failed = os.fdatasync, threading.Event()
+
+    def failing(fd: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", real)
+        failed.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    store = node.add(LAYER)
+    node.transfers.fill(store)
+    assert failed.wait(10)
+    with store._syncing:  # until the thread that completes it has done with it
+        assert store.is_complete and not store.is_proven
+    os.pwrite(store.image_fd, b"lost", START[1] + 5000)
+    return store
+
+
+def test_a_layer_that_is_whole_no_more_is_filled_again(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = MemorySource(LAYER)
+    node = make_node(source)
+    store = whole_but_not_on_disk(node, monkeypatch)
+    node.transfers.remove(2)
+    node.transfers.add(store)
+    assert node.completed[2].wait(10)
+    assert image_of(store) == WHOLE and store.present.clean
+    assert source.asked[1:] == [(LAYER.name, (1,), Priority.FILL)]
+
+
+def test_a_reader_of_lost_bytes_gets_them_before_anybody_told_the_transfers(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node(MemorySource(LAYER))
+    store = whole_but_not_on_disk(node, monkeypatch)
+    with pytest.raises(ImgdistError, match="lost bytes"):
+        store.complete()  # as a switch does
+    node.transfers.miss(2, START[1], 4096)
+    node.view.wait(("written", 2, START[1], END[1]))
+    assert [event[0] for event in node.view.events] == ["ready", "written"]
+    assert node.completed[2].wait(10), "and so it is whole again"
+
+
+def test_adding_a_layer_again_tells_what_its_store_lost(make_node: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = make_node(MemorySource(LAYER))
+    store = whole_but_not_on_disk(node, monkeypatch)
+    with pytest.raises(ImgdistError, match="lost bytes"):
+        store.complete()
+    node.transfers.add(store)
+    node.transfers.fetch_now(store, [1]).result(10)
+    assert image_of(store) == WHOLE
 
 
 def test_what_another_pack_has_is_copied_not_fetched(make_node: MakeNode) -> None:
