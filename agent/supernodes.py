@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from imgdist.api import JsonApi
 from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UnreachableError, UsageError
 from imgdist.pack.index import Index
 from imgdist.wire.address import Address
-from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead
+from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers
 from imgdist.wire.control import Chain, Resolution, Trace
 from imgdist.wire.messages import Priority
 
@@ -75,12 +76,15 @@ class Supernodes:
 
 class SupernodeChunks:
     """The chunk bodies of one supernode (a `ChunkSource`). Where they are served is asked once, and anew when nobody
-    is there: a supernode may come back with another port."""
+    is there: a supernode may come back with another port.
+
+    `node`, which may be set later, is as ChunkClient's: where others reach this member of the swarm."""
 
     kind = "supernode"
 
-    def __init__(self, url: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
+    def __init__(self, url: str, *, read_timeout_s: float = READ_TIMEOUT_S, node: str | None = None) -> None:
         self.name = url
+        self.node = node
         self._read_timeout_s = read_timeout_s
         self._control = JsonApi(url, "the supernode", timeout_s=_LOCATE_TIMEOUT_S)
         self._lock = threading.Lock()
@@ -97,12 +101,22 @@ class SupernodeChunks:
         on_head: OnHead | None = None,
     ) -> None:
         """As ChunkClient.fetch."""
-        client = self._located()
-        try:
+        with self._client_in_use() as client:
             client.fetch(pack, numbers, priority, on_chunk, on_head)
-        except UnreachableError:
-            self._forget(client)
-            raise
+
+    def fetch_any(
+        self,
+        pack: str,
+        lacks: int,
+        count: int,
+        priority: Priority,
+        on_numbers: OnNumbers,
+        on_chunk: OnChunk,
+        on_head: OnHead | None = None,
+    ) -> None:
+        """As ChunkClient.fetch_any."""
+        with self._client_in_use() as client:
+            client.fetch_any(pack, lacks, count, priority, on_numbers, on_chunk, on_head)
 
     def close(self) -> None:
         """End fetches in progress; later ones fail with TemporaryError."""
@@ -110,6 +124,17 @@ class SupernodeChunks:
             self._closed, client, self._client = True, self._client, None
         if client is not None:
             client.close()
+
+    @contextlib.contextmanager
+    def _client_in_use(self) -> Iterator[ChunkClient]:
+        """Who serves the chunks, for a request; forgotten if nobody is there."""
+        client = self._located()
+        client.node = self.node
+        try:
+            yield client
+        except UnreachableError:
+            self._forget(client)
+            raise
 
     def _located(self) -> ChunkClient:
         """Single flight: of all threads that find the address unknown one asks, and the others get its answer or its

@@ -146,7 +146,7 @@ def _touched_bytes(stack: Stack, pushed: Pushed) -> int:
     trace = msgspec.msgpack.decode(stack.supernode.trace(pushed.manifest_digest) or b"", type=Trace)
     store = Layout(stack.supernode.root)
     packs = [PackReader(store.link(digest)) for digest in trace.layers]
-    return sum(packs[layer].row(chunk)[1] for layer, chunk in struct.iter_unpack("<HI", trace.entries))
+    return sum(packs[layer].row(chunk).length for layer, chunk in struct.iter_unpack("<HI", trace.entries))
 
 
 def _seconds(starts: list[Start]) -> float:

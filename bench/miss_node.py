@@ -75,7 +75,7 @@ class Node:
         """Read from a chunk that is not there: milliseconds, and the bytes of its body on the wire."""
         chunk = self._absent()
         self._touched.append(chunk)
-        return self._read(chunk * CHUNK_MAX), self._table.row(chunk)[1]
+        return self._read(chunk * CHUNK_MAX), self._table.row(chunk).length
 
     def hit(self) -> float:
         """Read a block, of a chunk that an earlier miss brought, that no cache of the kernel's has: milliseconds."""

@@ -16,7 +16,7 @@ from agent.transfer.sources import ChunkSource
 from imgdist.errors import CorruptError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.pack import CHUNK_MAX
 from imgdist.pack.codec import decode_into
-from imgdist.wire.client import OnHead
+from imgdist.wire.client import OnHead, Told
 from imgdist.wire.messages import Priority
 
 _log = logging.getLogger("imgdist.agent")
@@ -148,9 +148,9 @@ class Landing:
             return
         whole = len(rest) == len(fetch.chunks)
         for source in self._desk.sources(job.name, rest):
-            round_trips: list[float] = []
+            told: list[Told] = []
             try:
-                self._ask(job, fetch.kind, source, rest, round_trips.append, outcome.bad)
+                self._ask(job, fetch.kind, source, rest, told.append, outcome.bad)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 _log.debug("%s", error)
             except TemporaryError as error:
@@ -158,7 +158,7 @@ class Landing:
                 self._desk.source_failed(source, error)
             outcome.bad.intersection_update(rest)
             if not rest:
-                outcome.round_trip_s = round_trips[0] if whole and round_trips else None
+                outcome.round_trip_s = told[0].round_trip_s if whole and told else None
                 return
             whole = False
 

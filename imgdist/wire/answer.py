@@ -6,9 +6,12 @@ import errno
 import os
 import socket
 from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from imgdist.wire.messages import FRAME_SIZE, ChunkRequest, Frame, encode_frame, encode_head
+from imgdist.wire.arrivals import Arrivals
+from imgdist.wire.messages import FRAME_SIZE, Frame, encode_frame
+from imgdist.wire.requests import ChunkRequest
+from imgdist.wire.responses import encode_head
 
 REQUEST_S = 10.0
 """How long an answer may take beyond what its bytes need at the lowest rate; as long as a client waits in silence."""
@@ -16,15 +19,29 @@ RATE_LEAST = 64 * 1024
 """Bytes per second below which a reader is given up (a guess: a node below it starts nothing)."""
 
 
+class Row(NamedTuple):
+    """Where a chunk's body of `length` bytes is: in the file of this descriptor, at this offset."""
+
+    fd: int
+    offset: int
+    length: int
+    encoding: int
+
+
 class ChunkReader(Protocol):
-    """The encoded chunks of one pack; stays usable while referenced, whatever happens to its directory."""
+    """The encoded chunks of one pack. What rows point to stays open while the reader is referenced, whatever happens to
+    its directory."""
 
     @property
-    def fd(self) -> int:
-        """Descriptor of the file that holds the bodies."""
+    def count(self) -> int:
+        """Chunks that may be there; more while the pack is being written."""
 
-    def row(self, number: int) -> tuple[int, int, int]:
-        """(offset, length, encoding) of a chunk. Raises NotFoundError where it is not there (yet)."""
+    @property
+    def arrivals(self) -> Arrivals | None:
+        """What came lately; None for whoever has everything."""
+
+    def row(self, number: int) -> Row:
+        """A chunk's place. Raises NotFoundError where it is not there (yet)."""
 
 
 class Answer:
@@ -34,9 +51,9 @@ class Answer:
         self.request = request
         self._reader = reader
         self._rows = deque((number, reader.row(number)) for number in request.numbers)
-        size = sum(FRAME_SIZE + length for _, (_, length, _) in self._rows)
+        size = sum(FRAME_SIZE + row.length for _, row in self._rows)
         self._head = encode_head(200, size, keep_alive=request.keep_alive)
-        self._offset = self._left = 0
+        self._fd = self._offset = self._left = 0
         self.deadline = now + REQUEST_S + size / RATE_LEAST
 
     @property
@@ -56,7 +73,7 @@ class Answer:
         OSError: the reader left, or the pack's file is short.
         """
         if not self._left and self._rows:
-            number, (self._offset, self._left, encoding) = self._rows.popleft()
+            number, (self._fd, self._offset, self._left, encoding) = self._rows.popleft()
             raw_size = self._left if encoding == 0 else 0
             self._head += encode_frame(Frame(number, encoding, self._left, raw_size))
         more = socket.MSG_MORE if self._left else 0
@@ -65,7 +82,7 @@ class Answer:
         if not self._left:
             return 0
         count = self._left if most is None else min(self._left, most)
-        sent = os.sendfile(sock.fileno(), self._reader.fd, self._offset, count)
+        sent = os.sendfile(sock.fileno(), self._fd, self._offset, count)
         if sent == 0:
             end = self._offset + self._left
             raise OSError(errno.EIO, f"the pack's file ends {self._left} bytes short of offset {end}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError, UnreachableError
 from imgdist.wire.address import Address
 from imgdist.wire.connection import Connection
-from imgdist.wire.messages import FRAME_SIZE, Priority, ResponseHead, decode_frame, encode_request
+from imgdist.wire.messages import FRAME_SIZE, Priority, decode_frame
+from imgdist.wire.requests import encode_any, encode_request
+from imgdist.wire.responses import ResponseHead
 
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 10.0
@@ -19,22 +22,50 @@ _REFUSAL_MAX = 4096
 
 OnChunk = Callable[[int, int, memoryview], None]
 """Called as on_chunk(number, encoding, body); `body` is valid during the call only."""
+OnNumbers = Callable[[tuple[int, ...]], None]
+"""Called with the chunks that a server chose, before they come."""
 
 
-OnHead = Callable[[float], None]
-"""Called when an answer begins, with the seconds since its request was sent (a connection stood already)."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer's head says: seconds since its request was sent (a connection stood already), bytes that wait at
+    the sender with that urgency or a higher one (None: it does not say), chunks that came to the sender lately."""
+
+    round_trip_s: float
+    queue_bytes: int | None = None
+    have: tuple[int, ...] = ()
+
+
+OnHead = Callable[[Told], None]
+"""Called when an answer begins, a refusal too."""
+
+
+class RedirectedError(TemporaryError):
+    """The server is busy; who is at `addresses` (host:port) got these chunks lately."""
+
+    def __init__(self, message: str, addresses: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.addresses = addresses
 
 
 class ChunkClient:
     """Asks one chunk server. Thread-safe; each call has a connection of its own while it runs.
 
     Priorities never share a connection: a fill's bytes in a socket buffer would make demand wait.
+    `node`, which may be set later: where others reach this member of the swarm (host:port), "" if nobody does; None: it
+    is no member, and is made to wait rather than sent elsewhere.
     """
 
     def __init__(
-        self, address: Address, *, connect_timeout_s: float = CONNECT_TIMEOUT_S, read_timeout_s: float = READ_TIMEOUT_S
+        self,
+        address: Address,
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        node: str | None = None,
     ) -> None:
         self.address = address
+        self.node = node
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
         self._lock = threading.Lock()
@@ -52,25 +83,39 @@ class ChunkClient:
     ) -> None:
         """Fetch chunks `numbers` of pack `name`, calling `on_chunk` for each in order, as it arrives, unverified.
 
-        `on_head` is told the round-trip time. An exception of `on_chunk` ends the fetch and comes out as it is. Raises
-        NotFoundError (no such pack, or a chunk is not there yet), TemporaryError (refused, time-out, cut, busy:
-        `retry_after_s`) and ProtocolError. Chunks handed to `on_chunk` before an error count.
+        An exception of a callback ends the fetch and comes out as it is. Raises NotFoundError (no such pack, or a chunk
+        is not there yet), RedirectedError, TemporaryError (refused, time-out, cut, busy: `retry_after_s`) and
+        ProtocolError. Chunks handed to `on_chunk` before an error count.
         """
-        connection, head = self._ask(encode_request(name, numbers, priority), priority)
-        reusable = False
-        refusal: ImgdistError | None = None
-        try:
-            if on_head is not None:
-                on_head(connection.answered_after_s)
-            if head.status == 200:
-                self._read_chunks(connection, head, numbers, on_chunk)
-            else:
-                refusal = self._read_refusal(connection, head, name)
-            reusable = head.keep_alive and connection.is_drained
-        finally:
-            self._put_back(connection, priority, reusable)
-        if refusal is not None:
-            raise refusal
+        request = encode_request(name, numbers, priority, node=self.node)
+
+        def read(connection: Connection, head: ResponseHead) -> None:
+            self._read_chunks(connection, head, numbers, on_chunk)
+
+        self._exchange(request, name, priority, read, on_head)
+
+    def fetch_any(
+        self,
+        name: str,
+        lacks: int,
+        count: int,
+        priority: Priority,
+        on_numbers: OnNumbers,
+        on_chunk: OnChunk,
+        on_head: OnHead | None = None,
+    ) -> None:
+        """As `fetch`, of up to `count` chunks (at most ANY_MAX) that the server chooses among the set `lacks`, which is
+        not empty (bit i: chunk i). `on_numbers` is told its choice first."""
+        request = encode_any(name, lacks, count, priority, node=self.node)
+
+        def read(connection: Connection, head: ResponseHead) -> None:
+            chosen = head.chunks
+            if not 0 < len(set(chosen)) == len(chosen) <= count or not all(lacks >> number & 1 for number in chosen):
+                raise ProtocolError(f"{self.address}: expected up to {count} chunks that are missing, got {chosen}")
+            on_numbers(chosen)
+            self._read_chunks(connection, head, chosen, on_chunk)
+
+        self._exchange(request, name, priority, read, on_head)
 
     def close(self) -> None:
         """Close every connection; fetches in progress end with TemporaryError."""
@@ -83,6 +128,31 @@ class ChunkClient:
                 connection.abort()
         for connection in idle:
             connection.close()
+
+    def _exchange(
+        self,
+        request: bytes,
+        name: str,
+        priority: Priority,
+        read: Callable[[Connection, ResponseHead], None],
+        on_head: OnHead | None,
+    ) -> None:
+        """Send a request and let `read` take the body of its answer, unless that is a refusal."""
+        connection, head = self._ask(request, priority)
+        reusable = False
+        refusal: ImgdistError | None = None
+        try:
+            if on_head is not None:
+                on_head(Told(connection.answered_after_s, head.queue_bytes, head.have))
+            if head.status == 200:
+                read(connection, head)
+            else:
+                refusal = self._read_refusal(connection, head, name)
+            reusable = head.keep_alive and connection.is_drained
+        finally:
+            self._put_back(connection, priority, reusable)
+        if refusal is not None:
+            raise refusal
 
     def _ask(self, request: bytes, priority: Priority) -> tuple[Connection, ResponseHead]:
         """Send a request and read the answer's head; anew if a kept connection proves to be stale."""
@@ -119,6 +189,8 @@ class ChunkClient:
         text = bytes(connection.read(head.length)).decode("utf-8", "replace").strip()
         if head.status == 404:
             return NotFoundError(f"{self.address}: pack {name}: {text}")
+        if head.status == 307 and head.addresses:
+            return RedirectedError(f"{self.address}: busy; others have it: {', '.join(head.addresses)}", head.addresses)
         if head.status in (429, 500, 502, 503, 504):
             return TemporaryError(f"{self.address}: status {head.status}: {text}", head.retry_after_s)
         return ProtocolError(f"{self.address}: expected status 200, got {head.status}: {text}")

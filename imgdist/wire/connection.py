@@ -10,7 +10,8 @@ import time
 
 from imgdist.errors import TemporaryError, UnreachableError
 from imgdist.wire.address import Address
-from imgdist.wire.messages import BODY_MAX, FRAME_SIZE, HEAD_MAX, ResponseHead, decode_response_head
+from imgdist.wire.messages import BODY_MAX, FRAME_SIZE, HEAD_MAX
+from imgdist.wire.responses import ResponseHead, decode_response_head
 
 _HEAD_READ = 4096
 _RATE_LEAST = 64 * 1024

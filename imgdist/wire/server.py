@@ -24,8 +24,10 @@ from typing import Protocol
 
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError
 from imgdist.wire.answer import Answer, ChunkReader
-from imgdist.wire.messages import ChunkRequest, Priority, RequestDecoder, encode_head
+from imgdist.wire.messages import Priority
 from imgdist.wire.precedence import Outstanding, Precedence
+from imgdist.wire.requests import ChunkRequest, RequestDecoder
+from imgdist.wire.responses import encode_head
 
 _log = logging.getLogger("imgdist.wire")
 
@@ -241,7 +243,10 @@ class ChunkServer:
     def _decode(self, connection: _Connection, data: bytes) -> bool:
         """Take in what came; False if that was the connection's end."""
         try:
-            connection.pending.extend(connection.decoder.feed(data))
+            for request in connection.decoder.feed(data):
+                if not isinstance(request, ChunkRequest):
+                    raise ProtocolError("request: only chunks by their numbers are served here")
+                connection.pending.append(request)
         except ProtocolError as error:
             self._refuse(connection, 400, str(error))
             data = b""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imgdist.errors import CorruptError, NotFoundError
 from imgdist.pack import CHUNK_MAX, codec
+from imgdist.wire.answer import Row
 from supernode.store.layout import CHUNKS, ROW, TABLE
 
 _OFFSET_MAX = 1 << 62
@@ -24,18 +25,26 @@ class PackReader:
         self._chunks = os.open(directory / CHUNKS, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._chunks)
 
+    arrivals = None  # it has everything
+
     @property
-    def fd(self) -> int:
-        """Descriptor of the file that holds the bodies."""
-        return self._chunks
+    def count(self) -> int:
+        """Chunks that are there; more while the pack is being written."""
+        return os.fstat(self._table).st_size // ROW.size
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The same for all readers of one pack, under whatever name, while one of them is open."""
+        status = os.fstat(self._chunks)
+        return status.st_dev, status.st_ino
 
     @property
     def gone(self) -> bool:
         """Whether the pack was removed since: a new look may find another one under the same name."""
         return os.fstat(self._chunks).st_nlink == 0
 
-    def row(self, number: int) -> tuple[int, int, int]:
-        """(offset, length, encoding) of a chunk's body.
+    def row(self, number: int) -> Row:
+        """Where a chunk's body is.
 
         `NotFoundError` where it is not there (yet), `CorruptError` for a row that cannot be.
         """
@@ -45,11 +54,11 @@ class PackReader:
         offset, length, encoding = ROW.unpack(row)
         if offset > _OFFSET_MAX or length > CHUNK_MAX or encoding > codec.ZERO:
             raise CorruptError(f"table row of chunk {number} says {length} bytes at {offset}, encoding {encoding}")
-        return offset, length, encoding
+        return Row(self._chunks, offset, length, encoding)
 
     def body(self, number: int) -> tuple[int, bytes]:
         """(encoding, body) of a chunk. `CorruptError` if the file ends before the body does."""
-        offset, length, encoding = self.row(number)
+        _, offset, length, encoding = self.row(number)
         body = os.pread(self._chunks, length, offset)
         if len(body) != length:
             raise CorruptError(f"body of chunk {number} has {len(body)} bytes, its table row says {length}")

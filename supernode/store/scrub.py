@@ -25,7 +25,7 @@ def check_sizes(directory: Path, index: Index) -> None:
     table = (directory / TABLE).stat().st_size
     if table != rows * ROW.size:
         raise CorruptError(f"table has {table} bytes, {rows} chunks take {rows * ROW.size}")
-    offset, length, _ = PackReader(directory).row(rows - 1)
+    _, offset, length, _ = PackReader(directory).row(rows - 1)
     chunks = (directory / CHUNKS).stat().st_size
     if chunks != offset + length:
         raise CorruptError(f"chunk bodies have {chunks} bytes, the table ends at {offset + length}")

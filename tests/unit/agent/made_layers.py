@@ -12,7 +12,7 @@ from imgdist.errors import ImgdistError, NotFoundError
 from imgdist.pack import BLOCK, CHUNK_MAX, codec, records
 from imgdist.pack.index import Index, IndexBuilder
 from imgdist.pack.records import Chunk, DiffId, Metadata, Seal, Superblock, TarSplit
-from imgdist.wire.client import OnChunk, OnHead
+from imgdist.wire.client import OnChunk, OnHead, Told
 from imgdist.wire.messages import Priority
 
 
@@ -71,7 +71,7 @@ class MemorySource:
         if pack not in self.layers:
             raise NotFoundError(f"{self.name}: no pack {pack}")
         if on_head is not None:
-            on_head(0.001)
+            on_head(Told(0.001))
         for number in numbers:
             encoding, body = self.layers[pack].encoded[number]
             on_chunk(number, encoding, memoryview(self.spoil(number, bytes(body))))

@@ -17,6 +17,7 @@ from blake3 import blake3
 from agent.supernodes import SupernodeChunks, Supernodes
 from imgdist.errors import DeniedError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire.address import Address
+from imgdist.wire.answer import Row
 from imgdist.wire.messages import Priority
 from imgdist.wire.server import ChunkServer
 
@@ -133,15 +134,16 @@ class OnePack:
     def __init__(self, directory: Path) -> None:
         (directory / "chunks").write_bytes(BODY)
         self.file = open(directory / "chunks", "rb")  # noqa: SIM115 - closed below
-        self.fd = self.file.fileno()
 
     def open(self, name: str) -> OnePack | None:
         return self if name == PACK else None
 
-    def row(self, number: int) -> tuple[int, int, int]:
+    count, arrivals = 1, None
+
+    def row(self, number: int) -> Row:
         if number:
             raise NotFoundError(f"chunk {number}")
-        return 0, len(BODY), 0
+        return Row(self.file.fileno(), 0, len(BODY), 0)
 
 
 BODY = bytes(range(256)) * 16

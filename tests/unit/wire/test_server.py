@@ -20,6 +20,7 @@ from imgdist.wire import connection as connection_module
 from imgdist.wire import precedence
 from imgdist.wire import server as server_module
 from imgdist.wire.address import Address
+from imgdist.wire.answer import Row
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.messages import FRAME_SIZE, Frame, Priority, encode_frame
 from imgdist.wire.requests import encode_request
@@ -38,14 +39,12 @@ class FileReader:
         self.file.write(b"".join(BODIES))
         self.file.flush()
 
-    @property
-    def fd(self) -> int:
-        return self.file.fileno()
+    count, arrivals = len(BODIES), None
 
-    def row(self, number: int) -> tuple[int, int, int]:
+    def row(self, number: int) -> Row:
         if number >= len(BODIES):
             raise NotFoundError(f"chunk {number} is not there")
-        return sum(map(len, BODIES[:number])), len(BODIES[number]), 0
+        return Row(self.file.fileno(), sum(map(len, BODIES[:number])), len(BODIES[number]), 0)
 
 
 class Shelf:
@@ -471,6 +470,6 @@ def test_a_source_that_trickles_is_given_up(head: bytes, monkeypatch: pytest.Mon
 
 
 def test_a_pack_file_cut_short_never_looks_whole(client: ChunkClient, shelf: Shelf) -> None:
-    os.truncate(shelf.reader.fd, 1000)
+    os.truncate(shelf.reader.file.fileno(), 1000)
     with pytest.raises(TemporaryError, match="short"):
         fetch(client, [0])

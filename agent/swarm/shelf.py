@@ -1,0 +1,102 @@
+"""What an agent serves to its neighbours: the bodies it kept, else raw chunks from the image; proven ones only."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from agent.frames import Frames
+from imgdist.errors import NotFoundError
+from imgdist.pack import codec
+from imgdist.pack.index import Index
+from imgdist.wire.answer import Row
+from imgdist.wire.arrivals import Arrivals
+
+
+class Served(Protocol):
+    """What a shelf needs of a layer (LayerStore)."""
+
+    @property
+    def node(self) -> int:
+        """The layer's number on this machine."""
+
+    @property
+    def index(self) -> Index:
+        """Its chunks."""
+
+    @property
+    def frames(self) -> Frames | None:
+        """The bodies that were kept, if any are."""
+
+    @property
+    def image_fd(self) -> int:
+        """Descriptor of its image, within `use`."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether what is marked present may be believed, within `use`."""
+
+    def use(self) -> AbstractContextManager[bool]:
+        """Keep the descriptors open within the block; False if they are closed already."""
+
+    def has(self, chunk: int) -> bool:
+        """Whether the chunk's verified bytes are in the image, within `use`."""
+
+
+class Shelf:
+    """Finds layers by what the wire calls them (a `ChunkShelf`). Thread-safe."""
+
+    def __init__(self, lookup: Callable[[str], Served | None]) -> None:
+        """`lookup` knows pack ids in hex and layer names (`sha256-<hex>-v<n>`)."""
+        self._lookup = lookup
+        self._lock = threading.Lock()
+        self._arrivals: dict[int, Arrivals] = {}
+
+    def open(self, name: str) -> LayerReader | None:
+        """The reader of a layer that is here, whole or not."""
+        store = self._lookup(name)
+        return None if store is None else LayerReader(store, self._arrivals_of(store.node))
+
+    def arrived(self, node: int, chunk: int) -> None:
+        """A chunk of a layer became present."""
+        self._arrivals_of(node).add(chunk)
+
+    def forget(self, node: int) -> None:
+        """A layer was removed."""
+        with self._lock:
+            self._arrivals.pop(node, None)
+
+    def _arrivals_of(self, node: int) -> Arrivals:
+        with self._lock:
+            return self._arrivals.setdefault(node, Arrivals())
+
+
+class LayerReader:
+    """One layer's chunks (a `ChunkReader`). Holds up nobody who closes or removes the layer: what it reads from stays
+    open as long as it is referenced."""
+
+    def __init__(self, store: Served, arrivals: Arrivals) -> None:
+        self.arrivals = arrivals
+        self.count = store.index.chunk_count
+        self._store = store
+        self._frames = store.frames
+        self._image: int | None = None
+
+    def row(self, number: int) -> Row:
+        """Where a chunk's body is. Raises NotFoundError where it is not there (yet)."""
+        if self._frames is not None and (found := self._frames.find(number)) is not None:
+            return Row(self._frames.fd, *found)
+        index = self._store.index
+        with self._store.use() as usable:
+            if not (usable and number < self.count and self._store.is_proven and self._store.has(number)):
+                raise NotFoundError(f"chunk {number} is not here, or not yet")
+            if index.is_zero(number):
+                return Row(self._store.image_fd, 0, 0, codec.ZERO)
+            if self._image is None:
+                self._image = os.dup(self._store.image_fd)
+                weakref.finalize(self, os.close, self._image)
+        return Row(self._image, index.start(number), index.size(number), codec.RAW)
