@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from agent.swarm.asks import Ask, Limits
 from agent.swarm.bitset import bits_of, pick, without
 from agent.swarm.holdings import Table
-from agent.swarm.neighbours import Neighbour, SourceKind
+from agent.swarm.neighbours import Neighbour
 from agent.swarm.rarity import Rarity
+from agent.swarm.totals import Totals
 
 _DEAD = 3
 """Failures in a row after which a source counts for nothing where a quarantined one could be asked (a guess)."""
@@ -25,27 +26,19 @@ _QUEUE_S = 0.05
 class Choice:
     """Decisions of one node over the sources that Policy keeps."""
 
-    def __init__(self, random: Callable[[], float], limits: Limits, supernodes: Sequence[Neighbour]) -> None:
+    def __init__(
+        self, random: Callable[[], float], limits: Limits, supernodes: Sequence[Neighbour], totals: Totals
+    ) -> None:
         self._random = random
         self._limits = limits
+        self._totals = totals
         self._supernodes = supernodes
-        self.outstanding = 0
-        """Fill and spread requests in flight."""
-        self.chunk_bytes = 100_000.0
-        """A chunk's body, on average."""
-        self.slow_rate = 0.0
-        """Bytes/s below which a peer is slow."""
-
-    def is_slow(self, neighbour: Neighbour) -> bool:
-        """Whether it serves far below what others do."""
-        rate = neighbour.rate
-        return rate is not None and rate < self.slow_rate and neighbour.kind is SourceKind.PEER
 
     def fill(
         self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
     ) -> Ask | None:
         """See Policy.fill."""
-        if self.outstanding >= self._limits.outstanding_far:
+        if not self._has_room_at_all():
             return None
         fresh = without(lacks, bits_of(flying)) if flying else lacks
         ask = None
@@ -70,7 +63,7 @@ class Choice:
                 planned = len(plans.get(n.source, ()))
                 if planned >= self._limits.run * (self._limits.per_source - n.outstanding):
                     continue
-                wait = n.wait_s(now) + planned * self.chunk_bytes / (n.rate or 1e9)
+                wait = n.wait_s(now) + planned * self._totals.chunk_bytes / (n.rate or 1e9)
                 if wait < least:
                     best, least = n, wait
             if best is not None:
@@ -78,7 +71,7 @@ class Choice:
             elif not is_held:
                 orphans.append(chunk)
         asks = [Ask(source, tuple(run)) for source, plan in plans.items() for run in _parts(plan, self._limits.run)]
-        room = max(0, self._limits.outstanding_far - self.outstanding)
+        room = max(0, self._limits.outstanding_far - self._totals.outstanding)
         if orphans and len(asks) < room:
             asks += self._orphans(table, layer, orphans, now, room - len(asks))
         return asks[:room]
@@ -127,7 +120,7 @@ class Choice:
             score = neighbour.outstanding + random()
             if neighbour.queue_bytes:
                 score += neighbour.queue_s(now) / _QUEUE_S
-            if self.is_slow(neighbour):
+            if self._totals.is_slow(neighbour):
                 if neighbour.outstanding:
                     continue
                 score += self._limits.outstanding
@@ -151,7 +144,7 @@ class Choice:
         limits = self._limits
         if neighbour.rate is None:
             return max(1, limits.run // 4)
-        return max(1, min(limits.run, int(neighbour.rate * limits.run_s / self.chunk_bytes)))
+        return max(1, min(limits.run, int(neighbour.rate * limits.run_s / self._totals.chunk_bytes)))
 
     def _any(self, supernode: Neighbour | None, layer: Hashable, among: int, now: float) -> Ask | None:
         """Let the supernode choose; not twice at once among a few, for it may choose the same again."""
@@ -209,12 +202,19 @@ class Choice:
         able = [n for n in self._supernodes if n.resting_until <= now and n.conviction.until <= now]
         return min(able, key=lambda n: n.wait_s(now), default=None)
 
+    def _has_room_at_all(self) -> bool:
+        """Whether one more bulk request may start if its source is far enough; cheap, as it mostly ends a decision."""
+        limits, totals = self._limits, self._totals
+        if totals.outstanding < limits.outstanding:
+            return True
+        return totals.outstanding < limits.outstanding_far and totals.in_flight_bytes < 2 * totals.rate * totals.way_s
+
     def _has_room(self, neighbour: Neighbour) -> bool:
         """Whether one more bulk request may go there: few, but enough for a long way."""
         limits = self._limits
-        if neighbour.outstanding < limits.per_source and self.outstanding < limits.outstanding:
+        if neighbour.outstanding < limits.per_source and self._totals.outstanding < limits.outstanding:
             return True
-        if neighbour.outstanding >= limits.outstanding_far or self.outstanding >= limits.outstanding_far:
+        if neighbour.outstanding >= limits.outstanding_far or self._totals.outstanding >= limits.outstanding_far:
             return False
         rate, way = neighbour.rate, neighbour.round_trip_s
         return rate is not None and way is not None and neighbour.in_flight_bytes < 2 * rate * way

@@ -10,7 +10,6 @@ the last chunks are asked of two. A quarantined source is asked only for what no
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from statistics import median
 
 from agent.swarm.asks import Ask, Limits
 from agent.swarm.bitset import bits_of
@@ -19,6 +18,7 @@ from agent.swarm.hedging import Hedge
 from agent.swarm.holdings import Holding, Table
 from agent.swarm.neighbours import Neighbour, SourceKind, SourceRow
 from agent.swarm.quarantine import Conviction, Suspicion
+from agent.swarm.totals import Totals
 
 __all__ = ["Ask", "Holding", "Limits", "Policy", "SourceKind", "SourceRow"]
 
@@ -42,8 +42,8 @@ class Policy:
         self._convicts: dict[Source, Conviction] = {}
         self._suspicion = Suspicion()
         self._hedge = Hedge(self.limits.hedge_quantile, self.limits.hedge_floor_s, self.limits.hedge_share)
-        self._choice = Choice(random, self.limits, self._supernodes)
-        self._ended = 0
+        self._totals = Totals(self.limits.slow)
+        self._choice = Choice(random, self.limits, self._supernodes, self._totals)
         self._latest = 0.0
 
     # Who is there, and what they have.
@@ -63,7 +63,7 @@ class Policy:
         neighbour = self._all.pop(source, None)
         if neighbour is None:
             return
-        self._choice.outstanding -= neighbour.outstanding
+        self._totals.left(neighbour)
         if neighbour in self._supernodes:
             self._supernodes.remove(neighbour)
         for table in self._tables.values():
@@ -87,6 +87,16 @@ class Policy:
             held = self._tables.setdefault(layer, Table()).held
             held.setdefault(source, (neighbour, Holding()))[1].bits |= bits_of(chunks)
 
+    def lost(self, source: Source, layer: Layer, chunks: Iterable[int]) -> bool:
+        """It lacks one of these at least, though it said to have them. False: it never said so (a supernode)."""
+        table = self._tables.get(layer)
+        entry = table.held.get(source) if table is not None else None
+        if entry is None:
+            return False
+        holding = entry[1]
+        holding.bits ^= holding.bits & bits_of(chunks)
+        return True
+
     def closed(self, source: Source, layer: Layer) -> None:
         """It no longer serves a layer."""
         table = self._tables.get(layer)
@@ -106,9 +116,7 @@ class Policy:
             self._hedge.asked()
         neighbour = self._all.get(source)
         if neighbour is not None:
-            neighbour.started(size_bytes, urgent, now)
-            if not urgent:
-                self._choice.outstanding += 1
+            self._totals.started(neighbour, size_bytes, urgent, now)
 
     def hedged(self) -> None:
         """The request just started is a second one for a chunk in flight (see `hedge_at`)."""
@@ -123,11 +131,12 @@ class Policy:
         neighbour = self._all.get(source)
         if neighbour is not None:
             neighbour.answered(round_trip_s, queue_bytes, now)
+            self._totals.answered(neighbour.round_trip_s or round_trip_s)
 
     def came(self, source: Source, size_bytes: int, now: float, chunks: int = 1) -> None:
         """So many verified chunks came. Lies are forgiven slowly: a source that lies now and then stays suspect."""
         self._suspicion.cleared()
-        self._choice.chunk_bytes += (size_bytes / chunks - self._choice.chunk_bytes) / 32
+        self._totals.came(size_bytes, chunks, now)
         neighbour = self._all.get(source)
         if neighbour is not None:
             neighbour.received_bytes += size_bytes
@@ -137,15 +146,8 @@ class Policy:
     def ended(self, source: Source, size_bytes: int, urgent: bool, now: float) -> None:
         """A request is over, however; `size_bytes` as when it started."""
         neighbour = self._all.get(source)
-        if neighbour is None:
-            return
-        if not urgent and neighbour.outstanding:
-            self._choice.outstanding -= 1
-        neighbour.ended(size_bytes, urgent, now)
-        self._ended += 1
-        if self._ended % 32 == 0:
-            rates = [other.rate for other in self._all.values() if other.rate and other.kind is SourceKind.PEER]
-            self._choice.slow_rate = median(rates) * self.limits.slow if len(rates) > 2 else 0.0
+        if neighbour is not None:
+            self._totals.ended(neighbour, size_bytes, urgent, now, self._all.values())
 
     def failed(self, source: Source, now: float, retry_after_s: float | None = None) -> None:
         """A source could not serve."""
@@ -235,4 +237,4 @@ class Policy:
 
     def rows(self) -> list[SourceRow]:
         """Every source, for `imgdist peers`; as things were at the last request."""
-        return [neighbour.row(self._latest, self._choice.is_slow(neighbour)) for neighbour in self._all.values()]
+        return [neighbour.row(self._latest, self._totals.is_slow(neighbour)) for neighbour in self._all.values()]
