@@ -15,6 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from agent.database import node_name
+from agent.frames import Frames
 from fuse.present import PresentMap
 from imgdist.errors import CorruptError, ImgdistError, TemporaryError
 from imgdist.pack import BLOCK, CHUNK_MAX
@@ -44,6 +45,8 @@ class LayerStore:
         self._boot_id = boot_id
         self.received: Counter[str] = Counter()
         """Bytes that came in since this process began, by kind of source (for people: not exact under races)."""
+        self.frames: Frames | None = None
+        """Where chunks are kept as they came, for other agents; None: nowhere."""
         self.image_fd = os.open(directory / "image", os.O_RDWR | os.O_CLOEXEC)
         self._direct_fd = _open_direct(directory / "image")
         self._syncing = threading.Lock()

@@ -23,6 +23,18 @@ class Figures:
             ["source", "reason"],
             registry=registry,
         )
+        self._repeated = Counter(
+            "imgdist_chunk_repeated_bytes",
+            "Bytes of chunks that had come from another source already, as received",
+            ["source"],
+            registry=registry,
+        )
+        self._hedges = Counter(
+            "imgdist_hedges",
+            "Second requests for a chunk that a reader waits for: asked, and won (first with it)",
+            ["result"],
+            registry=registry,
+        )
         self._read_wait = Histogram(
             "imgdist_read_wait_seconds",
             "How long a read of the view waited for a chunk, from its arrival here to the answer",
@@ -34,6 +46,18 @@ class Figures:
     def landed(self, source: str, count: int) -> None:
         """A verified chunk of `count` bytes came from a source of this kind."""
         self._by_source[source].inc(count)
+
+    def repeated(self, source: str, count: int) -> None:
+        """A chunk of `count` bytes came from a source of this kind, too late."""
+        self._repeated.labels(source).inc(count)
+
+    def hedge_asked(self) -> None:
+        """A second source was asked."""
+        self._hedges.labels("asked").inc()
+
+    def hedge_won(self) -> None:
+        """It brought the chunk first."""
+        self._hedges.labels("won").inc()
 
     def rejected(self, source: str, reason: str) -> None:
         """A chunk was refused for `reason`: digest or encoding; or an answer: protocol."""

@@ -8,15 +8,15 @@ import mmap
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 from agent.layerstore import LayerStore
-from agent.transfer.scheduler import Fetch, Kind
+from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.sources import ChunkSource
 from imgdist.errors import CorruptError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.pack import CHUNK_MAX
 from imgdist.pack.codec import decode_into
-from imgdist.wire.client import OnHead, Told
+from imgdist.wire.client import RedirectedError, Told
 from imgdist.wire.messages import Priority
 
 _log = logging.getLogger("imgdist.agent")
@@ -69,29 +69,47 @@ class Job:
 @dataclass(slots=True)
 class Outcome:
     """What became of a request beside what landed: seconds to the answer's first byte, if one source served all of
-    it, and the chunks that came wrong and from nobody else."""
+    it, the chunks that came wrong and from nobody else, and whether the policy knows why something is left."""
 
     round_trip_s: float | None = None
     bad: set[int] = field(default_factory=set)
+    explained: bool = False
 
 
 class Desk(Protocol):
     """Where a landing asks and reports (Transfers)."""
 
-    def sources(self, pack: str, chunks: Sequence[int]) -> list[ChunkSource]:
-        """Whom to ask now for these chunks, in turn."""
+    def turned(self, fetch: Fetch, source: ChunkSource) -> None:
+        """What the source before did not serve is asked of this one now."""
+
+    def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
+        """A source chose these chunks for an `any_of` request."""
+
+    def answered(self, job: Job, fetch: Fetch, source: ChunkSource, told: Told) -> None:
+        """The first chunk of an answer is here."""
+
+    def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
+        """A busy source says who else has the chunks."""
 
     def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
 
-    def source_lied(self, source: ChunkSource, pack: str, chunk: int, reason: str) -> None:
+    def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
+        """A source says it does not have one of these. True if it will not be asked for them again."""
+
+    def source_lied(self, job: Job, source: ChunkSource, chunk: int, reason: str) -> None:
         """A source sent what it must not instead of this chunk."""
 
     def is_wanted(self, node: int, chunk: int) -> bool:
         """Whether a reader waits for the chunk."""
 
-    def landed(self, job: Job, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float) -> bool:
+    def landed(
+        self, job: Job, fetch: Fetch, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float
+    ) -> bool:
         """A verified chunk is in the image. True if a reader waited for it."""
+
+    def repeated(self, job: Job, source: ChunkSource, chunk: int, body_bytes: int) -> None:
+        """A chunk came that another source had brought already."""
 
 
 class _Buffers:
@@ -121,6 +139,8 @@ _PRIORITY = {
     Kind.TRACE: Priority.TRACE,
     Kind.FILL: Priority.FILL,
 }
+_ANY_PRIORITY = {**_PRIORITY, Kind.NOW: Priority.TRACE}
+"""Who lets a supernode choose does not need just these chunks first."""
 
 
 class Landing:
@@ -137,43 +157,74 @@ class Landing:
         with job.store.use() as usable:
             if usable:
                 try:
-                    rest = [chunk for chunk in fetch.chunks if not self._copy(job, chunk, fetch.kind)]
-                    self._ask_in_turn(job, fetch, rest, outcome)
+                    rest = [chunk for chunk in fetch.chunks if not self._copy(job, fetch, chunk)]
+                    if rest or fetch.any_of:
+                        self._ask_in_turn(job, fetch, rest, outcome)
                 except OSError as error:
                     _log.error("pack %s: cannot write its image: %s", job.name, error)
+                    outcome.explained = False
         return outcome
 
     def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int], outcome: Outcome) -> None:
-        if not rest:
-            return
         whole = len(rest) == len(fetch.chunks)
-        for source in self._desk.sources(job.name, rest):
+        sources = deque(cast(tuple[ChunkSource, ...], fetch.sources))
+        asked: list[ChunkSource] = []
+        while sources:
+            source = sources.popleft()
+            if asked:
+                self._desk.turned(fetch, source)
+            asked.append(source)
             told: list[Told] = []
             try:
-                self._ask(job, fetch.kind, source, rest, told.append, outcome.bad)
+                self._ask(job, fetch, source, rest, told, outcome)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 _log.debug("%s", error)
+                outcome.explained = self._desk.source_lacks(job, source, rest)
+            except RedirectedError as error:
+                _log.debug("%s", error)
+                receivers = self._desk.receivers(source, error)
+                sources.extendleft(other for other in reversed(receivers) if other not in asked)
+                outcome.explained = True
             except TemporaryError as error:
                 _log.debug("%s", error)
                 self._desk.source_failed(source, error)
+                outcome.explained = True
             outcome.bad.intersection_update(rest)
-            if not rest:
+            if not rest and (fetch.chunks or told):
                 outcome.round_trip_s = told[0].round_trip_s if whole and told else None
                 return
             whole = False
 
-    def _ask(self, job: Job, kind: Kind, source: ChunkSource, rest: list[int], on_head: OnHead, bad: set[int]) -> None:
-        """Fetch `rest` from one source, taking from it what lands; what comes wrong goes to `bad`, and the rest on."""
+    def _ask(
+        self, job: Job, fetch: Fetch, source: ChunkSource, rest: list[int], told: list[Told], outcome: Outcome
+    ) -> None:
+        """Fetch `rest`, or what the source chooses, taking from it what lands; what comes wrong goes to `outcome.bad`,
+        and the rest on."""
+        expected = deque(rest)
         asked = tuple(rest)
-        expected = deque(asked)
+        is_first = True
 
         def lied(chunk: int, error: ImgdistError) -> None:
             _log.warning("pack %s, chunk %d from %s: %s", job.name, chunk, source.name, error)
-            self._desk.source_lied(source, job.name, chunk, _reason(error))
-            bad.add(chunk)
+            self._desk.source_lied(job, source, chunk, _reason(error))
+            outcome.bad.add(chunk)
+            outcome.explained = True
+
+        def on_numbers(numbers: tuple[int, ...]) -> None:
+            expected.extend(numbers)
+            rest.extend(numbers)
+            self._desk.named(fetch, numbers)
 
         def on_chunk(number: int, encoding: int, body: memoryview) -> None:
+            nonlocal is_first
+            if is_first and told:
+                is_first = False
+                self._desk.answered(job, fetch, source, told[0])
             expected.popleft()
+            if job.store.has(number):
+                self._desk.repeated(job, source, number, len(body))
+                rest.remove(number)
+                return
             with _buffers.one() as buffer:
                 raw = buffer[: job.store.index.size(number)]
                 try:
@@ -182,15 +233,21 @@ class Landing:
                 except (CorruptError, ProtocolError) as error:
                     lied(number, error)
                     return
-                self._land(job, number, raw, kind, source, len(body))
+                self._land(job, fetch, number, raw, source, len(body))
+            if job.store.frames is not None:
+                job.store.frames.append(number, encoding, body)
             rest.remove(number)
 
         try:
-            source.fetch(job.name, asked, _PRIORITY[kind], on_chunk, on_head)
+            if fetch.any_of:
+                priority = _ANY_PRIORITY[fetch.kind]
+                source.fetch_any(job.name, fetch.any_of, fetch.count, priority, on_numbers, on_chunk, told.append)
+            else:
+                source.fetch(job.name, asked, _PRIORITY[fetch.kind], on_chunk, told.append)
         except (CorruptError, ProtocolError) as error:
-            lied(expected[0] if expected else asked[-1], error)  # where the answer broke
+            lied(_where_it_broke(fetch, expected, asked), error)
 
-    def _copy(self, job: Job, chunk: int, kind: Kind) -> bool:
+    def _copy(self, job: Job, fetch: Fetch, chunk: int) -> bool:
         """Take the chunk from another pack on this disk, if it is there and its bytes are right."""
         for twin in tuple(job.twins.get(chunk, ())):
             other, other_chunk = twin
@@ -207,17 +264,17 @@ class Landing:
                         _log.warning("pack %s: no copy of its chunk %d: %s", job.name, chunk, error)
                         job.drop_twin(chunk, twin)
                         continue
-                    self._land(job, chunk, raw, kind, None, size)
+                    self._land(job, fetch, chunk, raw, None, size)
                 return True
         return False
 
     def _land(
-        self, job: Job, chunk: int, raw: memoryview, kind: Kind, source: ChunkSource | None, body_bytes: int
+        self, job: Job, fetch: Fetch, chunk: int, raw: memoryview, source: ChunkSource | None, body_bytes: int
     ) -> None:
         start = job.store.index.start(chunk)
         end = start + len(raw)
         answered_at = None
-        if kind is Kind.DEMAND or self._desk.is_wanted(job.node, chunk):
+        if fetch.kind is Kind.DEMAND or self._desk.is_wanted(job.node, chunk):
             # A copy, not the ring buffer itself: the view gives that back, and so to others, while we still write.
             slot = self._view.acquire_ring()
             if slot is not None:
@@ -225,10 +282,17 @@ class Landing:
                 self._view.ready(job.node, start, end, slot)
                 answered_at = self._clock()
         # Buffered where a reader is about to come back for the neighbouring blocks, past the page cache otherwise.
-        job.store.write(chunk, raw, direct=kind in (Kind.TRACE, Kind.FILL))
-        if self._desk.landed(job, chunk, source, body_bytes, answered_at or self._clock()):
+        job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
+        if self._desk.landed(job, fetch, chunk, source, body_bytes, answered_at or self._clock()):
             # Only then: each read that the view parks is told to us as a miss, so nobody else is waiting for this.
             self._view.written(job.node, start, end)
+
+
+def _where_it_broke(fetch: Fetch, expected: Sequence[int], asked: Sequence[int]) -> int:
+    """The chunk that an answer broke at; of one that did not say what it brings, any that it might have brought."""
+    if expected:
+        return expected[0]
+    return asked[-1] if asked else fetch.any_of.bit_length() - 1
 
 
 def _reason(error: ImgdistError) -> str:

@@ -1,36 +1,26 @@
-"""Whom to ask: sources in order of preference, those that failed lately last, and those that lied after them. None is
-left out: what nobody else has may come right from the last one, and every chunk is verified."""
+"""Who can be asked for chunks: supernodes, the agents that are neighbours, and for a short time others."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol
 
-from imgdist.wire.client import OnChunk, OnHead
+from agent.swarm.policy import Policy, SourceKind
+from imgdist.wire.client import OnChunk, OnHead, OnNumbers
 from imgdist.wire.messages import Priority
 
-_log = logging.getLogger("imgdist.agent")
-
-FAILURE_PAUSE_S = (0.1, 5.0)
-"""How long a source that failed is asked last: first time, at most; doubling (a guess)."""
-QUARANTINE_S = (1.0, 300.0)
-"""How long a source whose lies went beyond single chunks is asked last: first time, at most; doubling."""
-LIES_MAX = 3
-"""Different chunks it lied about within the longest quarantine, before the source itself is suspect: one rotten chunk
-on its disk says nothing of the others (a guess)."""
-_LIES_KEPT = 4096
-"""A source's latest lies that are remembered (a guess)."""
-LIARS_MAX = 3
-"""Different sources in a row, before the fault is sought here (a guess)."""
+RECEIVERS_MAX = 4
+"""Agents tried of those that a busy supernode names: then it is asked again (a guess)."""
+STRANGERS_MAX = 16
+"""Agents beyond the neighbours whose connections are kept: the latest that supernodes named (a guess)."""
 
 
 class ChunkSource(Protocol):
     """Somebody who has chunks. `fetch` is called by several threads at once and is bounded by time-outs.
 
     It calls `on_chunk(number, encoding, body)` in the order asked, as bodies arrive, unverified, and lets its
-    exceptions through. Raises NotFoundError, TemporaryError and ProtocolError, never OSError of its own.
+    exceptions through. Raises NotFoundError, TemporaryError and ProtocolError, never OSError of its own. `on_head` is
+    called once an answer begins, before its chunks.
     """
 
     @property
@@ -51,97 +41,70 @@ class ChunkSource(Protocol):
     ) -> None:
         """Fetch chunks of the pack named so on the wire."""
 
+    def fetch_any(
+        self,
+        pack: str,
+        lacks: int,
+        count: int,
+        priority: Priority,
+        on_numbers: OnNumbers,
+        on_chunk: OnChunk,
+        on_head: OnHead | None = None,
+    ) -> None:
+        """Fetch up to `count` chunks that the source chooses among the set `lacks`; `on_numbers` is told which."""
+
     def close(self) -> None:
         """End fetches in progress."""
 
-
-@dataclass(slots=True)
-class _Record:
-    failures: int = 0
-    quarantines: int = 0
-    asked_last_until: float = 0.0
-    quarantined_until: float = 0.0
-    lies: dict[tuple[str, int], float] = field(default_factory=dict)  # (pack, chunk): when last, in that order
-
-    def lied_about(self, pack: str, chunks: Sequence[int], now: float) -> bool:
-        """Whether it lately lied about one of the chunks."""
-        return bool(self.lies) and any(
-            now - self.lies.get((pack, chunk), float("-inf")) < QUARANTINE_S[1] for chunk in chunks
-        )
+    def __hash__(self) -> int:
+        """Of this very source: the policy knows sources by identity."""
 
 
-class SourceBook:
-    """What is known of each source's behaviour; pure apart from the log. Not thread-safe: the caller locks."""
+class Sources:
+    """Every source there is: the policy's by themselves, those that supernodes name by address. The caller locks."""
 
-    def __init__(self, sources: Sequence[ChunkSource]) -> None:
-        self._sources = list(sources)
-        self._records = {id(source): _Record() for source in sources}
-        self._recent_liars: set[int] = set()
+    def __init__(self, policy: Policy, connect: Callable[[str], ChunkSource | None]) -> None:
+        self._policy = policy
+        self._connect = connect
+        self._joined: dict[Hashable, ChunkSource] = {}
+        self._strangers: dict[str, ChunkSource] = {}
 
-    def order(self, now: float, pack: str, chunks: Sequence[int]) -> list[ChunkSource]:
-        """Whom to ask for these chunks, in turn: each source once."""
+    def join(self, source: ChunkSource, kind: SourceKind, now: float, *, near: bool = False) -> None:
+        """The source may be asked."""
+        self._joined[source] = source
+        self._policy.join(source, kind, near=near, now=now)
 
-        def demerits(source: ChunkSource) -> tuple[bool, bool, bool]:
-            record = self._record(source)
-            return (
-                record.quarantined_until > now,
-                record.lied_about(pack, chunks, now),
-                record.asked_last_until > now,
-            )
+    def leave(self, source: ChunkSource) -> None:
+        """It is gone."""
+        self._joined.pop(source, None)
+        self._policy.leave(source)
 
-        return sorted(self._sources, key=demerits)
+    def at(self, addresses: Iterable[str]) -> list[ChunkSource]:
+        """Agents by their addresses, neighbours or not: as many as are worth a try."""
+        neighbours = {source.name: source for source in self._joined.values()}
+        found: list[ChunkSource] = []
+        for address in addresses:
+            source = neighbours.get(address) or self._stranger(address)
+            if source is not None:
+                found.append(source)
+            if len(found) == RECEIVERS_MAX:
+                break
+        return found
 
-    def succeeded(self, source: ChunkSource) -> None:
-        """A verified chunk came from it. Lies are forgiven slowly: a source that lies now and then stays suspect."""
-        record = self._record(source)
-        record.failures = 0
-        record.asked_last_until = 0.0
-        self._recent_liars.clear()
-
-    def failed(self, source: ChunkSource, now: float, retry_after_s: float | None = None) -> None:
-        """It refused, was cut or timed out."""
-        record = self._record(source)
-        first, most = FAILURE_PAUSE_S
-        pause = min(first * 2**record.failures, most) if retry_after_s is None else min(retry_after_s, most)
-        record.asked_last_until = now + pause
-        record.failures = min(record.failures + 1, 16)
-
-    def lied(self, source: ChunkSource, pack: str, chunk: int, now: float) -> None:
-        """It sent bytes that are not the chunk, or no protocol where the chunk should have come."""
-        record = self._record(source)
-        is_new = record.lies.pop((pack, chunk), None) is None
-        record.lies[pack, chunk] = now
-        while len(record.lies) > _LIES_KEPT or now - next(iter(record.lies.values())) >= QUARANTINE_S[1]:
-            del record.lies[next(iter(record.lies))]
-        if is_new and len(record.lies) >= LIES_MAX:
-            self._quarantine(source, now)
-        if id(source) not in self._recent_liars:
-            self._recent_liars.add(id(source))
-            if len(self._recent_liars) == LIARS_MAX:
-                _log.error(
-                    "%d sources in a row sent wrong bytes: suspect this machine's memory or its copy of the index",
-                    LIARS_MAX,
-                )
-
-    def _quarantine(self, source: ChunkSource, now: float) -> None:
-        record = self._record(source)
-        first, most = QUARANTINE_S
-        if now < record.quarantined_until:
-            return
-        if now - record.quarantined_until > most:
-            record.quarantines = 0
-        pause = min(first * 2**record.quarantines, most)
-        record.quarantines = min(record.quarantines + 1, 16)
-        record.quarantined_until = now + pause
-        _log.warning(
-            "%s %s sent wrong bytes for %d chunks lately; it is asked last for %.0f s",
-            source.kind, source.name, len(record.lies), pause,
-        )  # fmt: skip
+    def name(self, source: Hashable) -> str:
+        """A source's name."""
+        joined = self._joined.get(source)
+        return joined.name if joined is not None else str(source)
 
     def close(self) -> None:
         """Close every source."""
-        for source in self._sources:
+        for source in [*self._joined.values(), *self._strangers.values()]:
             source.close()
 
-    def _record(self, source: ChunkSource) -> _Record:
-        return self._records[id(source)]
+    def _stranger(self, address: str) -> ChunkSource | None:
+        source = self._strangers.pop(address, None) or self._connect(address)
+        if source is not None:
+            self._strangers[address] = source
+            while len(self._strangers) > STRANGERS_MAX:
+                self._strangers.pop(next(iter(self._strangers))).close()
+        return source

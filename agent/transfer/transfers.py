@@ -1,12 +1,11 @@
 """The transfers of one node: events in (misses, jobs, traces, fill), requests out, threads that carry them out.
 
-`Scheduler` decides under one lock; what it decides goes to eight demand threads or eight bulk threads, which run
-`Landing`. A ticker thread calls again when time alone changes the decision.
+`Scheduler` decides what and when, `Policy` from whom, under one lock; what they decide goes to the demand threads or
+the bulk threads, which run `Landing`. A ticker thread calls again when time alone changes the decision.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import random
@@ -14,19 +13,26 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from agent.layerstore import LayerStore
+from agent.swarm.policy import Limits, Policy, SourceKind, SourceRow
 from agent.transfer.crew import Crew
+from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
+from agent.transfer.flights import BULK_SLOTS
 from agent.transfer.gate import FillGate
 from agent.transfer.landing import Job, Landing, Outcome, View
-from agent.transfer.scheduler import BULK_SLOTS, DEMAND_SLOTS, Fetch, Kind, Scheduler
-from agent.transfer.sources import ChunkSource, SourceBook
+from agent.transfer.pace import Pace
+from agent.transfer.scheduler import Scheduler
+from agent.transfer.sources import ChunkSource, Sources
+from agent.transfer.urgent import DEMAND_SLOTS, HEDGE_SLOTS
+from agent.transfer.waiters import Waiter, Waiters
 from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
+from imgdist.wire.client import RedirectedError, Told
 
 _log = logging.getLogger("imgdist.agent")
 
@@ -38,33 +44,33 @@ NOW_DEADLINE_S = 60.0
 Twins = Callable[[LayerStore], Iterable[tuple[int, LayerStore, int]]]
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A job that waits for chunks of a layer."""
-
-    node: int
-    chunks: set[int]
-    deadline: float
-    future: Future[None]
+OnHere = Callable[[int, int], None]
+"""Told (node, chunk) of every chunk that became present; called in any thread, must not wait or call back."""
 
 
 class Transfers:
     """Fetches the chunks of layers, verified, into their stores. Every method may be called from any thread.
 
-    `twins` says where else on this disk a layer's chunks are (ChunkStore.twins). `on_layer_complete(store)` is called
-    in a bulk thread once the image is whole and durable, also for a layer that is whole when it is added.
-    `read_deadline_s` is the view's. `gate` says when fill may run.
+    `supernodes` have every chunk; other agents join and leave, if this is a member of a `swarm`. `connect(address)`
+    makes a source of an agent that a supernode names (None: it must not be asked). `twins` says where else on this disk
+    a layer's chunks are (ChunkStore.twins). `on_layer_complete(store)` is called in a bulk thread once the image is
+    whole and durable, also for a layer that is whole when it is added. `read_deadline_s` is the view's. `gate` says
+    when fill may run, `pace` how soon and how fast.
     """
 
     def __init__(
         self,
         view: View,
-        sources: Sequence[ChunkSource],
+        supernodes: Sequence[ChunkSource],
         *,
         twins: Twins = lambda store: (),
         on_layer_complete: Callable[[LayerStore], None] = lambda store: None,
         read_deadline_s: float = 60.0,
         gate: FillGate | None = None,
+        pace: Pace | None = None,
+        swarm: bool = False,
+        limits: Limits | None = None,
+        connect: Callable[[str], ChunkSource | None] = lambda address: None,
         registry: CollectorRegistry = REGISTRY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,16 +79,27 @@ class Transfers:
         self._on_layer_complete = on_layer_complete
         self._figures = Figures(registry)
         self._clock = clock
-        self._book = SourceBook(sources)
-        self._scheduler = Scheduler(random.random, read_deadline_s, gate=gate or FillGate())
+        self._scheduler = Scheduler(
+            random.random,
+            read_deadline_s,
+            policy=Policy(random.random, limits),
+            swarm=swarm,
+            gate=gate,
+            pace=pace,
+        )
+        self._policy = self._scheduler.policy
+        self._sources = Sources(self._policy, connect)
         self._jobs: dict[int, Job] = {}
-        self._waiters: list[_Waiter] = []
+        self._waiters = Waiters(self._scheduler.give_up)
+        self._listeners: list[OnHere] = []
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # a request ended, a layer became whole, or we stop
         self._earlier = threading.Condition(self._lock)  # the ticker must wake before `_tick_at`
         self._tick_at = float("inf")
         self._stopping = False
-        self._demand = Crew("demand", DEMAND_SLOTS)
+        for source in supernodes:
+            self._sources.join(source, SourceKind.SUPERNODE, clock())
+        self._demand = Crew("demand", DEMAND_SLOTS + (HEDGE_SLOTS if swarm else 0))
         self._bulk = Crew("bulk", BULK_SLOTS, BULK_NICE)
         self._ticker = threading.Thread(target=self._tick, name="transfer-tick", daemon=True)
         self._ticker.start()
@@ -94,6 +111,7 @@ class Transfers:
         store has lost since is missing again."""
         node = store.node
         found = list(self._twins(store))
+        copies = [chunk for chunk, other, other_chunk in found if _is_present(other, other_chunk)]
         missing = store.missing_chunks()
         with self._lock:
             if node in self._jobs:
@@ -105,7 +123,9 @@ class Transfers:
                 other_job = self._jobs.get(other.node)
                 if other_job is not None:
                     other_job.add_twin(other_chunk, store, chunk)
-            if self._scheduler.add(node, store.index, missing):
+            is_whole = self._scheduler.add(node, store.index, missing)
+            self._scheduler.copyable(node, copies)
+            if is_whole:
                 self._bulk.start(partial(self._complete, job))
 
     def remove(self, node: int) -> None:
@@ -114,8 +134,7 @@ class Transfers:
             if self._jobs.pop(node, None) is None:
                 return
             self._scheduler.remove(node)
-            waiting = [waiter for waiter in self._waiters if waiter.node == node]
-            self._fail_waiters(waiting, NotFoundError(f"layer {node} was removed"))
+            self._waiters.fail(lambda waiter: waiter.node == node, NotFoundError(f"layer {node} was removed"))
             self._changed.wait_for(lambda: not self._scheduler.in_flight(node))
 
     # Events.
@@ -157,7 +176,7 @@ class Transfers:
             if not absent:
                 future.set_result(None)
                 return future
-            self._waiters.append(_Waiter(store.node, set(absent), self._clock() + deadline_s, future))
+            self._waiters.add(Waiter(store.node, set(absent), self._clock() + deadline_s, future))
             future.add_done_callback(self._withdrawn)
             self._pump()
         return future
@@ -173,7 +192,7 @@ class Transfers:
         """Complete a layer in the background, after those asked before, while nothing starts on the node."""
         with self._lock:
             if store.node in self._jobs:
-                self._scheduler.fill(store.node)
+                self._scheduler.fill(store.node, self._clock())
                 self._pump()
 
     def drain(self, deadline_s: float) -> list[int]:
@@ -191,38 +210,116 @@ class Transfers:
             if self._stopping:
                 return
             self._stopping = True
-            self._fail_waiters(self._waiters, TemporaryError("the agent is stopping"))
+            self._waiters.fail(lambda waiter: True, TemporaryError("the agent is stopping"))
             self._changed.notify_all()
             self._earlier.notify()
-        self._book.close()
+        self._sources.close()
         self._ticker.join()
         self._demand.stop()
         self._bulk.stop()
 
+    # Sources.
+
+    def join(self, peer: ChunkSource, *, near: bool = False) -> None:
+        """An agent may be asked for chunks from now on, of what it says to have. Its close is ours from here."""
+        with self._lock:
+            self._sources.join(peer, SourceKind.PEER, self._clock(), near=near)
+
+    def leave(self, peer: ChunkSource) -> None:
+        """An agent is gone; requests to it are cut."""
+        with self._lock:
+            self._sources.leave(peer)
+            self._pump()
+        peer.close()
+
+    def opened(self, peer: ChunkSource, node: int, have: int) -> None:
+        """An agent has the set `have` (bit i: chunk i) of a layer, and will say what it gets."""
+        with self._lock:
+            self._policy.opened(peer, node, have)
+            self._pump()
+
+    def got(self, peer: ChunkSource, node: int, chunks: Iterable[int]) -> None:
+        """An agent has these chunks of a layer as well."""
+        with self._lock:
+            self._policy.got(peer, node, chunks)
+            self._pump()
+
+    def closed(self, peer: ChunkSource, node: int) -> None:
+        """An agent serves a layer no longer."""
+        with self._lock:
+            self._policy.closed(peer, node)
+
+    def listen(self, on_here: OnHere) -> None:
+        """Tell `on_here` of every chunk that becomes present."""
+        self._listeners.append(on_here)
+
+    def sources_rows(self) -> list[SourceRow]:
+        """What is known of each source, by its name."""
+        with self._lock:
+            return [replace(row, source=self._sources.name(row.source)) for row in self._policy.rows()]
+
     # What Landing asks and tells.
 
-    def sources(self, pack: str, chunks: Sequence[int]) -> list[ChunkSource]:
-        """Whom to ask now for these chunks, in turn."""
+    def turned(self, fetch: Fetch, source: ChunkSource) -> None:
+        """What the source before did not serve is asked of this one now."""
         with self._lock:
-            return [] if self._stopping else self._book.order(self._clock(), pack, chunks)
+            self._scheduler.turned(fetch, source, self._clock())
+
+    def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
+        """A source chose these chunks for an `any_of` request."""
+        with self._lock:
+            self._scheduler.named(fetch, chunks)
+            self._pump()
+
+    def answered(self, job: Job, fetch: Fetch, source: ChunkSource, told: Told) -> None:
+        """The first chunk of an answer is here."""
+        with self._lock:
+            now = self._clock()
+            self._policy.answered(source, told.round_trip_s, told.queue_bytes, now, fetch.kind.is_urgent)
+            if told.have:
+                self._policy.got(source, job.node, told.have)
+
+    def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
+        """A busy source says who else has the chunks."""
+        with self._lock:
+            self._policy.busy(source, self._clock(), error.retry_after_s)
+            return self._sources.at(error.addresses) if not self._stopping else []
 
     def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
         with self._lock:
-            self._book.failed(source, self._clock(), error.retry_after_s)
+            now = self._clock()
+            if error.retry_after_s is None:
+                self._policy.failed(source, now)
+            else:
+                self._policy.busy(source, now, error.retry_after_s)
 
-    def source_lied(self, source: ChunkSource, pack: str, chunk: int, reason: str) -> None:
+    def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
+        """A source says it does not have one of these. True if it will not be asked for them again."""
+        with self._lock:
+            return self._policy.lost(source, job.node, chunks)
+
+    def source_lied(self, job: Job, source: ChunkSource, chunk: int, reason: str) -> None:
         """A source sent what it must not instead of this chunk."""
         self._figures.rejected(source.kind, reason)
         with self._lock:
-            self._book.lied(source, pack, chunk, self._clock())
+            suspected = self._policy.suspects_itself
+            if self._policy.lied(source, job.node, chunk, self._clock()):
+                _log.warning("%s %s sent wrong bytes: it is asked last for a while", source.kind, source.name)
+            suspects = self._policy.suspects_itself and not suspected
+        if suspects:
+            _log.error(
+                "several sources in a row sent wrong bytes: suspect this machine's memory, or its copy of an index"
+            )
 
     def is_wanted(self, node: int, chunk: int) -> bool:
         """Whether a reader waits for the chunk."""
         with self._lock:
             return self._scheduler.is_wanted(node, chunk)
 
-    def landed(self, job: Job, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float) -> bool:
+    def landed(
+        self, job: Job, fetch: Fetch, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float
+    ) -> bool:
         """A verified chunk is in the image (`source` None: copied on this disk). True if a reader waited for it."""
         raw_bytes = job.store.index.size(chunk)
         kind, count = (source.kind, body_bytes) if source else ("dedup", raw_bytes)
@@ -230,20 +327,29 @@ class Transfers:
         job.store.received[kind] += count
         with self._lock:
             if source is not None:
-                self._book.succeeded(source)
+                self._policy.came(source, body_bytes, self._clock())
                 self._scheduler.window.received(body_bytes, raw_bytes)
             landed = self._scheduler.landed(job.node, chunk, answered_at)
-            for waiter in [w for w in self._waiters if w.node == job.node and chunk in w.chunks]:
-                waiter.chunks.discard(chunk)
-                if not waiter.chunks:
-                    self._waiters.remove(waiter)
-                    _settle(waiter.future, None)
+            for other, other_chunk in job.twins.get(chunk, ()):
+                self._scheduler.copyable(other.node, [other_chunk])
+            self._waiters.landed(job.node, chunk)
+        for on_here in self._listeners:
+            on_here(job.node, chunk)
         if landed.completes:
             self._bulk.start(partial(self._complete, job))
         if landed.waited_s is None:
             return False
+        if fetch.is_hedge:
+            self._figures.hedge_won()
         self._figures.waited(landed.waited_s)
         return True
+
+    def repeated(self, job: Job, source: ChunkSource, chunk: int, body_bytes: int) -> None:
+        """A chunk came that another source had brought already."""
+        self._figures.repeated(source.kind, body_bytes)
+        with self._lock:
+            self._policy.came(source, body_bytes, self._clock())
+            self._scheduler.window.received(body_bytes, job.store.index.size(chunk))
 
     # Threads.
 
@@ -253,14 +359,16 @@ class Transfers:
             return
         now = self._clock()
         for fetch in self._scheduler.due(now):
-            crew = self._demand if fetch.kind in (Kind.DEMAND, Kind.NOW) else self._bulk
+            crew = self._demand if fetch.kind.is_urgent else self._bulk
+            if fetch.is_hedge:
+                self._figures.hedge_asked()
             crew.start(partial(self._run, self._jobs[fetch.node], fetch))
         if self._wake_at(now) < self._tick_at:
             self._earlier.notify()
 
     def _wake_at(self, now: float) -> float:
         wake_at = self._scheduler.wake_at(now)
-        times = [waiter.deadline for waiter in self._waiters]
+        times = self._waiters.deadlines
         return min(times if wake_at is None else [wake_at, *times], default=float("inf"))
 
     def _run(self, job: Job, fetch: Fetch) -> None:
@@ -269,7 +377,8 @@ class Transfers:
             outcome = Landing(self, self._view, self._clock).run(job, fetch)
         finally:
             with self._lock:
-                self._scheduler.finished(fetch, self._clock(), outcome.round_trip_s, outcome.bad)
+                goes_on = fetch.picked and outcome.explained
+                self._scheduler.finished(fetch, self._clock(), outcome.round_trip_s, outcome.bad, goes_on=goes_on)
                 self._pump()
                 self._changed.notify_all()
 
@@ -298,7 +407,7 @@ class Transfers:
         with self._lock:
             if self._jobs.get(job.node) is job:
                 self._find_lost(job, missing)
-                self._scheduler.fill(job.node)
+                self._scheduler.fill(job.node, self._clock())
                 self._pump()
 
     def _find_lost(self, job: Job, chunks: Iterable[int]) -> bool:
@@ -311,8 +420,7 @@ class Transfers:
         with self._lock:
             while not self._stopping:
                 now = self._clock()
-                overdue = [waiter for waiter in self._waiters if waiter.deadline <= now]
-                self._fail_waiters(overdue, TemporaryError("no source served the chunks in time"))
+                self._waiters.expire(now)
                 self._tick_at = float("inf")
                 self._pump()
                 self._tick_at = self._wake_at(now)
@@ -322,20 +430,9 @@ class Transfers:
         """A job's future ended; if the job itself cancelled it, what only it wanted is not fetched."""
         if future.cancelled():
             with self._lock:
-                self._fail_waiters([waiter for waiter in self._waiters if waiter.future is future], None)
-
-    def _fail_waiters(self, gone: list[_Waiter], error: ImgdistError | None) -> None:
-        """Take jobs off that no longer wait, and what only they wanted; the lock is held."""
-        self._waiters = [waiter for waiter in self._waiters if waiter not in gone]
-        for waiter in gone:
-            others = {chunk for other in self._waiters if other.node == waiter.node for chunk in other.chunks}
-            self._scheduler.give_up(waiter.node, waiter.chunks - others)
-            if error is not None:
-                _settle(waiter.future, error)
+                self._waiters.fail(lambda waiter: waiter.future is future, None)
 
 
-def _settle(future: Future[None], error: ImgdistError | None) -> None:
-    """End a future that its owner may be cancelling at this moment."""
-    with contextlib.suppress(Exception):
-        if future.set_running_or_notify_cancel():
-            future.set_exception(error) if error else future.set_result(None)
+def _is_present(store: LayerStore, chunk: int) -> bool:
+    with store.use() as usable:
+        return usable and store.has(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 
 WINDOW_MIN = 2 * 1024 * 1024
 """Where it starts and the least it gets: 200 Mbit/s x 80 ms."""
@@ -16,12 +17,20 @@ ROUND_TRIP_S = 300.0
 not look long, for then chunks fetched ahead would make it busier still [measured: 400 KB with each miss]."""
 
 
+_SOURCES_KEPT = 64
+"""Whose round trips are remembered: more than a node has neighbours."""
+
+
 class Window:
-    """Delivery rate (largest of the last samples) x round trip (least of five minutes), and how chunks compress."""
+    """Delivery rate x round trip (least of five minutes) of the source that was asked: the largest of the last samples.
+    And how chunks compress.
+
+    The rate is that of the node's link, so a near source beside a far one does not narrow the window.
+    """
 
     def __init__(self) -> None:
-        self._rates: deque[float] = deque(maxlen=_RATES_KEPT)
-        self._round_trips: deque[tuple[float, float]] = deque()  # (when, seconds), rising in both
+        self._rates: deque[tuple[float, Hashable]] = deque(maxlen=_RATES_KEPT)
+        self._round_trips: dict[Hashable, deque[tuple[float, float]]] = {}  # (when, seconds), rising in both
         self._delivered = 0
         self._ratio = 0.5
 
@@ -32,15 +41,15 @@ class Window:
 
     @property
     def round_trip_s(self) -> float | None:
-        """From a request to the first byte of its answer, serving included; None before the first answer."""
-        return self._round_trips[0][1] if self._round_trips else None
+        """From a request to the first byte of its answer, serving included, at the nearest source; None before one."""
+        return min((kept[0][1] for kept in self._round_trips.values()), default=None)
 
     @property
     def size_bytes(self) -> int:
         """Body bytes to keep in flight."""
-        if not self._rates or not self._round_trips:
-            return WINDOW_MIN
-        return int(min(max(_GAIN * max(self._rates) * self._round_trips[0][1], WINDOW_MIN), WINDOW_MAX))
+        trips = self._round_trips
+        product = max((rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0)
+        return int(min(max(_GAIN * product, WINDOW_MIN), WINDOW_MAX))
 
     def estimate(self, raw_bytes: int) -> int:
         """Body bytes that so many raw bytes will be."""
@@ -52,13 +61,18 @@ class Window:
         if raw_bytes:
             self._ratio += (body_bytes / raw_bytes - self._ratio) / 32
 
-    def answered(self, delivered_before: int, started: float, round_trip_s: float, finished: float) -> None:
+    def answered(
+        self, delivered_before: int, started: float, round_trip_s: float, finished: float, source: Hashable = None
+    ) -> None:
         """A request was answered in full; `delivered_before` is what `delivered` said at its start."""
-        kept = self._round_trips
+        kept = self._round_trips.pop(source, None) or deque()
+        self._round_trips[source] = kept  # the one heard of last stands last
+        while len(self._round_trips) > _SOURCES_KEPT:
+            del self._round_trips[next(iter(self._round_trips))]
         while kept and kept[-1][1] >= round_trip_s:
             kept.pop()
         kept.append((finished, round_trip_s))
         while kept[0][0] < finished - ROUND_TRIP_S:
             kept.popleft()
         if finished > started:
-            self._rates.append((self._delivered - delivered_before) / (finished - started))
+            self._rates.append(((self._delivered - delivered_before) / (finished - started), source))

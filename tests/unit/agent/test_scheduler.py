@@ -11,19 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from made_layers import MadeLayer
 
+from agent.transfer.bulk import TRACE_TRIES
+from agent.transfer.fetch import RUN_CHUNKS, Fetch, Kind, Landed
+from agent.transfer.flights import BULK_SLOTS
 from agent.transfer.gate import HOLD_S, LOW_SHARE, QUIET_S
-from agent.transfer.scheduler import (
-    AHEAD_CHUNKS,
-    BULK_SLOTS,
-    DEMAND_SLOTS,
-    NOW_SLOTS,
-    RUN_CHUNKS,
-    TRACE_TRIES,
-    Fetch,
-    Kind,
-    Landed,
-    Scheduler,
-)
+from agent.transfer.scheduler import AHEAD_CHUNKS, Scheduler
+from agent.transfer.urgent import DEMAND_SLOTS, NOW_SLOTS
 from agent.transfer.window import WINDOW_MIN
 
 LAYER = MadeLayer([64] * 40 + [1])  # 40 chunks of 256 KiB, one of metadata
@@ -51,10 +44,11 @@ def land(scheduler: Scheduler, fetch: Fetch, now: float) -> list[Landed]:
 
 def test_a_miss_is_fetched_at_once_alone_and_once(scheduler: Scheduler) -> None:
     assert scheduler.miss(2, offset(3) + 4096, 4096, 1.0) is True
-    assert scheduler.due(1.0) == [Fetch(2, (3,), Kind.DEMAND)]
+    (fetch,) = scheduler.due(1.0)
+    assert fetch == Fetch(2, (3,), Kind.DEMAND)
     assert scheduler.miss(2, offset(3), 4096, 1.1) is True, "a second reader waits for the same chunk"
     assert scheduler.due(1.1) == []
-    assert land(scheduler, Fetch(2, (3,), Kind.DEMAND), 1.5) == [Landed(0.5, False)]
+    assert land(scheduler, fetch, 1.5) == [Landed(0.5, False)]
     assert scheduler.miss(2, offset(3), 4096, 2.0) is False
     assert scheduler.miss(9, 0, 4096, 2.0) is None
 
@@ -86,7 +80,7 @@ def test_demand_takes_a_chunk_out_of_the_trace_queue(scheduler: Scheduler) -> No
 def drive(scheduler: Scheduler, now: float, running: list[Fetch]) -> list[int]:
     """Land everything until nothing is due any more; the chunks asked for on the way."""
     asked: list[int] = []
-    running = running + [flight.fetch for flight in scheduler._flights.values() if flight.fetch not in running]
+    running = running + [flight.fetch for flight in scheduler.flights if flight.fetch not in running]
     while running:
         land(scheduler, running.pop(0), now)
         fresh = scheduler.due(now)
@@ -343,7 +337,7 @@ def test_waking_costs_no_more_with_many_failing_layers_and_readers(scheduler: Sc
         for chunk in range(2):
             scheduler.miss(node, small.index.start(chunk), 1, 0.0)
         scheduler._layers[node].backoff.failed(0.0, 0.5)
-    scheduler._wanted = Counted(scheduler._wanted)
+    scheduler._urgent._wanted = Counted(scheduler._urgent._wanted)
     assert scheduler.wake_at(0.0) is not None
     assert looks <= 4 * 1000
 
@@ -470,7 +464,7 @@ class Machine(RuleBasedStateMachine):
                 self.here.update((fetch.node, chunk) for chunk in fetch.chunks)
             self.flying = []
         assert self.scheduler.incomplete() == []
-        assert self.scheduler._bulk_bytes == 0
+        assert self.scheduler.flights.bulk_bytes == 0
 
 
 TestAnyOrder = Machine.TestCase

@@ -18,9 +18,9 @@ from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.layerstore import LayerStore
 from agent.transfer.gate import QUIET_S
-from agent.transfer.scheduler import NOW_SLOTS
-from agent.transfer.sources import QUARANTINE_S, ChunkSource, SourceBook
+from agent.transfer.sources import ChunkSource
 from agent.transfer.transfers import Transfers
+from agent.transfer.urgent import NOW_SLOTS
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire.messages import Priority
 
@@ -486,44 +486,3 @@ def test_stop_cuts_what_hangs(make_node: MakeNode) -> None:
     assert source.closed.is_set()
     with pytest.raises(TemporaryError, match="stopping"):
         waiting.result(0)
-
-
-def test_failing_sources_are_asked_last_and_liars_after_them() -> None:
-    first, second = MemorySource(name="a"), MemorySource(name="b")
-    book = SourceBook([first, second])
-
-    def order(now: float, *chunks: int) -> list[ChunkSource]:
-        return book.order(now, "pack", chunks)
-
-    book.failed(first, 10.0)
-    assert order(10.0) == [second, first]
-    assert order(10.2) == [first, second]
-    book.failed(first, 10.0, retry_after_s=3.0)
-    assert order(12.0) == [second, first]
-    book.lied(second, "pack", 7, 12.0)
-    assert order(12.0, 6, 7) == [first, second], "who fails may still have it right"
-    assert order(12.0, 6) == [second, first], "a rotten chunk says nothing of the others"
-    assert book.order(12.0, "other", [7]) == [second, first]
-    assert order(12.0 + QUARANTINE_S[1], 7) == [first, second]
-    book.succeeded(first)
-    assert order(12.5) == [first, second]
-
-
-def test_several_different_lies_put_a_source_last_for_longer_and_longer() -> None:
-    first, second = MemorySource(name="a"), MemorySource(name="b")
-    book = SourceBook([first, second])
-    for _ in range(9):
-        book.lied(first, "pack", 1, 1000.0)
-    book.lied(first, "pack", 2, 1000.0)
-    assert book.order(1000.0, "pack", [9]) == [first, second], "two chunks, however often"
-    now = 1000.0
-    for chunk, expected in ((3, 1.0), (4, 2.0), (5, 4.0)):
-        book.lied(first, "pack", chunk, now)
-        assert book.order(now + expected - 0.01, "pack", [9]) == [second, first]
-        now += expected
-        assert book.order(now, "pack", [9]) == [first, second]
-    book.lied(first, "pack", 5, now)
-    assert book.order(now, "pack", [9]) == [first, second], "the same lie again is no news"
-    for chunk in range(3):
-        book.lied(first, "pack", chunk, 3000.0)
-    assert book.order(3001.0, "pack", [9]) == [first, second], "old lies are forgotten"

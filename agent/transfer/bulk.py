@@ -1,0 +1,175 @@
+"""Chunks that nobody waits for yet: guesses behind a miss, what a trace predicts, then the rest of each layer. Pure;
+the caller locks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from agent.transfer.backoff import BULK_PAUSE_S, DEMAND_PAUSE_S
+from agent.transfer.fetch import Fetch, Kind
+from agent.transfer.flights import Flights
+from agent.transfer.gate import FillGate
+from agent.transfer.layerstate import FLYING, MISSING
+from agent.transfer.urgent import Urgent
+
+TRACE_TRIES = 3
+"""Of a trace's chunk; then fill or a reader gets it (a guess)."""
+TRACE_CHUNKS = 64
+"""The next of a trace in one layer that are spread over sources at once. Of these a supernode chooses, so that nodes
+which start together get different ones first: eight nodes, eight chunks each (a guess)."""
+
+_AHEAD_QUEUE = 256
+"""Older guesses than these are stale: the reader is elsewhere by now (a guess)."""
+
+_Queue = deque[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Bulk:
+    """Starts traces and fill as far as the window and the gate allow. `urgent` says whether something starts."""
+
+    flights: Flights
+    urgent: Urgent
+    gate: FillGate
+    _ahead: _Queue = field(default_factory=lambda: deque(maxlen=_AHEAD_QUEUE))
+    _trace: _Queue = field(default_factory=deque)
+    _parked: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # the trace of layers that back off
+    _fill: dict[int, float] = field(default_factory=dict)  # layers to complete, and from when on
+
+    def guess(self, node: int, chunk: int) -> None:
+        """A reader is likely to want the chunk next."""
+        self._ahead.append((node, chunk))
+
+    def trace(self, node: int, chunk: int) -> None:
+        """A start is expected to touch the chunk, after those told before."""
+        self._trace.append((node, chunk))
+
+    def trace_again(self, node: int, chunks: Iterable[int]) -> None:
+        """Chunks that a trace names did not come: back to their place, unless they failed too often."""
+        tries = self.flights.layers[node].trace_tries
+        left: list[tuple[int, int]] = []
+        for chunk in chunks:
+            tries[chunk] = tries.get(chunk, 0) + 1
+            if tries[chunk] < TRACE_TRIES:
+                left.append((node, chunk))
+        self._trace.extendleft(reversed(left))
+
+    def fill(self, node: int, begins_at: float) -> None:
+        """Complete this layer when there is nothing better to do, after those asked before."""
+        self._fill.setdefault(node, begins_at)
+
+    def fill_now(self, nodes: Iterable[int]) -> None:
+        """Complete these layers without delay."""
+        self._fill.update((node, 0.0) for node in nodes)
+
+    def filled(self, node: int) -> None:
+        """A layer is whole, or gone."""
+        self._fill.pop(node, None)
+
+    def remove(self, node: int) -> None:
+        """Forget a layer; its entries in the queues are stepped over."""
+        self.filled(node)
+        self._parked.pop(node, None)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is to be fetched."""
+        return bool(self._ahead or self._trace or self._fill)
+
+    def start(self, now: float, fetches: list[Fetch]) -> None:
+        """Start what may start."""
+        self._unpark(now)
+        for queue in (self._ahead, self._trace):
+            self._start_queued(queue, now, fetches)
+        self._start_fill(now, fetches)
+
+    def wake_times(self, now: float) -> list[float]:
+        """When time alone may let more start."""
+        times = [self.flights.pace.ready_at, *self._fill.values()]
+        if self._fill:
+            times += [at for node in self._fill if (at := self.flights.fill_at(node)) is not None]
+            opens_at = self.gate.opens_at(now, self._is_start_going_on(now), self.flights.busy[Kind.FILL])
+            if opens_at is not None:
+                times.append(opens_at)
+        return times
+
+    def _unpark(self, now: float) -> None:
+        layers = self.flights.layers
+        for node in [node for node in self._parked if layers[node].backoff.ready_at(BULK_PAUSE_S) <= now]:
+            self._trace.extendleft(reversed(self._parked.pop(node)))
+
+    def _start_queued(self, queue: _Queue, now: float, fetches: list[Fetch]) -> None:
+        while queue and self.flights.has_room(now):
+            node, chunks = self._next_of(queue, now)
+            if not chunks:
+                continue
+            before = len(fetches)
+            for ask in self.flights.asks(node, chunks, now):
+                if not self.flights.has_room(now):
+                    break
+                fetches.append(self.flights.start(node, ask, Kind.TRACE, now))
+            if len(fetches) == before:
+                return  # its sources have enough to do, and other layers' are the same
+
+    def _next_of(self, queue: _Queue, now: float) -> tuple[int, Sequence[int]]:
+        """The layer that is next and its missing chunks near the head; takes off what is no longer missing there."""
+        node, first = queue[0]
+        layer = self.flights.layers.get(node)
+        if layer is not None and layer.backoff.ready_at(BULK_PAUSE_S) > now:
+            self._step_over(queue, node)
+            return node, ()
+        if layer is None or layer.state[first] != MISSING:
+            queue.popleft()
+            return node, ()
+        chunks: dict[int, None] = {}
+        for other, chunk in queue:
+            if other != node or len(chunks) == TRACE_CHUNKS:
+                break
+            if layer.state[chunk] == MISSING:
+                chunks[chunk] = None
+        return node, tuple(chunks)
+
+    def _step_over(self, queue: _Queue, node: int) -> None:
+        """The next entries are of a layer that backs off: a trace's wait beside for it, guesses are dropped."""
+        while queue and queue[0][0] == node:
+            entry = queue.popleft()
+            if queue is self._trace:
+                self._parked.setdefault(node, []).append(entry)
+
+    def _start_fill(self, now: float, fetches: list[Fetch]) -> None:
+        if not self._fill or not self.flights.has_room(now):
+            return
+        starting = self._is_start_going_on(now)
+        for node, begins_at in list(self._fill.items()):
+            layer = self.flights.layers[node]
+            if begins_at > now or layer.backoff.ready_at(BULK_PAUSE_S) > now:
+                continue
+            while self.flights.has_room(now) and (layer.lacks or self._is_late(node, now)):
+                # Asked before the policy: what it costs would be paid with each miss.
+                if not self.gate.is_open(now, starting, self.flights.busy[Kind.FILL]):
+                    return
+                ask = self.flights.fill_ask(node, now)
+                if ask is None:
+                    break
+                # Beside a start one chunk at a time: a run of eight keeps a miss waiting 24 ms at 200 Mbit/s.
+                if self.gate.is_low:
+                    ask = replace(ask, chunks=ask.chunks[:1], count=min(ask.count, 1))
+                fetches.append(self.flights.start(node, ask, Kind.FILL, now))
+
+    def _is_late(self, node: int, now: float) -> bool:
+        """Whether the last chunks of a layer, all in flight, are to be asked of others, too."""
+        at = self.flights.fill_at(node)
+        return at is not None and at <= now
+
+    def _is_start_going_on(self, now: float) -> bool:
+        """Whether there is more urgent work than fill that is under way or could be."""
+        busy = self.flights.busy
+        if self._ahead or self._trace or any(busy[kind] for kind in (Kind.DEMAND, Kind.NOW, Kind.TRACE)):
+            return True
+        return any(self._is_on_its_way(node, chunk, now) for node, chunk in self.urgent)
+
+    def _is_on_its_way(self, node: int, chunk: int, now: float) -> bool:
+        layer = self.flights.layers[node]
+        return layer.state[chunk] == FLYING or layer.startable(chunk, now, DEMAND_PAUSE_S)

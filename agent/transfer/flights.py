@@ -1,0 +1,200 @@
+"""The requests of a node that are under way: what they ask for, of whom, and how many bytes they will bring. Pure.
+
+Starting one marks its chunks, in the same step, so that no chunk is asked for twice unless that is meant: a hedge, or
+the last chunks of a layer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from agent.swarm.bitset import bits_of, pick
+from agent.swarm.policy import Ask, Policy
+from agent.transfer.fetch import RUN_CHUNKS, Fetch, Kind
+from agent.transfer.layerstate import FLYING, MISSING, LayerState
+from agent.transfer.pace import Pace
+from agent.transfer.window import Window
+
+BULK_SLOTS = 8
+"""Trace and fill requests at once; the window in bytes usually says less (a guess)."""
+ENDGAME_S = 0.2
+"""A layer's last chunks are asked of a second source if the first takes longer: four times what the policy means a
+request to take. At once would double the bytes of small layers (a guess)."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A request under way: its bytes as estimated when it started, and what the node had received by then. `chunks` are
+    those it is answerable for; of an `any_of` request none before its answer begins."""
+
+    fetch: Fetch
+    started: float
+    size_bytes: int
+    delivered: int
+    chunks: tuple[int, ...]
+    source: Hashable | None
+    unnamed: int
+    bulk_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Flights:
+    """`alone`: only supernodes may be asked, and each request names all of them, to be tried in turn."""
+
+    policy: Policy
+    alone: bool
+    window: Window = field(default_factory=Window)
+    pace: Pace = field(default_factory=Pace)
+    layers: dict[int, LayerState] = field(default_factory=dict)
+    busy: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    bulk_bytes: int = 0
+    hedges: int = 0
+    _flights: dict[int, Flight] = field(default_factory=dict)  # by the identity of their Fetch
+    _extra: Counter[tuple[int, int]] = field(default_factory=Counter)  # requests for a chunk beyond the first
+
+    def __iter__(self) -> Iterator[Flight]:
+        """Every request under way."""
+        return iter(self._flights.values())
+
+    def asks(self, node: int, chunks: Sequence[int], now: float) -> Iterator[Ask]:
+        """How to ask for missing chunks that are wanted in this order, as far as that may begin now. To be started one
+        by one, or not at all."""
+        copies = self.layers[node].copies
+        in_turn = chunks if self.alone else [chunk for chunk in chunks if copies >> chunk & 1]
+        for i in range(0, len(in_turn), RUN_CHUNKS):
+            yield Ask(None, tuple(in_turn[i : i + RUN_CHUNKS]))
+        rest = [] if self.alone else [chunk for chunk in chunks if not copies >> chunk & 1]
+        for ask in self.policy.spread(node, rest, now) if rest else ():
+            if self._is_new(node, ask):
+                yield ask
+
+    def fill_ask(self, node: int, now: float) -> Ask | None:
+        """How to ask for some of a layer's missing chunks, or of the last ones in flight."""
+        layer = self.layers[node]
+        if self.alone:
+            run = layer.next_run(RUN_CHUNKS)
+            return Ask(None, run) if run else None
+        if copies := layer.lacks & layer.copies:
+            return Ask(None, tuple(pick(copies, RUN_CHUNKS, float)))
+        lacks, late = layer.lacks, {}
+        if not lacks:
+            late = {chunk: sources for chunk, (at, sources) in self._last(node).items() if at + ENDGAME_S <= now}
+            lacks = bits_of(late)
+        ask = self.policy.fill(node, lacks, now, late) if lacks else None
+        return ask if ask is not None and self._is_new(node, ask) else None
+
+    def fill_at(self, node: int) -> float | None:
+        """When time alone makes chunks of a layer ones that are asked for a second time."""
+        return None if self.alone else min((at + ENDGAME_S for at, _ in self._last(node).values()), default=None)
+
+    def start(self, node: int, ask: Ask, kind: Kind, now: float, *, is_hedge: bool = False) -> Fetch:
+        """Mark a request as started. It names one source if the policy picked that, else all in turn."""
+        layer = self.layers[node]
+        picked = ask.source is not None
+        sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now)
+        unnamed = min(ask.count, ask.any_of.bit_count() - layer.asked_any) if ask.any_of else 0
+        fetch = Fetch(node, ask.chunks, kind, ask.any_of, unnamed, is_hedge, picked, tuple(sources))
+        for chunk in ask.chunks:
+            self._take(layer, node, chunk)
+        layer.asked_any += unnamed
+        sizes = [layer.layout.size(chunk) for chunk in ask.chunks or [ask.any_of.bit_length() - 1]]
+        size = self.window.estimate(sum(sizes) * max(1, unnamed))
+        source = sources[0] if sources else None
+        flight = Flight(fetch, now, size, self.window.delivered, ask.chunks, source, unnamed)
+        self._flights[id(fetch)] = flight
+        self.busy[kind] += 1
+        self.hedges += is_hedge
+        if not kind.is_urgent:
+            flight.bulk_bytes = size
+            self.bulk_bytes += size
+            self.pace.take(size, now)
+        if source is not None:
+            self.policy.started(source, ask.chunks or unnamed, size, kind.is_urgent, now)
+            if is_hedge:
+                self.policy.hedged()
+        return fetch
+
+    def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
+        """The source of an `any_of` request says which chunks it sends."""
+        flight, layer = self._flights[id(fetch)], self.layers.get(fetch.node)
+        if layer is None:
+            return
+        layer.asked_any -= flight.unnamed
+        flight.unnamed = 0
+        flight.chunks = tuple(chunk for chunk in chunks if layer.state[chunk] in (MISSING, FLYING))
+        for chunk in flight.chunks:
+            self._take(layer, fetch.node, chunk)
+        if not fetch.kind.is_urgent:
+            size = self.window.estimate(sum(layer.layout.size(chunk) for chunk in chunks))
+            self.bulk_bytes += size - flight.bulk_bytes
+            flight.bulk_bytes = size
+
+    def turned(self, fetch: Fetch, source: Hashable, now: float) -> None:
+        """What a request's source did not serve is asked of another one."""
+        flight, urgent = self._flights[id(fetch)], fetch.kind.is_urgent
+        if flight.source is not None:
+            self.policy.ended(flight.source, flight.size_bytes, urgent, now)
+        flight.source = source
+        self.policy.started(source, fetch.chunks or fetch.count, flight.size_bytes, urgent, now)
+
+    def end(self, fetch: Fetch, now: float, round_trip_s: float | None) -> tuple[Flight, list[int]]:
+        """A request is over. Also returns its chunks that did not come and that no other request may bring yet."""
+        flight = self._flights.pop(id(fetch))
+        self.busy[fetch.kind] -= 1
+        self.hedges -= fetch.is_hedge
+        self.bulk_bytes -= flight.bulk_bytes
+        if flight.source is not None:
+            self.policy.ended(flight.source, flight.size_bytes, fetch.kind.is_urgent, now)
+        if round_trip_s is not None:
+            self.window.answered(flight.delivered, flight.started, round_trip_s, now, flight.source)
+        layer = self.layers.get(fetch.node)
+        if layer is None:
+            return flight, []
+        layer.asked_any -= flight.unnamed
+        return flight, [chunk for chunk in flight.chunks if self._is_over(layer, fetch.node, chunk)]
+
+    def sources_of(self, node: int, chunk: int) -> list[Hashable]:
+        """Whom a chunk is asked of at the moment."""
+        asked = (flight.source for flight in self if flight.fetch.node == node and chunk in flight.chunks)
+        return [source for source in asked if source is not None]
+
+    def in_flight(self, node: int) -> int:
+        """Requests of a layer that are not over."""
+        return sum(flight.fetch.node == node for flight in self)
+
+    def has_room(self, now: float) -> bool:
+        """Whether one more trace or fill request may start."""
+        in_flight = self.busy[Kind.TRACE] + self.busy[Kind.FILL]
+        return in_flight < BULK_SLOTS and self.bulk_bytes < self.window.size_bytes and self.pace.ready_at <= now
+
+    def _last(self, node: int) -> dict[int, tuple[float, list[Hashable]]]:
+        """A layer's last chunks, once each is in flight: since when and from whom, if from one source so far."""
+        layer = self.layers[node]
+        if layer.lacks or not 0 < layer.absent <= self.policy.limits.endgame:
+            return {}
+        return {
+            chunk: (flight.started, [flight.source])
+            for flight in self
+            if flight.fetch.node == node and flight.source is not None
+            for chunk in flight.chunks
+            if layer.state[chunk] == FLYING and (node, chunk) not in self._extra
+        }
+
+    def _is_new(self, node: int, ask: Ask) -> bool:
+        """Whether what a source may choose from is more than other sources were left to choose already."""
+        return not ask.any_of or ask.any_of.bit_count() > self.layers[node].asked_any
+
+    def _take(self, layer: LayerState, node: int, chunk: int) -> None:
+        if layer.state[chunk] == FLYING:
+            self._extra[node, chunk] += 1
+        else:
+            layer.put(chunk, FLYING)
+
+    def _is_over(self, layer: LayerState, node: int, chunk: int) -> bool:
+        """Whether a chunk did not come, and nobody else was asked for it."""
+        others = self._extra.pop((node, chunk), 0)
+        if others > 1:
+            self._extra[node, chunk] = others - 1
+        return not others and layer.state[chunk] == FLYING

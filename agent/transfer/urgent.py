@@ -1,0 +1,136 @@
+"""Chunks that somebody waits for: readers first, then jobs, in the order of asking. Pure; the caller locks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from agent.swarm.policy import Ask
+from agent.transfer.backoff import DEMAND_PAUSE_S
+from agent.transfer.fetch import Fetch, Kind
+from agent.transfer.flights import Flights
+from agent.transfer.layerstate import FLYING
+
+DEMAND_SLOTS = 8
+"""Requests at once that somebody waits for; a start has never more than 2 misses outstanding (a guess)."""
+NOW_SLOTS = 6
+"""Of the demand slots, so that a miss always finds one free."""
+HEDGE_SLOTS = 4
+"""Second requests at once, beside the demand slots: those may all hang at one dead source (a guess)."""
+NOW_CHUNKS = 64
+"""Of what a job waits for in one layer, so many are spread over sources at once: about the slots' worth (a guess)."""
+
+
+@dataclass(slots=True)
+class _Want:
+    asked_at: float
+    expires_at: float
+
+
+@dataclass(slots=True)
+class Urgent:
+    """After `read_deadline_s` without asking again the view has answered EIO and nobody waits."""
+
+    flights: Flights
+    read_deadline_s: float
+    _wanted: dict[tuple[int, int], _Want] = field(default_factory=dict)
+    _now: dict[tuple[int, int], None] = field(default_factory=dict)
+    _hedge_at: dict[tuple[int, int], float] = field(default_factory=dict)  # wanted chunks in flight: when they are late
+
+    def read(self, node: int, chunk: int, now: float) -> None:
+        """A reader waits for the chunk."""
+        want = self._wanted.get((node, chunk))
+        if want is None:
+            want = self._wanted[node, chunk] = _Want(now, 0.0)
+            if self.flights.layers[node].state[chunk] == FLYING:
+                self._plan_hedge(node, chunk, now)
+        want.expires_at = now + self.read_deadline_s
+
+    def want(self, node: int, chunk: int) -> None:
+        """A job waits for the chunk."""
+        self._now[node, chunk] = None
+
+    def give_up(self, node: int, chunk: int) -> None:
+        """The job no longer waits."""
+        self._now.pop((node, chunk), None)
+
+    def remove(self, node: int) -> None:
+        """Forget a layer."""
+        self._wanted = {key: want for key, want in self._wanted.items() if key[0] != node}
+        self._now = {key: None for key in self._now if key[0] != node}
+        self._hedge_at = {key: at for key, at in self._hedge_at.items() if key[0] != node}
+
+    def is_wanted(self, node: int, chunk: int) -> bool:
+        """Whether a reader waits for the chunk."""
+        return (node, chunk) in self._wanted
+
+    def landed(self, node: int, chunk: int, answered_at: float) -> float | None:
+        """The chunk is here; how long a reader waited."""
+        key = (node, chunk)
+        self._now.pop(key, None)
+        self._hedge_at.pop(key, None)
+        want = self._wanted.pop(key, None)
+        return max(0.0, answered_at - want.asked_at) if want else None
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self._wanted or key in self._now
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        yield from self._wanted
+        yield from self._now
+
+    def start(self, now: float, fetches: list[Fetch]) -> None:
+        """Start what may start."""
+        self._start_wanted(now, fetches)
+        self._start_hedges(now, fetches)
+        self._start_now(now, fetches)
+
+    def wake_times(self) -> list[float]:
+        """When a reader has given up, or what it waits for is late."""
+        return [*(want.expires_at for want in self._wanted.values()), *self._hedge_at.values()]
+
+    def _start_wanted(self, now: float, fetches: list[Fetch]) -> None:
+        flights = self.flights
+        for key, want in list(self._wanted.items()):
+            if want.expires_at <= now:
+                del self._wanted[key]
+                self._hedge_at.pop(key, None)
+                continue
+            if not self._has_slot():
+                return
+            node, chunk = key
+            if flights.layers[node].startable(chunk, now, DEMAND_PAUSE_S):
+                fetches.append(flights.start(node, Ask(None, (chunk,)), Kind.DEMAND, now))
+                self._plan_hedge(node, chunk, now)
+
+    def _plan_hedge(self, node: int, chunk: int, now: float) -> None:
+        if not self.flights.alone:
+            at = self.flights.policy.hedge_at(now, now)
+            if at is not None:
+                self._hedge_at[node, chunk] = at
+
+    def _start_hedges(self, now: float, fetches: list[Fetch]) -> None:
+        flights = self.flights
+        for key in [key for key, at in self._hedge_at.items() if at <= now]:
+            del self._hedge_at[key]
+            node, chunk = key
+            if flights.hedges >= HEDGE_SLOTS or flights.layers[node].state[chunk] != FLYING:
+                continue
+            others = flights.policy.urgent(node, (chunk,), now, without=flights.sources_of(node, chunk))
+            if others:
+                fetches.append(flights.start(node, Ask(others[0], (chunk,)), Kind.DEMAND, now, is_hedge=True))
+
+    def _start_now(self, now: float, fetches: list[Fetch]) -> None:
+        wanted: dict[int, list[int]] = {}
+        for node, chunk in self._now:
+            if self.flights.layers[node].startable(chunk, now, DEMAND_PAUSE_S):
+                wanted.setdefault(node, []).append(chunk)
+        for node, chunks in wanted.items():
+            for ask in self.flights.asks(node, chunks[:NOW_CHUNKS], now):
+                if self.flights.busy[Kind.NOW] >= NOW_SLOTS or not self._has_slot():
+                    return
+                fetches.append(self.flights.start(node, ask, Kind.NOW, now))
+
+    def _has_slot(self) -> bool:
+        busy = self.flights.busy
+        return busy[Kind.DEMAND] + busy[Kind.NOW] - self.flights.hedges < DEMAND_SLOTS
