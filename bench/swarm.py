@@ -17,8 +17,11 @@ from pathlib import Path
 
 from bench.node import image_of_this_machine
 from bench.report import Report, Row
+from bench.swarm_cluster import Cluster
 from bench.swarm_rig import Rig
-from bench.swarm_scenarios import SCENARIOS, Swarm
+from bench.swarm_scenarios import FILLS
+from bench.swarm_starts import lazy
+from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
 from imgdist.demo.star import goodput_bytes_per_s
 
@@ -28,6 +31,8 @@ _FILL_S = 20.0
 _RATIO = 0.33
 """What this machine's files shrink to on the wire; only the image's size follows from it."""
 _LAYERS = 3
+SCENARIOS: dict[str, Callable[[Cluster], list[Row]]] = {**FILLS, "lazy": lazy}
+"""By name, in the order in which `all` runs them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,23 +55,22 @@ def run(args: argparse.Namespace) -> Report:
     rate_mbit = args.rate_mbit or RATES_MBIT.get(args.nodes, max(1, 400 // args.nodes))
     size_mb = args.size_mb or round(goodput_bytes_per_s(rate_mbit * 1e6) * _FILL_S / _RATIO / 1e6)
     with interrupted_once(), tempfile.TemporaryDirectory(prefix="imgdist-bench-", dir="/var/tmp") as temporary:
-        _say(f"making an image of {size_mb} MB")
-        image = image_of_this_machine(Path(temporary) / "image", _LAYERS, size_mb * 1_000_000 // _LAYERS)
-        with Rig(args.nodes + Swarm.hostile_nodes(args.nodes)) as rig:
-            swarm = Swarm(rig, image, args.nodes, rate_mbit * 1_000_000, _say)
-            rows = [row for name in names for row in _scenario(name, swarm)]
-    note = (
-        f"{args.nodes} nodes, {rate_mbit} Mbit/s each way, F {swarm.published.wire_bytes / 1e6:.1f} MB in "
-        f"{swarm.published.chunks} chunks, {_LAYERS} layers, plain HTTP, no delay"
-        f"{'' if rig.can_delay else ' (the kernel has no netem)'}"
-    )
+
+        def image() -> Image:
+            _say(f"making an image of {size_mb} MB")
+            return image_of_this_machine(Path(temporary) / "image", _LAYERS, size_mb * 1_000_000 // _LAYERS)
+
+        with Rig(args.nodes + Cluster.others_of(args.nodes)) as rig:
+            cluster = Cluster(rig, args.nodes, rate_mbit * 1_000_000, image, _say)
+            rows = [row for name in names for row in _scenario(name, cluster)]
+            delay = "no delay" if rig.can_delay else "no delay (the kernel has no netem)"
+    note = f"{args.nodes} nodes, {rate_mbit} Mbit/s each way, {delay}, plain HTTP"
     return Report("swarm", tuple(rows), note)
 
 
-def _scenario(name: str, swarm: Swarm) -> list[Row]:
+def _scenario(name: str, cluster: Cluster) -> list[Row]:
     _say(name)
-    measure: Callable[[Swarm], list[Row]] = SCENARIOS[name]
-    return measure(swarm)
+    return SCENARIOS[name](cluster)
 
 
 def _say(text: str) -> None:

@@ -41,17 +41,27 @@ class JsonApi:
         """The JSON document at `path`. Raises the error that the daemon names, TemporaryError if none answers."""
         return self._call("GET", path, None)
 
+    def text(self, path: str) -> str:
+        """The text at `path`, which is no JSON (/metrics). Errors as in `get`."""
+        status, raw = self._exchange("GET", path, None)
+        if status >= 400:
+            self._answer(status, raw)
+        return raw.decode(errors="replace")
+
     def post(self, path: str, document: Any) -> Any:
         """The JSON answer to `document`. Errors as in `get`."""
         return self._call("POST", path, document)
 
     def _call(self, method: str, path: str, document: Any) -> Any:
+        return self._answer(*self._exchange(method, path, document))
+
+    def _exchange(self, method: str, path: str, document: Any) -> tuple[int, bytes]:
         connection = self._connect()
         try:
             body = None if document is None else json.dumps(document).encode()
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
-            raw = response.read()
+            return response.status, response.read()
         except TimeoutError:
             raise TemporaryError(
                 f"{self._who} at {self._url} has not answered within {self._timeout_s:.0f} s; its log may say why"
@@ -65,7 +75,6 @@ class JsonApi:
             raise ProtocolError(f"{self._who} at {self._url}: expected HTTP, got {error!r}") from None
         finally:
             connection.close()
-        return self._answer(response.status, raw)
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._address.path is not None:

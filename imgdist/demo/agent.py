@@ -152,6 +152,10 @@ class Agent:
         """A JSON document of the agent's API."""
         return self.api.get(path)
 
+    def metrics(self) -> str:
+        """What Prometheus reads."""
+        return self.api.text("/metrics")
+
     def mount(self, reference: str, directory: Path) -> None:
         """`imgdist mount`: the image's tree at `directory`, which is made."""
         directory.mkdir(parents=True)
