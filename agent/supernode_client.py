@@ -52,7 +52,7 @@ class SupernodeClient:
         connector = (
             aiohttp.UnixConnector(address.path)
             if address.path
-            else aiohttp.TCPConnector(limit=0, socket_factory=_watched_socket)
+            else aiohttp.TCPConnector(limit=0, socket_factory=watched_socket)
         )
         self._http = aiohttp.ClientSession(
             connector=connector,
@@ -221,7 +221,7 @@ class Interrupted(TemporaryError):
     """An index stream broke off; what was received stands, the rest can be asked for."""
 
 
-def _watched_socket(address: tuple[Any, ...]) -> socket.socket:
+def watched_socket(address: tuple[Any, ...]) -> socket.socket:
     """A socket for (family, type, protocol, name, address) whose connection breaks when the other machine is gone:
     tcp(7), TCP_KEEPIDLE while nothing is under way, TCP_USER_TIMEOUT (ms) while something is."""
     family, kind, protocol, _, _ = address

@@ -1,0 +1,57 @@
+"""Chunks that arrived, gathered from the threads that land them, handed to the event loop a few times a second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+
+FLUSH_S = 0.1
+"""How long an arrival waits for others, to be told together: some chunks' time on a link of 100 Mbit/s."""
+FLUSH_LEAST_S = 0.01
+FLUSH_CHUNKS = 16
+"""So many are told at once, but not sooner than `FLUSH_LEAST_S` after those before."""
+
+
+class News:
+    """`flush([(node, chunk), ...])` is called on the event loop that makes this."""
+
+    def __init__(self, flush: Callable[[list[tuple[int, int]]], None]) -> None:
+        self._flush = flush
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[int, int]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0
+
+    def here(self, node: int, chunk: int) -> None:
+        """A chunk is present; from any thread. The loop is woken for the first and the sixteenth, not for each."""
+        with self._lock:
+            self._waiting.append((node, chunk))
+            count = len(self._waiting)
+        if count in (1, FLUSH_CHUNKS):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is told any more
+                self._loop.call_soon_threadsafe(self._arm, FLUSH_S if count == 1 else FLUSH_LEAST_S)
+
+    def close(self) -> None:
+        """Nothing is told any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self, wait_s: float) -> None:
+        now = self._loop.time()
+        due = now + wait_s if wait_s == FLUSH_S else max(now, self._flushed_at + wait_s)
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._flushed_at = self._loop.time()
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        if taken:
+            self._flush(taken)
