@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.node import image_of_this_machine
 from bench.report import Report, Row
 from bench.swarm_cluster import Cluster
+from bench.swarm_hostile import hostile
 from bench.swarm_rig import Rig
 from bench.swarm_scenarios import FILLS
 from bench.swarm_starts import lazy
@@ -31,7 +32,7 @@ _FILL_S = 20.0
 _RATIO = 0.33
 """What this machine's files shrink to on the wire; only the image's size follows from it."""
 _LAYERS = 3
-SCENARIOS: dict[str, Callable[[Cluster], list[Row]]] = {**FILLS, "lazy": lazy}
+SCENARIOS: dict[str, Callable[[Cluster], list[Row]]] = {**FILLS, "hostile": hostile, "lazy": lazy}
 """By name, in the order in which `all` runs them."""
 
 
