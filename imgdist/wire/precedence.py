@@ -32,8 +32,8 @@ DELAY_S = 0.002
 _SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14: 0 gives a socket's buffers back to the kernel's own tuning."""
 
-# tcpi_snd_mss and tcpi_bytes_acked in bytes, tcpi_rtt and tcpi_min_rtt in microseconds (struct tcp_info, linux/tcp.h).
-_INFO = Struct("=16xI48xI48xQ20xI")
+# tcpi_snd_mss in bytes, tcpi_rtt and tcpi_min_rtt in microseconds (struct tcp_info, linux/tcp.h).
+_INFO = Struct("=16xI48xI76xI")
 
 
 class Precedence:
@@ -98,7 +98,6 @@ class Outstanding:
         self._least = self._limit = OUTSTANDING_LEAST
         self._calm = False
         self._bound = 0
-        self._acked = 0
 
     @property
     def piece(self) -> int | None:
@@ -111,16 +110,10 @@ class Outstanding:
         if calm:
             self._bind(OUTSTANDING_CALM)
             return
-        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-        mss, rtt_us, acked, least_us = _INFO.unpack(info)
+        mss, rtt_us, least_us = _INFO.unpack(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
         self._least = max(OUTSTANDING_LEAST, 2 * mss)  # a receiver may keep the acknowledgement of one segment back
-        delays = rtt_us - least_us > DELAY_S * 1e6
-        # The round trip speaks of a limit once so many bytes have gone by it; without waiting for that, 16 KiB grew to
-        # 1 MiB in 15 ms, all of it in the send buffer, where the next miss stood behind it.
-        if delays or acked - self._acked >= self._limit:
-            self._limit = self._limit // 2 if delays else min(self._limit * 2, OUTSTANDING_MOST)
-            self._acked = acked
-        self._limit = max(self._least, self._limit)
+        wanted = self._limit // 2 if rtt_us - least_us > DELAY_S * 1e6 else self._limit * 2
+        self._limit = max(self._least, min(wanted, OUTSTANDING_MOST))
         self._bind(self._limit)
 
     def _bind(self, limit: int) -> None:
