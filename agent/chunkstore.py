@@ -1,4 +1,4 @@
-"""The packs on an agent's disk: ROOT/packs/<pack id>/{index,image,present,node}.
+"""The packs on an agent's disk: ROOT/packs/<pack id>/{index,image,present,node,frames}.
 
 A chunk counts as present only if its bytes are proven (see `LayerStore`): within one boot the page cache vouches for
 what was written after verification, over a clean mark the disk does, and otherwise present chunks are hashed again,
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.database import Database
+from agent.frames import Frames
 from agent.layerstore import LayerStore
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, ProtocolError
@@ -32,10 +33,14 @@ _log = logging.getLogger("imgdist.agent")
 
 
 class ChunkStore:
-    """All packs under one directory. Creation, removal and look-up may come from any thread."""
+    """All packs under one directory. Creation, removal and look-up may come from any thread.
 
-    def __init__(self, packs: Path, database: Database) -> None:
+    `keep_frames`: chunks are also kept as they came, for other agents; otherwise what was kept before is removed.
+    """
+
+    def __init__(self, packs: Path, database: Database, *, keep_frames: bool = False) -> None:
         self._packs = packs
+        self._keep_frames = keep_frames
         self._database = database
         self._boot_id = current_boot_id()
         self._lock = threading.Lock()  # guards the table; held for look-ups only
@@ -154,9 +159,20 @@ class ChunkStore:
         except BaseException:
             store.abandon()
             raise
+        store.frames = self._frames(directory / "frames")
         with self._lock:
             self._stores[index.pack_id] = store
         return store
+
+    def _frames(self, path: Path) -> Frames | None:
+        """The pack's log of bodies; it is a cache, so a disk that refuses it costs nothing else."""
+        try:
+            if self._keep_frames:
+                return Frames(path, self._boot_id)
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("%s: no bodies are kept for other agents, they get raw chunks: %s", path, error)
+        return None
 
 
 def _kept_node(directory: Path) -> int | None:

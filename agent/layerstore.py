@@ -162,12 +162,12 @@ class LayerStore:
             if self.is_proven and not self.present.clean:
                 self._sync()
         finally:
-            self._release()
+            self._release(clean=True)
 
     def abandon(self) -> None:
         """As `close`, without syncing: the directory is being removed."""
         self._await_users()
-        self._release()
+        self._release(clean=False)
 
     @property
     def is_proven(self) -> bool:
@@ -230,7 +230,9 @@ class LayerStore:
             self._closed = True
             self._idle.wait_for(lambda: not self._users)
 
-    def _release(self) -> None:
+    def _release(self, *, clean: bool) -> None:
+        if self.frames is not None:
+            self.frames.close(clean)
         self.present.close()
         os.close(self.image_fd)
         if self._direct_fd is not None:

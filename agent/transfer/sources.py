@@ -12,7 +12,7 @@ from imgdist.wire.messages import Priority
 RECEIVERS_MAX = 4
 """Agents tried of those that a busy supernode names: then it is asked again (a guess)."""
 STRANGERS_MAX = 16
-"""Agents beyond the neighbours whose connections are kept: the latest that supernodes named (a guess)."""
+"""Agents beyond the neighbours that are remembered: the latest that supernodes named (a guess)."""
 
 
 class ChunkSource(Protocol):
@@ -67,7 +67,8 @@ class Sources:
         self._policy = policy
         self._connect = connect
         self._joined: dict[Hashable, ChunkSource] = {}
-        self._strangers: dict[str, ChunkSource] = {}
+        self._strangers: dict[str, ChunkSource | None] = {}
+        self._closed = False
 
     def join(self, source: ChunkSource, kind: SourceKind, now: float, *, near: bool = False) -> None:
         """The source may be asked."""
@@ -91,20 +92,30 @@ class Sources:
                 break
         return found
 
+    def forsake(self, source: ChunkSource) -> None:
+        """It failed or lied: one that is no neighbour, so that no policy remembers, is not asked again for long."""
+        if source not in self._joined and self._strangers.get(source.name) is source:
+            self._strangers[source.name] = None
+            source.close()
+
     def name(self, source: Hashable) -> str:
         """A source's name."""
         joined = self._joined.get(source)
         return joined.name if joined is not None else str(source)
 
     def close(self) -> None:
-        """Close every source."""
+        """Close every source; none is made any more."""
+        self._closed = True
         for source in [*self._joined.values(), *self._strangers.values()]:
-            source.close()
+            if source is not None:
+                source.close()
 
     def _stranger(self, address: str) -> ChunkSource | None:
-        source = self._strangers.pop(address, None) or self._connect(address)
-        if source is not None:
-            self._strangers[address] = source
-            while len(self._strangers) > STRANGERS_MAX:
-                self._strangers.pop(next(iter(self._strangers))).close()
+        if address in self._strangers or self._closed:
+            return self._strangers.get(address)
+        source = self._strangers[address] = self._connect(address)
+        while len(self._strangers) > STRANGERS_MAX:
+            oldest = self._strangers.pop(next(iter(self._strangers)))
+            if oldest is not None:
+                oldest.close()
         return source

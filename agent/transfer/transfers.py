@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from agent.layerstore import LayerStore
 from agent.swarm.policy import Limits, Policy, SourceKind, SourceRow
 from agent.transfer.crew import Crew
+from agent.transfer.desk import Desk, OnHere
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
 from agent.transfer.flights import BULK_SLOTS
@@ -32,7 +33,6 @@ from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.urgent import DEMAND_SLOTS, HEDGE_SLOTS
 from agent.transfer.waiters import Waiter, Waiters
 from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
-from imgdist.wire.client import RedirectedError, Told
 
 _log = logging.getLogger("imgdist.agent")
 
@@ -42,10 +42,6 @@ NOW_DEADLINE_S = 60.0
 """As a reader's."""
 
 Twins = Callable[[LayerStore], Iterable[tuple[int, LayerStore, int]]]
-
-
-OnHere = Callable[[int, int], None]
-"""Told (node, chunk) of every chunk that became present; called in any thread, must not wait or call back."""
 
 
 class Transfers:
@@ -91,12 +87,21 @@ class Transfers:
         self._sources = Sources(self._policy, connect)
         self._jobs: dict[int, Job] = {}
         self._waiters = Waiters(self._scheduler.give_up)
-        self._listeners: list[OnHere] = []
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # a request ended, a layer became whole, or we stop
         self._earlier = threading.Condition(self._lock)  # the ticker must wake before `_tick_at`
         self._tick_at = float("inf")
         self._stopping = False
+        self._desk = Desk(
+            self._lock,
+            self._scheduler,
+            self._sources,
+            self._waiters,
+            self._figures,
+            clock,
+            pump=self._pump,
+            complete=lambda job: self._bulk.start(partial(self._complete, job)),
+        )
         for source in supernodes:
             self._sources.join(source, SourceKind.SUPERNODE, clock())
         self._demand = Crew("demand", DEMAND_SLOTS + (HEDGE_SLOTS if swarm else 0))
@@ -251,105 +256,12 @@ class Transfers:
 
     def listen(self, on_here: OnHere) -> None:
         """Tell `on_here` of every chunk that becomes present."""
-        self._listeners.append(on_here)
+        self._desk.listeners.append(on_here)
 
     def sources_rows(self) -> list[SourceRow]:
         """What is known of each source, by its name."""
         with self._lock:
             return [replace(row, source=self._sources.name(row.source)) for row in self._policy.rows()]
-
-    # What Landing asks and tells.
-
-    def turned(self, fetch: Fetch, source: ChunkSource) -> None:
-        """What the source before did not serve is asked of this one now."""
-        with self._lock:
-            self._scheduler.turned(fetch, source, self._clock())
-
-    def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
-        """A source chose these chunks for an `any_of` request."""
-        with self._lock:
-            self._scheduler.named(fetch, chunks)
-            self._pump()
-
-    def answered(self, job: Job, fetch: Fetch, source: ChunkSource, told: Told) -> None:
-        """The first chunk of an answer is here."""
-        with self._lock:
-            now = self._clock()
-            self._policy.answered(source, told.round_trip_s, told.queue_bytes, now, fetch.kind.is_urgent)
-            if told.have:
-                self._policy.got(source, job.node, told.have)
-
-    def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
-        """A busy source says who else has the chunks."""
-        with self._lock:
-            self._policy.busy(source, self._clock(), error.retry_after_s)
-            return self._sources.at(error.addresses) if not self._stopping else []
-
-    def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
-        """A source could not serve."""
-        with self._lock:
-            now = self._clock()
-            if error.retry_after_s is None:
-                self._policy.failed(source, now)
-            else:
-                self._policy.busy(source, now, error.retry_after_s)
-
-    def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
-        """A source says it does not have one of these. True if it will not be asked for them again."""
-        with self._lock:
-            return self._policy.lost(source, job.node, chunks)
-
-    def source_lied(self, job: Job, source: ChunkSource, chunk: int, reason: str) -> None:
-        """A source sent what it must not instead of this chunk."""
-        self._figures.rejected(source.kind, reason)
-        with self._lock:
-            suspected = self._policy.suspects_itself
-            if self._policy.lied(source, job.node, chunk, self._clock()):
-                _log.warning("%s %s sent wrong bytes: it is asked last for a while", source.kind, source.name)
-            suspects = self._policy.suspects_itself and not suspected
-        if suspects:
-            _log.error(
-                "several sources in a row sent wrong bytes: suspect this machine's memory, or its copy of an index"
-            )
-
-    def is_wanted(self, node: int, chunk: int) -> bool:
-        """Whether a reader waits for the chunk."""
-        with self._lock:
-            return self._scheduler.is_wanted(node, chunk)
-
-    def landed(
-        self, job: Job, fetch: Fetch, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float
-    ) -> bool:
-        """A verified chunk is in the image (`source` None: copied on this disk). True if a reader waited for it."""
-        raw_bytes = job.store.index.size(chunk)
-        kind, count = (source.kind, body_bytes) if source else ("dedup", raw_bytes)
-        self._figures.landed(kind, count)
-        job.store.received[kind] += count
-        with self._lock:
-            if source is not None:
-                self._policy.came(source, body_bytes, self._clock())
-                self._scheduler.window.received(body_bytes, raw_bytes)
-            landed = self._scheduler.landed(job.node, chunk, answered_at)
-            for other, other_chunk in job.twins.get(chunk, ()):
-                self._scheduler.copyable(other.node, [other_chunk])
-            self._waiters.landed(job.node, chunk)
-        for on_here in self._listeners:
-            on_here(job.node, chunk)
-        if landed.completes:
-            self._bulk.start(partial(self._complete, job))
-        if landed.waited_s is None:
-            return False
-        if fetch.is_hedge:
-            self._figures.hedge_won()
-        self._figures.waited(landed.waited_s)
-        return True
-
-    def repeated(self, job: Job, source: ChunkSource, chunk: int, body_bytes: int) -> None:
-        """A chunk came that another source had brought already."""
-        self._figures.repeated(source.kind, body_bytes)
-        with self._lock:
-            self._policy.came(source, body_bytes, self._clock())
-            self._scheduler.window.received(body_bytes, job.store.index.size(chunk))
 
     # Threads.
 
@@ -374,7 +286,7 @@ class Transfers:
     def _run(self, job: Job, fetch: Fetch) -> None:
         outcome = Outcome()
         try:
-            outcome = Landing(self, self._view, self._clock).run(job, fetch)
+            outcome = Landing(self._desk, self._view, self._clock).run(job, fetch)
         finally:
             with self._lock:
                 goes_on = fetch.picked and outcome.explained

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 
 from blake3 import blake3
 
+from agent.swarm.bitset import numbers_of
 from imgdist.errors import ImgdistError, NotFoundError
 from imgdist.pack import BLOCK, CHUNK_MAX, codec, records
 from imgdist.pack.index import Index, IndexBuilder
 from imgdist.pack.records import Chunk, DiffId, Metadata, Seal, Superblock, TarSplit
-from imgdist.wire.client import OnChunk, OnHead, Told
+from imgdist.wire.client import OnChunk, OnHead, OnNumbers, Told
 from imgdist.wire.messages import Priority
 
 
@@ -48,12 +49,12 @@ def make_index(chunks: Sequence[bytes]) -> bytes:
 class MemorySource:
     """A source of made layers. `before` runs at each request and may raise or wait; `spoil` alters bodies."""
 
-    kind = "supernode"
-
-    def __init__(self, *layers: MadeLayer, name: str = "memory") -> None:
+    def __init__(self, *layers: MadeLayer, name: str = "memory", kind: str = "supernode") -> None:
+        self.kind = kind
         self.layers = {layer.name: layer for layer in layers}
         self.name = name
         self.asked: list[tuple[str, tuple[int, ...], Priority]] = []
+        self.chosen: list[tuple[int, ...]] = []
         self.before: Callable[[tuple[int, ...], Priority], None] = lambda numbers, priority: None
         self.spoil: Callable[[int, bytes], bytes] = lambda number, body: body
         self.closed = threading.Event()
@@ -66,8 +67,39 @@ class MemorySource:
         on_chunk: OnChunk,
         on_head: OnHead | None = None,
     ) -> None:
-        self.asked.append((pack, tuple(numbers), priority))
-        self.before(tuple(numbers), priority)
+        self._answer(pack, tuple(numbers), priority, on_chunk, on_head)
+
+    def fetch_any(
+        self,
+        pack: str,
+        lacks: int,
+        count: int,
+        priority: Priority,
+        on_numbers: OnNumbers,
+        on_chunk: OnChunk,
+        on_head: OnHead | None = None,
+    ) -> None:
+        """Chooses the last ones: what nobody would ask for first."""
+        numbers = tuple(reversed(numbers_of(lacks)))[:count]
+
+        def begin(told: Told) -> None:
+            if on_head is not None:
+                on_head(told)
+            on_numbers(numbers)
+
+        self.chosen.append(numbers)
+        self._answer(pack, numbers, priority, on_chunk, begin)
+
+    def _answer(
+        self,
+        pack: str,
+        numbers: tuple[int, ...],
+        priority: Priority,
+        on_chunk: OnChunk,
+        on_head: OnHead | None,
+    ) -> None:
+        self.asked.append((pack, numbers, priority))
+        self.before(numbers, priority)
         if pack not in self.layers:
             raise NotFoundError(f"{self.name}: no pack {pack}")
         if on_head is not None:

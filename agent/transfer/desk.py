@@ -1,0 +1,142 @@
+"""What requests under way ask and tell: the side of the transfers that `Landing` sees."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from agent.transfer.fetch import Fetch
+from agent.transfer.figures import Figures
+from agent.transfer.landing import Job
+from agent.transfer.scheduler import Scheduler
+from agent.transfer.sources import ChunkSource, Sources
+from agent.transfer.waiters import Waiters
+from imgdist.errors import TemporaryError
+from imgdist.wire.client import RedirectedError, Told
+
+_log = logging.getLogger("imgdist.agent")
+
+OnHere = Callable[[int, int], None]
+"""Told (node, chunk) of every chunk that became present; called in any thread, must not wait or call back."""
+
+
+class Desk:
+    """Passes events on to the scheduler and its policy, under the transfers' lock. `pump` hands out what is due then;
+    `complete` is told of a layer whose last chunk landed."""
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        scheduler: Scheduler,
+        sources: Sources,
+        waiters: Waiters,
+        figures: Figures,
+        clock: Callable[[], float],
+        *,
+        pump: Callable[[], None],
+        complete: Callable[[Job], None],
+    ) -> None:
+        self._lock = lock
+        self._scheduler = scheduler
+        self._policy = scheduler.policy
+        self._sources = sources
+        self._waiters = waiters
+        self._figures = figures
+        self._clock = clock
+        self._pump = pump
+        self._complete = complete
+        self.listeners: list[OnHere] = []
+
+    def turned(self, fetch: Fetch, source: ChunkSource) -> None:
+        """What the source before did not serve is asked of this one now."""
+        with self._lock:
+            self._scheduler.turned(fetch, source, self._clock())
+
+    def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
+        """A source chose these chunks for an `any_of` request."""
+        with self._lock:
+            self._scheduler.named(fetch, chunks)
+            self._pump()
+
+    def answered(self, job: Job, fetch: Fetch, source: ChunkSource, told: Told) -> None:
+        """The first chunk of an answer is here."""
+        with self._lock:
+            now = self._clock()
+            self._policy.answered(source, told.round_trip_s, told.queue_bytes, now, fetch.kind.is_urgent)
+            if told.have:
+                self._policy.got(source, job.node, told.have)
+
+    def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
+        """A busy source says who else has the chunks."""
+        with self._lock:
+            self._policy.busy(source, self._clock(), error.retry_after_s)
+            return self._sources.at(error.addresses)
+
+    def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
+        """A source could not serve."""
+        with self._lock:
+            now = self._clock()
+            if error.retry_after_s is None:
+                self._policy.failed(source, now)
+                self._sources.forsake(source)
+            else:
+                self._policy.busy(source, now, error.retry_after_s)
+
+    def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
+        """A source says it does not have one of these. True if it will not be asked for them again."""
+        with self._lock:
+            return self._policy.lost(source, job.node, chunks)
+
+    def source_lied(self, job: Job, source: ChunkSource, chunk: int, reason: str) -> None:
+        """A source sent what it must not instead of this chunk."""
+        self._figures.rejected(source.kind, reason)
+        with self._lock:
+            suspected = self._policy.suspects_itself
+            if self._policy.lied(source, job.node, chunk, self._clock()):
+                _log.warning("%s %s sent wrong bytes: it is asked last for a while", source.kind, source.name)
+            self._sources.forsake(source)
+            suspects = self._policy.suspects_itself and not suspected
+        if suspects:
+            _log.error(
+                "several sources in a row sent wrong bytes: suspect this machine's memory, or its copy of an index"
+            )
+
+    def is_wanted(self, node: int, chunk: int) -> bool:
+        """Whether a reader waits for the chunk."""
+        with self._lock:
+            return self._scheduler.is_wanted(node, chunk)
+
+    def landed(
+        self, job: Job, fetch: Fetch, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float
+    ) -> bool:
+        """A verified chunk is in the image (`source` None: copied on this disk). True if a reader waited for it."""
+        raw_bytes = job.store.index.size(chunk)
+        kind, count = (source.kind, body_bytes) if source else ("dedup", raw_bytes)
+        self._figures.landed(kind, count)
+        job.store.received[kind] += count
+        with self._lock:
+            if source is not None:
+                self._policy.came(source, body_bytes, self._clock())
+                self._scheduler.window.received(body_bytes, raw_bytes)
+            landed = self._scheduler.landed(job.node, chunk, answered_at)
+            for other, other_chunk in job.twins.get(chunk, ()):
+                self._scheduler.copyable(other.node, [other_chunk])
+            self._waiters.landed(job.node, chunk)
+        for on_here in self.listeners:
+            on_here(job.node, chunk)
+        if landed.completes:
+            self._complete(job)
+        if landed.waited_s is None:
+            return False
+        if fetch.is_hedge:
+            self._figures.hedge_won()
+        self._figures.waited(landed.waited_s)
+        return True
+
+    def repeated(self, job: Job, source: ChunkSource, chunk: int, body_bytes: int) -> None:
+        """A chunk came that another source had brought already."""
+        self._figures.repeated(source.kind, body_bytes)
+        with self._lock:
+            self._policy.came(source, body_bytes, self._clock())
+            self._scheduler.window.received(body_bytes, job.store.index.size(chunk))

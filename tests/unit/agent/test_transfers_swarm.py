@@ -1,0 +1,339 @@
+"""Transfers among other agents: who has the bytes is asked, slow and lying ones are made up for, all is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from made_layers import FakeView, MadeLayer, MemorySource
+from prometheus_client import CollectorRegistry
+
+from agent.chunkstore import ChunkStore
+from agent.database import Database
+from agent.frames import Frames
+from agent.layerstore import LayerStore
+from agent.swarm.bitset import bits_of
+from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource
+from agent.transfer.transfers import Transfers
+from imgdist.errors import NotFoundError, TemporaryError, UnreachableError
+from imgdist.wire.client import RedirectedError
+from imgdist.wire.messages import Priority
+
+LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
+ALL = bits_of(range(6))
+START = [LAYER.index.start(chunk) for chunk in range(6)]
+END = [LAYER.index.start(chunk) + LAYER.index.size(chunk) for chunk in range(6)]
+WHOLE = LAYER.index.block0() + b"".join(LAYER.chunks)
+
+
+class Node:
+    """A member of the swarm with real stores, and what it was told."""
+
+    def __init__(self, root: Path, supernodes: list[ChunkSource], connect: Callable[[str], ChunkSource | None]) -> None:
+        self.database = Database(root / "agent.db")
+        self.chunks = ChunkStore(root / "packs", self.database, keep_frames=True)
+        self.view = FakeView()
+        self.registry = CollectorRegistry()
+        self.complete = threading.Event()
+        self.here: list[tuple[int, int]] = []
+        self.transfers = Transfers(
+            self.view,
+            supernodes,
+            twins=self.chunks.twins,
+            on_layer_complete=lambda store: self.complete.set(),
+            swarm=True,
+            connect=connect,
+            registry=self.registry,
+        )
+        self.transfers.listen(lambda node, chunk: self.here.append((node, chunk)))
+        self.store = self.chunks.create(LAYER.index_data)
+        self.transfers.add(self.store)
+        self.transfers.trace([(self.store, 3)])  # a trace is known, so nothing is guessed behind a miss
+
+    def meet(self, *peers: MemorySource, have: int = ALL) -> None:
+        for peer in peers:
+            self.transfers.join(peer)
+            self.transfers.opened(peer, self.store.node, have)
+
+    def fill(self) -> None:
+        self.transfers.fill(self.store)
+        assert self.complete.wait(10)
+        assert image_of(self.store) == WHOLE
+
+    def figure(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def stop(self) -> None:
+        self.transfers.stop()
+        self.chunks.close()
+        self.database.close()
+
+
+def image_of(store: LayerStore) -> bytes:
+    return (store.directory / "image").read_bytes()
+
+
+def require_true(value: bool) -> None:
+    assert value
+
+
+def peer(name: str, *layers: MadeLayer) -> MemorySource:
+    return MemorySource(*(layers or (LAYER,)), name=name, kind="peer")
+
+
+MakeNode = Callable[..., Node]
+
+
+@pytest.fixture
+def make_node(tmp_path: Path) -> Iterator[MakeNode]:
+    nodes: list[Node] = []
+
+    def make(*supernodes: ChunkSource, connect: Callable[[str], ChunkSource | None] = lambda address: None) -> Node:
+        (tmp_path / str(len(nodes))).mkdir()
+        nodes.append(Node(tmp_path / str(len(nodes)), list(supernodes), connect))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        node.stop()
+
+
+def hang(source: MemorySource) -> threading.Event:
+    """Let every request to it wait until the source is closed; set once one has come."""
+    reached = threading.Event()
+
+    def wait(numbers: tuple[int, ...], priority: Priority) -> None:
+        reached.set()
+        source.closed.wait(30)
+        raise UnreachableError("closed")
+
+    source.before = wait
+    return reached
+
+
+def test_peers_give_what_they_have_and_a_supernode_the_rest_of_its_own_choice(make_node: MakeNode) -> None:
+    supernode, other = MemorySource(LAYER), peer("a")
+    node = make_node(supernode)
+    node.meet(other, have=bits_of([1, 2]))
+    node.fill()
+    assert set(other.asked_chunks) == {1, 2}
+    assert {chunk for chunks in supernode.chosen for chunk in chunks} == {0, 4, 5}
+    assert node.figure("imgdist_chunk_bytes_total", source="peer") == sum(len(LAYER.encoded[c][1]) for c in (1, 2))
+    assert node.figure("imgdist_chunk_bytes_total", source="supernode") == sum(
+        len(LAYER.encoded[chunk][1]) for chunk in (0, 4, 5)
+    )
+    assert sorted(node.here) == [(node.store.node, chunk) for chunk in (0, 1, 2, 4, 5)]
+
+
+def test_a_layer_comes_from_peers_alone_without_any_supernode(make_node: MakeNode) -> None:
+    node = make_node()
+    node.meet(peer("a"), have=bits_of([0, 1, 2]))
+    node.meet(peer("b"), have=bits_of([4, 5]))
+    node.fill()
+
+
+def test_what_a_peer_gets_meanwhile_is_taken_from_it(make_node: MakeNode) -> None:
+    node, other = make_node(), peer("a")
+    node.meet(other, have=0)
+    node.transfers.fill(node.store)
+    assert other.asked == []
+    node.transfers.got(other, node.store.node, [0, 1, 2])
+    node.transfers.got(other, node.store.node, [4, 5])
+    assert node.complete.wait(10)
+
+
+def test_bodies_are_kept_as_they_came_for_others(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER))
+    node.fill()
+    frames = node.store.frames
+    assert isinstance(frames, Frames)
+    for chunk in (0, 1, 2, 4, 5):
+        found = frames.find(chunk)
+        assert found is not None
+        offset, length, encoding = found
+        body = (node.store.directory / "frames").read_bytes()[offset : offset + length]
+        assert (encoding, body) == (LAYER.encoded[chunk][0], bytes(LAYER.encoded[chunk][1]))
+
+
+def test_a_lying_peer_is_found_out_and_the_chunk_fetched_elsewhere(make_node: MakeNode) -> None:
+    liar, honest = peer("liar"), peer("honest")
+    liar.spoil = lambda number, body: bytes([body[0] ^ 1]) + body[1:]
+    node = make_node()
+    node.meet(liar)
+    node.transfers.fetch_now(node.store, [1]).add_done_callback(lambda future: None)
+    while not node.figure("imgdist_chunk_rejected_total", source="peer", reason="protocol") + node.figure(
+        "imgdist_chunk_rejected_total", source="peer", reason="digest"
+    ):
+        threading.Event().wait(0.005)
+    node.meet(honest)
+    node.fill()
+    states = {row.source: (row.state, row.lies) for row in node.transfers.sources_rows()}
+    assert states["liar"] == ("quarantined", 1) and states["honest"] == ("ok", 0)
+
+
+def test_a_reader_is_helped_when_its_source_is_slow(make_node: MakeNode) -> None:
+    supernode, slow = MemorySource(LAYER), peer("slow")
+    hang(slow)
+    node = make_node(supernode)
+    node.meet(slow)
+    node.transfers.miss(node.store.node, START[1], 4096)
+    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    assert slow.asked_chunks == [1] and supernode.asked_chunks[0] == 1
+    assert node.figure("imgdist_hedges_total", result="asked") == 1
+    assert node.figure("imgdist_hedges_total", result="won") == 1
+    assert node.figure("imgdist_read_wait_seconds_count") == 1
+
+
+def test_what_comes_twice_is_counted_and_written_once(make_node: MakeNode) -> None:
+    supernode, slow = MemorySource(LAYER), peer("slow")
+    go = threading.Event()
+    slow.before = lambda numbers, priority: require_true(go.wait(10))
+    node = make_node(supernode)
+    node.meet(slow)
+    node.transfers.miss(node.store.node, START[1], 4096)
+    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    go.set()
+    node.transfers.remove(node.store.node)  # returns when the slow one is over, too
+    body = len(LAYER.encoded[1][1])
+    assert node.figure("imgdist_chunk_repeated_bytes_total", source="peer") == body
+    assert node.figure("imgdist_chunk_bytes_total", source="peer") == 0
+    assert node.here.count((node.store.node, 1)) == 1
+
+
+def test_a_peer_that_leaves_is_cut_off_and_its_chunks_come_from_others(make_node: MakeNode) -> None:
+    dead, other = peer("dead"), peer("other")
+    reached = hang(dead)
+    node = make_node()
+    node.meet(dead)
+    waiting = node.transfers.fetch_now(node.store, [0, 1, 2])
+    assert reached.wait(10)
+    node.meet(other)
+    node.transfers.leave(dead)
+    waiting.result(10)
+    assert sorted(set(other.asked_chunks)) == [0, 1, 2]
+    assert [row.source for row in node.transfers.sources_rows()] == ["other"]
+
+
+def test_a_peer_that_lacks_what_it_said_to_have_is_not_asked_for_it_again(make_node: MakeNode) -> None:
+    empty, full = peer("empty", MadeLayer([1], seed=9)), peer("full")
+    node = make_node()
+    node.meet(empty, full)
+    node.fill()
+    assert len(empty.asked_chunks) == len(set(empty.asked_chunks))
+    assert {row.source: row.state for row in node.transfers.sources_rows()}["empty"] == "ok", "no fault of it"
+
+
+def test_a_busy_supernode_names_who_has_the_chunk(make_node: MakeNode) -> None:
+    supernode = MemorySource(LAYER)
+    strangers = {"10.0.0.1:1": peer("10.0.0.1:1", MadeLayer([1], seed=9)), "10.0.0.2:1": peer("10.0.0.2:1")}
+    named: list[str] = []
+
+    def connect(address: str) -> ChunkSource | None:
+        named.append(address)
+        return strangers.get(address)
+
+    def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
+        raise RedirectedError("busy", ("[fe80::1]:9", *strangers))
+
+    supernode.before = redirect
+    node = make_node(supernode, connect=connect)
+    for chunk in (1, 2):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert named == ["[fe80::1]:9", *strangers], "each is connected to once"
+    assert strangers["10.0.0.2:1"].asked_chunks == [1, 2]
+    node.transfers.stop()
+    assert all(stranger.closed.is_set() for stranger in strangers.values())
+
+
+def test_a_stranger_that_fails_or_lies_is_not_asked_again(make_node: MakeNode) -> None:
+    supernode, liar = MemorySource(LAYER), peer("liar")
+    liar.spoil = lambda number, body: bytes([body[0] ^ 1]) + body[1:]
+    redirected: list[int] = []
+
+    def redirect_once_a_chunk(numbers: tuple[int, ...], priority: Priority) -> None:
+        if numbers[0] not in redirected:
+            redirected.append(numbers[0])
+            raise RedirectedError("busy", ("liar",))
+
+    supernode.before = redirect_once_a_chunk
+    node = make_node(supernode, connect=lambda address: liar)
+    for chunk in (1, 2):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert liar.asked_chunks == [1] and liar.closed.is_set()
+    assert image_of(node.store)[START[1] : END[2]] == LAYER.chunks[1] + LAYER.chunks[2]
+
+
+def test_strangers_are_few(make_node: MakeNode) -> None:
+    supernode = MemorySource(LAYER)
+    made: list[MemorySource] = []
+
+    def connect(address: str) -> ChunkSource:
+        made.append(peer(address, MadeLayer([1], seed=9)))
+        return made[-1]
+
+    asked = 0
+
+    def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
+        nonlocal asked
+        asked += 1
+        if asked <= 8:
+            raise RedirectedError("busy", tuple(f"10.0.{asked}.{i}:1" for i in range(8)))
+
+    supernode.before = redirect
+    node = make_node(supernode, connect=connect)
+    node.transfers.miss(node.store.node, START[1], 4096)
+    node.view.wait(("written", node.store.node, START[1], END[1]), 10)
+    assert len(made) == 8 * RECEIVERS_MAX
+    assert sum(not source.closed.is_set() for source in made) <= STRANGERS_MAX
+
+
+def test_busy_is_not_failing(make_node: MakeNode) -> None:
+    busy = peer("busy")
+    refused = threading.Event()
+
+    def refuse(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not refused.is_set():
+            refused.set()
+            raise TemporaryError("busy", retry_after_s=0.05)
+
+    busy.before = refuse
+    node = make_node()
+    node.meet(busy)
+    node.fill()
+    (row,) = node.transfers.sources_rows()
+    assert (row.failures, row.state) == (0, "ok")
+
+
+def test_what_another_pack_has_is_copied_though_peers_have_it(make_node: MakeNode) -> None:
+    twin = MadeLayer([4, 64, 64, 1, 30, 7], zero=[3])  # all but its metadata is the same
+    other = peer("a", LAYER, twin)
+    node = make_node()
+    node.meet(other)
+    node.fill()
+    before = len(other.asked_chunks)
+    second = node.chunks.create(twin.index_data)
+    node.complete.clear()
+    node.transfers.add(second)
+    node.transfers.opened(other, second.node, ALL)
+    node.transfers.fill(second)
+    assert node.complete.wait(10)
+    same = [chunk for chunk in range(6) if twin.chunks[chunk] in LAYER.chunks and chunk != 3]
+    assert same, "the layers share chunks"
+    assert set(other.asked_chunks[before:]) == set(range(6)) - {3} - set(same)
+
+
+def test_removal_waits_for_requests_to_peers(make_node: MakeNode) -> None:
+    other = peer("a")
+    reached = hang(other)
+    node = make_node()
+    node.meet(other)
+    waiting = node.transfers.fetch_now(node.store, [1])
+    assert reached.wait(10)
+    threading.Timer(0.05, node.transfers.leave, [other]).start()
+    node.transfers.remove(node.store.node)
+    with pytest.raises(NotFoundError, match="removed"):
+        waiting.result(10)
