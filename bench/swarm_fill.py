@@ -11,6 +11,7 @@ from threading import Thread
 
 from blake3 import blake3
 
+from bench.machine_time import MachineTime
 from bench.swarm_rig import Node, Rig
 from fuse.present import PresentMap
 from imgdist.demo.star import Traffic
@@ -88,7 +89,7 @@ def fill(rig: Rig, nodes: Sequence[Node], reference: str, events: Sequence[Event
     """
     traffic = [node.spoke.traffic() for node in nodes]
     datacenter, cpu = rig.datacenter.traffic(), [node.processes.cpu_s() for node in nodes]
-    registry, machine = rig.registry_wrote_bytes(), _MachineTime()
+    registry, machine = rig.registry_wrote_bytes(), MachineTime()
     with ThreadPoolExecutor(len(nodes)) as pool:
         watch = _Watch(nodes, events)
         mounting = [pool.submit(watch.mount, number, reference) for number in range(len(nodes))]
@@ -174,24 +175,6 @@ class _Watch:
     def close(self) -> None:
         for one in self.progress.values():
             one.close()
-
-
-class _MachineTime:
-    """CPU time of the whole machine since this was made (proc_stat(5))."""
-
-    def __init__(self) -> None:
-        self._before = self._read()
-
-    def busy_share(self) -> float:
-        """Of all cores; waiting for disks does not count as busy."""
-        idle, total = (now - before for now, before in zip(self._read(), self._before, strict=True))
-        return 1 - idle / total
-
-    @staticmethod
-    def _read() -> tuple[int, int]:
-        # user nice system idle iowait irq softirq steal; guest time is in user's.
-        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return ticks[3] + ticks[4], sum(ticks)
 
 
 def _wrong_bytes(pack: Path) -> int:

@@ -19,6 +19,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.histogram import Buckets, merged, quantile
+from bench.machine_time import MachineTime
 from bench.swarm_rig import Node, Published
 from imgdist.demo.agent import Supernode
 from imgdist.errors import ImgdistError
@@ -40,10 +41,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Starts at the same moment, and how long the reads of all of them that missed waited."""
+    """Starts at the same moment, and how long the reads of all of them that missed waited, how busy the
+    machine's cores were."""
 
     each: tuple[Start, ...]
     waits: Buckets
+    busy: float
 
     @property
     def slowest_s(self) -> float:
@@ -56,9 +59,11 @@ class Starts:
 
 def start_all(nodes: Sequence[Node], published: Published, argv: Sequence[str]) -> Starts:
     """Mount the image and run `argv` in it on all `nodes` at once. Raises ImgdistError for a program that fails."""
+    machine = MachineTime()
     with ThreadPoolExecutor(len(nodes)) as pool:
         each = tuple(pool.map(lambda node: _start(node, published.reference, argv), nodes))
-    return Starts(each, merged(_waits(node.agent.metrics()) for node in nodes))
+    busy = machine.busy_share()
+    return Starts(each, merged(_waits(node.agent.metrics()) for node in nodes), busy)
 
 
 def touched_bytes(supernode: Supernode, published: Published) -> int:

@@ -115,7 +115,7 @@ class _Outage:
         up = time.monotonic()
         if self._members:
             api = JsonApi(self._rig.supernode.url, "the supernode")
-            wait_until(lambda: len(api.get("/v1/status")["members"]) >= self._members, "every agent a member", 60)
+            wait_until(lambda: api.get("/v1/status")["swarm"]["members"] >= self._members, "every agent a member", 60)
             self.members_back_s = time.monotonic() - up
 
 

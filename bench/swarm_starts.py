@@ -44,6 +44,8 @@ def lazy(cluster: Cluster) -> list[Row]:
         Row("lazy: slowest, without trace", together.slowest_s, unit="s"),
         Row("lazy: slowest, with trace", together_traced.slowest_s, unit="s"),
         Row("lazy: touched", touched / 1e6, unit="MB"),
+        Row("lazy: machine busy, without trace", 100 * together.busy, unit="%"),
+        Row("lazy: machine busy, alone without trace", 100 * alone.busy, unit="%"),
     ]
 
 
@@ -62,14 +64,18 @@ class _Starts:
         return self._publish(f"untraced-{self._tags}")
 
     def recorded(self, tag: str, argv: Sequence[str]) -> Published:
-        """The image with the trace of `argv`, recorded at full speed: a slow start would be told in pieces."""
+        """The image with the trace of `argv`, over a link as in the starts to come: how far the kernel reads ahead
+        depends on it."""
         published = self._publish(tag)
+        self._cluster.shape()
         with self._rig.agents(self._cluster.spokes[:1]) as nodes:
             start_all(nodes, published, argv)
-            wait_until(
-                lambda: self._rig.supernode.trace(published.manifest_digest) is not None, f"trace of {tag}", _TRACE_S
-            )
+            # An agent that stops tells what it has not told yet.
+            wait_until(lambda: self._trace(published) is not None, f"trace of {tag}", _TRACE_S)
         return published
+
+    def _trace(self, published: Published) -> bytes | None:
+        return self._rig.supernode.trace(published.manifest_digest)
 
     def alone(self, published: Published) -> Starts:
         return self._run("alone", published, 1)
