@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from imgdist.wire.arrivals import Arrivals
 from imgdist.wire.messages import FRAME_SIZE, Frame, encode_frame
-from imgdist.wire.requests import ChunkRequest
+from imgdist.wire.requests import AnyRequest, BodyRequest
 from imgdist.wire.responses import encode_head
 
 REQUEST_S = 10.0
@@ -45,16 +46,30 @@ class ChunkReader(Protocol):
 
 
 class Answer:
-    """What a request still gets. `deadline` is on the clock of `now`. Raises NotFoundError if a chunk is not there."""
+    """What a request for `numbers` still gets. `deadline` is on the clock of `now`. Raises NotFoundError if a chunk is
+    not there."""
 
-    def __init__(self, request: ChunkRequest, reader: ChunkReader, now: float) -> None:
+    def __init__(self, request: BodyRequest, numbers: Sequence[int], reader: ChunkReader, now: float) -> None:
         self.request = request
-        self._reader = reader
-        self._rows = deque((number, reader.row(number)) for number in request.numbers)
-        size = sum(FRAME_SIZE + row.length for _, row in self._rows)
-        self._head = encode_head(200, size, keep_alive=request.keep_alive)
+        self.numbers = numbers
+        self._reader = reader  # keeps open what rows point to
+        self._rows = deque([(number, reader.row(number)) for number in numbers])
+        self._head = b""
         self._fd = self._offset = self._left = 0
-        self.deadline = now + REQUEST_S + size / RATE_LEAST
+        self.size_bytes = sum(row.length for _, row in self._rows)
+        """Of all bodies."""
+        self.deadline = now + REQUEST_S + self.size_bytes / RATE_LEAST
+
+    def open(self, queue_bytes: int, have: Sequence[int]) -> None:
+        """Write the head: what waits to be sent, what came lately."""
+        self._head = encode_head(
+            200,
+            self.size_bytes + FRAME_SIZE * len(self._rows),
+            keep_alive=self.request.keep_alive,
+            queue_bytes=queue_bytes,
+            have=have,
+            chunks=self.numbers if isinstance(self.request, AnyRequest) else (),
+        )
 
     @property
     def is_sent(self) -> bool:
@@ -65,6 +80,11 @@ class Answer:
     def is_between_chunks(self) -> bool:
         """Whether a chunk begins with the next `send`."""
         return not self._left
+
+    @property
+    def chunk_left(self) -> int:
+        """Bytes of the chunk that the next `send` goes on with, or begins."""
+        return self._left or (self._rows[0][1].length if self._rows else 0)
 
     def send(self, sock: socket.socket, most: int | None = None) -> int:
         """Hand over the rest of a chunk, or `most` bytes of it; how many of its body's bytes went.

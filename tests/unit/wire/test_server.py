@@ -19,6 +19,7 @@ from imgdist.wire import answer as answer_module
 from imgdist.wire import connection as connection_module
 from imgdist.wire import precedence
 from imgdist.wire import server as server_module
+from imgdist.wire import slots as slots_module
 from imgdist.wire.address import Address
 from imgdist.wire.answer import Row
 from imgdist.wire.client import ChunkClient
@@ -146,7 +147,7 @@ def test_demand_is_served_while_every_fill_slot_is_held(client: ChunkClient, she
     shelf.on_open = hold
     threads = [
         threading.Thread(target=fetch, args=(client, [2], Priority.FILL))
-        for _ in range(server_module.SLOTS[Priority.FILL])
+        for _ in range(slots_module.SLOTS[Priority.FILL])
     ]
     for thread in threads:
         thread.start()
@@ -192,7 +193,7 @@ def test_fill_waits_between_chunks_while_demand_is_served(
 def test_too_many_requests_are_refused_with_a_time_to_retry(
     address: Address, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "QUEUE_PER_SLOT", 0)
+    monkeypatch.setattr(slots_module, "QUEUE_PER_SLOT", 0)
     client = ChunkClient(address)
     with pytest.raises(TemporaryError) as caught:
         fetch(client, [0])
@@ -211,7 +212,7 @@ def stuck(address: Address, priority: Priority) -> socket.socket:
 
 @pytest.mark.parametrize("priority", list(Priority))
 def test_readers_without_room_cost_no_slot(address: Address, client: ChunkClient, priority: Priority) -> None:
-    readers = [stuck(address, priority) for _ in range(2 * server_module.SLOTS[priority])]
+    readers = [stuck(address, priority) for _ in range(2 * slots_module.SLOTS[priority])]
     try:
         began = time.monotonic()
         assert fetch(client, [0, 3], priority) == [BODIES[0], BODIES[3]]
@@ -244,7 +245,7 @@ def test_a_reader_that_never_has_room_is_given_up(address: Address, monkeypatch:
 
 
 def test_one_host_leaves_room_in_the_queue(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "QUEUE_PER_SLOT", 1)
+    monkeypatch.setattr(slots_module, "QUEUE_PER_SLOT", 1)
     release, held = threading.Event(), threading.Semaphore(0)
 
     def hold() -> None:
@@ -256,7 +257,7 @@ def test_one_host_leaves_room_in_the_queue(shelf: Shelf, monkeypatch: pytest.Mon
     port = listener.getsockname()[1]
     server = ChunkServer(shelf, [listener])
     server.start()
-    slots = server_module.SLOTS[Priority.DEMAND]
+    slots = slots_module.SLOTS[Priority.DEMAND]
     request = encode_request(PACK, [2], Priority.DEMAND)
     readers = []
 
@@ -345,7 +346,7 @@ def test_a_shelf_that_breaks_costs_one_request_and_no_slot(client: ChunkClient, 
         raise CorruptError("bad table")
 
     shelf.on_open = fail
-    for _ in range(server_module.SLOTS[Priority.DEMAND] + 1):
+    for _ in range(slots_module.SLOTS[Priority.DEMAND] + 1):
         with pytest.raises(TemporaryError):
             fetch(client, [0])
     shelf.on_open = lambda: None

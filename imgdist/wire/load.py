@@ -1,0 +1,105 @@
+"""How much a chunk server has to send, by urgency, and how long that takes: what it tells those who ask, and by what it
+sends them elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from imgdist.wire.messages import Priority
+
+RATE_BYTES_PER_S = 12.5e6
+"""Believed until some has been sent: 100 Mbit/s (a guess)."""
+BODY_BYTES = 64 * 1024
+"""Likewise of a chunk's body."""
+SLICE_S = 0.05
+"""Of time with something to send, after which its rate is believed a little..."""
+SHARE = 0.25
+"""...so much, so that a change of the link shows within 0.3 s (a guess)."""
+
+_ORDER = list(Priority)
+
+
+class Load:
+    """What waits to be sent. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._bytes = [0] * len(_ORDER)
+        self._requests = [0] * len(_ORDER)
+        self._rate = RATE_BYTES_PER_S
+        self._body = float(BODY_BYTES)
+        self._busy_since: float | None = None
+        self._busy_s = 0.0
+        self._sent_bytes = 0
+
+    def take_on(self, priority: Priority, chunks: int) -> Ticket:
+        """A request for so many chunks is to be answered."""
+        ticket = Ticket(self, _ORDER.index(priority))
+        with self._lock:
+            if self._busy_since is None:
+                self._busy_since = self._clock()
+            self._requests[ticket.rank] += 1
+            self._change(ticket, int(chunks * self._body))
+        return ticket
+
+    def requests(self, priority: Priority) -> int:
+        """Requests of this priority that wait or are being answered."""
+        return self._requests[_ORDER.index(priority)]
+
+    def ahead_bytes(self, priority: Priority) -> int:
+        """What waits with this urgency or a higher one."""
+        return sum(self._bytes[: _ORDER.index(priority) + 1])
+
+    def wait_s(self, priority: Priority) -> float:
+        """How long that takes at the rate of late."""
+        return self.ahead_bytes(priority) / self._rate
+
+    def settle(self, ticket: Ticket, size_bytes: int, chunks: int) -> None:
+        """What is to be sent is known now."""
+        with self._lock:
+            self._body += (size_bytes / chunks - self._body) * SHARE / 4
+            self._change(ticket, size_bytes - ticket.left_bytes)
+
+    def sent(self, ticket: Ticket, size_bytes: int) -> None:
+        """So much of it went to the kernel."""
+        with self._lock:
+            self._change(ticket, -min(size_bytes, ticket.left_bytes))
+            self._sent_bytes += size_bytes
+            self._take_time()
+            if self._busy_s >= SLICE_S:
+                self._rate += (self._sent_bytes / self._busy_s - self._rate) * SHARE
+                self._busy_s, self._sent_bytes = 0.0, 0
+
+    def done(self, ticket: Ticket) -> None:
+        """Nothing more of it will be sent; again is no harm."""
+        with self._lock:
+            if ticket.is_open:
+                ticket.is_open = False
+                self._change(ticket, -ticket.left_bytes)
+                self._requests[ticket.rank] -= 1
+                if not any(self._requests):
+                    self._take_time()
+                    self._busy_since = None
+
+    def _take_time(self) -> None:
+        if self._busy_since is not None:
+            now = self._clock()
+            self._busy_s, self._busy_since = self._busy_s + now - self._busy_since, now
+
+    def _change(self, ticket: Ticket, size_bytes: int) -> None:
+        ticket.left_bytes += size_bytes
+        self._bytes[ticket.rank] += size_bytes
+
+
+class Ticket:
+    """One request's part of the load."""
+
+    __slots__ = ("is_open", "left_bytes", "rank")
+
+    def __init__(self, load: Load, rank: int) -> None:
+        self.rank = rank
+        self.left_bytes = 0
+        self.is_open = True
