@@ -16,12 +16,12 @@ class Limits:
     """Chunks of one request at most."""
     run_s: float = 0.05
     """What a request should take: at 25 Mbit/s one chunk, above 200 Mbit/s the whole run."""
-    outstanding: int = 4
+    outstanding: int = 6
     """Fill requests in flight in all."""
     per_source: int = 2
     """And at one source: while one is sent the next one waits there."""
-    outstanding_far: int = 8
-    """Both limits, where a source's round trip holds more than is in flight; spread requests in all."""
+    bulk: int = 8
+    """Spread and fill requests in all, and of both at a supernode while no neighbour serves the layer."""
     endgame: int = 16
     """So many chunks before the end each is asked of two sources."""
     hedge_quantile: float = 0.95

@@ -14,10 +14,14 @@ _MASK = (1 << _WORD) - 1
 
 def bits_of(numbers: Iterable[int]) -> int:
     """The set of these numbers."""
+    members = list(numbers)
+    if not members:
+        return 0
+    base = min(members)  # a run of neighbours is a short integer until the end
     bits = 0
-    for number in numbers:
-        bits |= 1 << number
-    return bits
+    for number in members:
+        bits |= 1 << (number - base)
+    return bits << base
 
 
 def numbers_of(bits: int) -> list[int]:

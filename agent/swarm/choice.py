@@ -19,6 +19,8 @@ _DEAD = 3
 """Failures in a row after which a source counts for nothing where a quarantined one could be asked (a guess)."""
 _SEGMENT = 4
 """Runs among which a supernode chooses one (a guess)."""
+_TRIED = 6
+"""Neighbours that are compared: of two the better is nearly as good as of all (Mitzenmacher, 2001)."""
 _QUEUE_S = 0.05
 """A queue of this length makes a source as unattractive as one more request of ours there."""
 
@@ -38,7 +40,7 @@ class Choice:
         self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
     ) -> Ask | None:
         """See Policy.fill."""
-        if not self._has_room_at_all():
+        if self._totals.outstanding >= (self._limits.outstanding if table is not None else self._limits.bulk):
             return None
         fresh = without(lacks, bits_of(flying)) if flying else lacks
         ask = None
@@ -50,8 +52,8 @@ class Choice:
 
     def spread(self, table: Table | None, layer: Hashable, chunks: Sequence[int], now: float) -> list[Ask]:
         """See Policy.spread."""
-        held = list(table.held.values()) if table is not None else []
-        able = [(n, holding.bits) for n, holding in held if n.resting_until <= now and n.conviction.until <= now]
+        pairs = table.pairs if table is not None else ()
+        able = [(n, holding.bits) for n, holding in pairs if n.resting_until <= now and n.conviction.until <= now]
         plans: dict[Hashable, list[int]] = {}
         orphans: list[int] = []
         for chunk in chunks:
@@ -71,7 +73,7 @@ class Choice:
             elif not is_held:
                 orphans.append(chunk)
         asks = [Ask(source, tuple(run)) for source, plan in plans.items() for run in _parts(plan, self._limits.run)]
-        room = max(0, self._limits.outstanding_far - self._totals.outstanding)
+        room = max(0, self._limits.bulk - self._totals.outstanding)
         if orphans and len(asks) < room:
             asks += self._orphans(table, layer, orphans, now, room - len(asks))
         return asks[:room]
@@ -83,9 +85,9 @@ class Choice:
         if supernode is None:
             last = self._last_resort(table, layer, bits_of(orphans), now)
             return [last] if last is not None else []
-        room = min(room, self._limits.outstanding_far - supernode.outstanding)
+        room = min(room, self._limits.bulk - supernode.outstanding)
         run = self._limits.run
-        if table is None or not table.held:
+        if table is None:
             return [Ask(supernode.source, tuple(part)) for part in _parts(orphans, run)[:room]]
         segments = _parts(orphans, run * _SEGMENT)[: min(room, self._limits.per_source - supernode.outstanding)]
         return [Ask(supernode.source, any_of=bits_of(part), count=min(run, len(part))) for part in segments]
@@ -93,42 +95,55 @@ class Choice:
     def _rarest(self, table: Table | None, layer: Hashable, fresh: int, now: float) -> Ask | None:
         """What nobody near has from a supernode, else the rarest of what the least busy useful peer has."""
         supernode = self._supernode(now)
-        if supernode is not None and not self._has_room(supernode):
+        if supernode is not None and not self._has_room(supernode, alone=table is None):
             supernode = None
-        if table is None or not table.held:
+        if table is None:
             return self._any(supernode, layer, fresh, now)
         rarity = table.rarity(now)
         if supernode is not None:
             nobodys = without(fresh, rarity.union)
             if nobodys and (ask := self._any(supernode, layer, nobodys, now)) is not None:
                 return ask
-        for neighbour, has in self._ranked(table, now):
-            useful = has & fresh
-            if useful and neighbour.conviction.total:
-                useful = without(useful, neighbour.conviction.chunks(layer, now))
-            if useful:
-                return Ask(neighbour.source, self._run(neighbour, rarity, useful))
+        found = self._least_busy(table, layer, fresh, now)
+        if found is not None:
+            return Ask(found[0].source, self._run(found[0], rarity, found[1]))
         return self._any(supernode, layer, fresh, now)
 
-    def _ranked(self, table: Table, now: float) -> list[tuple[Neighbour, int]]:
-        """Peers that may be asked now: the fewest requests and the shortest queue first, ties at random."""
-        random = self._random
-        ranked: list[tuple[float, Neighbour, int]] = []
-        for neighbour, holding in table.held.values():
-            if neighbour.resting_until > now or neighbour.conviction.until > now or not self._has_room(neighbour):
+    def _least_busy(self, table: Table, layer: Hashable, wanted: int, now: float) -> tuple[Neighbour, int] | None:
+        """The peer with the fewest requests and the shortest queue, of a few, and what it has of the set.
+
+        From a random place on, so that nodes which see the same do not all ask the same one.
+        """
+        pairs, limits, slow_rate = table.pairs, self._limits, self._totals.slow_rate
+        best: tuple[Neighbour, int] | None = None
+        least, tried = float("inf"), 0
+        start = int(self._random() * len(pairs))
+        for neighbour, holding in pairs[start:] + pairs[:start]:
+            if neighbour.busy_until > now or neighbour.failing_until > now:
                 continue
-            score = neighbour.outstanding + random()
-            if neighbour.queue_bytes:
-                score += neighbour.queue_s(now) / _QUEUE_S
-            if self._totals.is_slow(neighbour):
-                if neighbour.outstanding:
+            outstanding = neighbour.outstanding
+            if outstanding >= limits.per_source:
+                continue
+            useful = holding.bits & wanted
+            if not useful:
+                continue
+            if neighbour.conviction.total:
+                if neighbour.conviction.until > now:
                     continue
-                score += self._limits.outstanding
-            elif neighbour.near:
+                useful = without(useful, neighbour.conviction.chunks(layer, now))
+            score = outstanding + (neighbour.queue_s(now) / _QUEUE_S if neighbour.queue_bytes else 0.0)
+            if neighbour.near:
                 score -= 0.5
-            ranked.append((score, neighbour, holding.bits))
-        ranked.sort(key=_score)
-        return [(neighbour, bits) for _, neighbour, bits in ranked]
+            if neighbour.rate is not None and neighbour.rate < slow_rate:
+                if outstanding:
+                    continue
+                score += limits.outstanding
+            if useful and score < least:
+                best, least = (neighbour, useful), score
+            tried += 1
+            if tried == _TRIED:
+                break
+        return best
 
     def _run(self, neighbour: Neighbour, rarity: Rarity, useful: int) -> tuple[int, ...]:
         """The rarest of the set, those that are next to each other first, as many as one request should have."""
@@ -161,7 +176,7 @@ class Choice:
         """Chunks that nobody has but sources in quarantine, or that lied about just these: better asked than never."""
         sources = [(n, fresh) for n in self._supernodes]
         if table is not None:
-            sources += [(n, holding.bits) for n, holding in table.held.values()]
+            sources += [(n, holding.bits) for n, holding in table.pairs]
         if not any(n.conviction.total for n, _ in sources):
             return None
         left = fresh
@@ -178,11 +193,11 @@ class Choice:
     ) -> Ask | None:
         """Chunks in flight at one source, from another."""
         once = [chunk for chunk, sources in flying.items() if len(sources) == 1 and lacks >> chunk & 1]
-        supernode = self._supernode(now)
-        others = self._ranked(table, now) if table is not None else []
-        if supernode is not None and self._has_room(supernode):
-            others.append((supernode, lacks))
+        others = [(n, holding.bits) for n, holding in table.pairs] if table is not None else []
+        others += [(n, lacks) for n in self._supernodes]
         for neighbour, has in others:
+            if neighbour.resting_until > now or neighbour.conviction.until > now or not self._has_room(neighbour):
+                continue
             run = [
                 chunk
                 for chunk in once
@@ -202,26 +217,12 @@ class Choice:
         able = [n for n in self._supernodes if n.resting_until <= now and n.conviction.until <= now]
         return min(able, key=lambda n: n.wait_s(now), default=None)
 
-    def _has_room_at_all(self) -> bool:
-        """Whether one more bulk request may start if its source is far enough; cheap, as it mostly ends a decision."""
-        limits, totals = self._limits, self._totals
-        if totals.outstanding < limits.outstanding:
-            return True
-        return totals.outstanding < limits.outstanding_far and totals.in_flight_bytes < 2 * totals.rate * totals.way_s
-
-    def _has_room(self, neighbour: Neighbour) -> bool:
-        """Whether one more bulk request may go there: few, but enough for a long way."""
+    def _has_room(self, neighbour: Neighbour, alone: bool = False) -> bool:
+        """Whether one more fill request may go there; more where it is the only source."""
         limits = self._limits
-        if neighbour.outstanding < limits.per_source and self._totals.outstanding < limits.outstanding:
-            return True
-        if neighbour.outstanding >= limits.outstanding_far or self._totals.outstanding >= limits.outstanding_far:
-            return False
-        rate, way = neighbour.rate, neighbour.round_trip_s
-        return rate is not None and way is not None and neighbour.in_flight_bytes < 2 * rate * way
-
-
-def _score(ranked: tuple[float, Neighbour, int]) -> float:
-    return ranked[0]
+        if alone:
+            return neighbour.outstanding < limits.bulk and self._totals.outstanding < limits.bulk
+        return neighbour.outstanding < limits.per_source and self._totals.outstanding < limits.outstanding
 
 
 def _parts(chunks: Sequence[int], size: int) -> list[Sequence[int]]:

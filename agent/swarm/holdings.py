@@ -23,22 +23,50 @@ class Holding:
 
 
 class Table:
-    """The neighbours that serve one layer. `held` maps a source to what is known of it and what it has."""
+    """The neighbours that serve one layer."""
 
-    __slots__ = ("_counted_at", "_rarity", "_uses", "held")
+    __slots__ = ("_counted_at", "_held", "_rarity", "_uses", "pairs")
 
     def __init__(self) -> None:
-        self.held: dict[Hashable, tuple[Neighbour, Holding]] = {}
+        self._held: dict[Hashable, tuple[Neighbour, Holding]] = {}
+        self.pairs: tuple[tuple[Neighbour, Holding], ...] = ()
+        """Each with what it has."""
         self._rarity = Rarity(())
         self._uses = _RARITY_USES
         self._counted_at = 0.0
 
+    def put(self, neighbour: Neighbour, holding: Holding) -> None:
+        """A neighbour has these."""
+        self._held[neighbour.source] = (neighbour, holding)
+        self.pairs = tuple(self._held.values())
+
+    def add(self, neighbour: Neighbour, chunks: int) -> None:
+        """A neighbour has these as well."""
+        if neighbour.source not in self._held:
+            self.put(neighbour, Holding())
+        self._held[neighbour.source][1].bits |= chunks
+
+    def remove(self, source: Hashable, chunks: int) -> bool:
+        """A source has these no more. False: it serves nothing of the layer."""
+        held = self._held.get(source)
+        if held is not None:
+            held[1].bits ^= held[1].bits & chunks
+        return held is not None
+
+    def drop(self, source: Hashable) -> None:
+        """A source no longer serves the layer."""
+        if self._held.pop(source, None) is not None:
+            self.pairs = tuple(self._held.values())
+
+    def of(self, source: Hashable) -> int:
+        """What a source has."""
+        held = self._held.get(source)
+        return held[1].bits if held is not None else 0
+
     def rarity(self, now: float) -> Rarity:
         """How many neighbours have each chunk, those in quarantine left out."""
         if self._uses >= _RARITY_USES or now - self._counted_at >= _RARITY_S:
-            self._rarity = Rarity(
-                holding.bits for neighbour, holding in self.held.values() if neighbour.conviction.until <= now
-            )
+            self._rarity = Rarity([held.bits for neighbour, held in self.pairs if neighbour.conviction.until <= now])
             self._uses, self._counted_at = 0, now
         self._uses += 1
         return self._rarity

@@ -67,7 +67,7 @@ class Policy:
         if neighbour in self._supernodes:
             self._supernodes.remove(neighbour)
         for table in self._tables.values():
-            table.held.pop(source, None)
+            table.drop(source)
         if neighbour.conviction.total:
             self._convicts[source] = neighbour.conviction
             while len(self._convicts) > _CONVICTS:
@@ -78,31 +78,25 @@ class Policy:
         neighbour = self._all.get(source)
         if neighbour is not None:
             holding = have if isinstance(have, Holding) else Holding(have)
-            self._tables.setdefault(layer, Table()).held[source] = (neighbour, holding)
+            self._tables.setdefault(layer, Table()).put(neighbour, holding)
 
     def got(self, source: Source, layer: Layer, chunks: Iterable[int]) -> None:
         """It has these as well."""
         neighbour = self._all.get(source)
         if neighbour is not None:
-            held = self._tables.setdefault(layer, Table()).held
-            held.setdefault(source, (neighbour, Holding()))[1].bits |= bits_of(chunks)
+            self._tables.setdefault(layer, Table()).add(neighbour, bits_of(chunks))
 
     def lost(self, source: Source, layer: Layer, chunks: Iterable[int]) -> bool:
         """It lacks one of these at least, though it said to have them. False: it never said so (a supernode)."""
         table = self._tables.get(layer)
-        entry = table.held.get(source) if table is not None else None
-        if entry is None:
-            return False
-        holding = entry[1]
-        holding.bits ^= holding.bits & bits_of(chunks)
-        return True
+        return table is not None and table.remove(source, bits_of(chunks))
 
     def closed(self, source: Source, layer: Layer) -> None:
         """It no longer serves a layer."""
         table = self._tables.get(layer)
         if table is not None:
-            table.held.pop(source, None)
-            if not table.held:
+            table.drop(source)
+            if not table.pairs:
                 del self._tables[layer]
 
     # What happens.
@@ -131,12 +125,11 @@ class Policy:
         neighbour = self._all.get(source)
         if neighbour is not None:
             neighbour.answered(round_trip_s, queue_bytes, now)
-            self._totals.answered(neighbour.round_trip_s or round_trip_s)
 
     def came(self, source: Source, size_bytes: int, now: float, chunks: int = 1) -> None:
         """So many verified chunks came. Lies are forgiven slowly: a source that lies now and then stays suspect."""
         self._suspicion.cleared()
-        self._totals.came(size_bytes, chunks, now)
+        self._totals.came(size_bytes, chunks)
         neighbour = self._all.get(source)
         if neighbour is not None:
             neighbour.received_bytes += size_bytes
@@ -188,10 +181,9 @@ class Policy:
         """
         wanted = bits_of(chunks)
         table = self._tables.get(layer)
-        held = table.held if table is not None else {}
 
         def rank(neighbour: Neighbour) -> tuple[bool, bool, bool, bool, int, float]:
-            has = held[neighbour.source][1].bits & wanted if neighbour.source in held else 0
+            has = table.of(neighbour.source) & wanted if table is not None else 0
             is_supernode = neighbour.kind is SourceKind.SUPERNODE
             return (
                 not has and not is_supernode,

@@ -1,4 +1,4 @@
-"""What a node's sources amount to together: requests and bytes in flight, and averages. Pure."""
+"""What a node's sources amount to together: requests in flight, and averages. Pure."""
 
 from __future__ import annotations
 
@@ -7,57 +7,33 @@ from statistics import median
 
 from agent.swarm.neighbours import Neighbour, SourceKind
 
-_SAMPLE_S = 0.1
-"""Bytes that came are a sample of the rate once so much time has passed (a guess)."""
 _ENDED = 32
 """Requests that ended, after which the median rate is looked at again (a guess)."""
 
 
 class Totals:
-    """`outstanding`: fill and spread requests in flight; `in_flight_bytes`: of all, as estimated when they started.
-
-    `chunk_bytes` is a chunk's body on average, `way_s` a round trip, `rate` what comes from all sources in a second,
-    `slow_rate` the rate below which a peer is slow.
-    """
+    """`outstanding`: fill and spread requests in flight; `chunk_bytes`: a chunk's body, on average; `slow_rate`: below
+    it, in bytes/s, a peer is slow: the `slow`-fold of the peers' median."""
 
     def __init__(self, slow: float) -> None:
         self._slow = slow
         self.outstanding = 0
-        self.in_flight_bytes = 0
         self.chunk_bytes = 100_000.0
-        self.way_s = 0.0
-        self.rate = 0.0
         self.slow_rate = 0.0
         self._ended = 0
-        self._came_bytes = 0
-        self._came_since = 0.0
 
     def started(self, neighbour: Neighbour, size_bytes: int, urgent: bool, now: float) -> None:
         """A request went out."""
-        if not self.in_flight_bytes:
-            self._came_since, self._came_bytes = now, 0
         neighbour.started(size_bytes, urgent, now)
-        self.in_flight_bytes += size_bytes
         if not urgent:
             self.outstanding += 1
 
-    def answered(self, round_trip_s: float) -> None:
-        """A source's least round trip, as its newest answer has it."""
-        self.way_s += (round_trip_s - self.way_s) / 8 if self.way_s else round_trip_s
-
-    def came(self, size_bytes: int, chunks: int, now: float) -> None:
+    def came(self, size_bytes: int, chunks: int) -> None:
         """So many bodies."""
         self.chunk_bytes += (size_bytes / chunks - self.chunk_bytes) / 32
-        self._came_bytes += size_bytes
-        took = now - self._came_since
-        if took >= _SAMPLE_S:
-            sample = self._came_bytes / took
-            self.rate += (sample - self.rate) / 4 if self.rate else sample
-            self._came_since, self._came_bytes = now, 0
 
     def ended(self, neighbour: Neighbour, size_bytes: int, urgent: bool, now: float, all_: Iterable[Neighbour]) -> None:
         """A request is over."""
-        self.in_flight_bytes -= min(size_bytes, neighbour.in_flight_bytes)
         if not urgent and neighbour.outstanding:
             self.outstanding -= 1
         neighbour.ended(size_bytes, urgent, now)
@@ -69,7 +45,6 @@ class Totals:
     def left(self, neighbour: Neighbour) -> None:
         """What is in flight there comes to nothing."""
         self.outstanding -= neighbour.outstanding
-        self.in_flight_bytes -= neighbour.in_flight_bytes
 
     def is_slow(self, neighbour: Neighbour) -> bool:
         """Whether it serves far below what others do."""

@@ -19,7 +19,9 @@ class Backoff:
     _jitter: float = 1.0
 
     def failed(self, now: float, random: float) -> None:
-        """One more; `random` is in [0, 1)."""
+        """One more; `random` is in [0, 1). Of requests that were under way together the first one's counts."""
+        if self.failures and now - self._failed_at < DEMAND_PAUSE_S[0] / 2:
+            return
         self.failures = min(self.failures + 1, 16)
         self._failed_at, self._jitter = now, 0.75 + random / 2
 
