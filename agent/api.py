@@ -18,6 +18,7 @@ from agent.figures import LayerFigures
 from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
 from agent.mounts import ImageMounts
+from agent.swarm.station import Station
 from imgdist.errors import ImgdistError, UnsupportedError, UsageError
 from imgdist.pack import BLOCK
 from imgdist.wire.control import failure
@@ -48,6 +49,7 @@ class Node:
     catalog: Catalog
     images: Images
     mounts: ImageMounts
+    swarm: Station | None = None
 
 
 def application(node: Node | None, root: str, supernodes: Sequence[str]) -> web.Application:
@@ -59,6 +61,7 @@ def application(node: Node | None, root: str, supernodes: Sequence[str]) -> web.
             web.get("/v1/status", api.status),
             web.get("/v1/layers", api.layers),
             web.get("/v1/images", api.images),
+            web.get("/v1/peers", api.peers),
             web.post("/v1/mounts", api.mount),
             web.post("/v1/umount", api.umount),
             web.get("/metrics", api.metrics),
@@ -89,6 +92,7 @@ class _Api:
         self._node = node
         self._root = root
         self._supernodes = list(supernodes)
+        self._swarm = node.swarm if node else None
         self._figures = CollectorRegistry()
         self._figures.register(LayerFigures(node.catalog.all if node else list))
 
@@ -104,6 +108,7 @@ class _Api:
                 "lazy": self._node is not None,
                 "root": self._root,
                 "supernodes": self._supernodes,
+                "swarm": self._swarm.status() if self._swarm else None,
                 "layers": {state.value: states.count(state.value) for state in State if state.value in states},
                 "reads_waiting": sum(layer.store.present.parked for layer in layers if layer.shown),
                 "mounts": await self._node.mounts.all() if self._node else [],
@@ -129,6 +134,10 @@ class _Api:
         if self._node is None:
             return _json([])
         return _json([self._image(image) for image in self._node.images.known.all()])
+
+    async def peers(self, request: web.Request) -> web.Response:
+        """GET /v1/peers: none where chunks are not exchanged."""
+        return _json(self._swarm.peers() if self._swarm else [])
 
     async def mount(self, request: web.Request) -> web.Response:
         """POST /v1/mounts"""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,14 @@ from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
+from agent.swarm.asks import Limits
+from agent.swarm.peers import reach
+from agent.swarm.station import Station
 from agent.taking import NodeLayers
 from agent.tracekeeper import TraceKeeper
 from agent.tracing import TraceRecorder
 from agent.transfer.gate import FillGate
+from agent.transfer.pace import Pace
 from agent.transfer.transfers import Transfers
 from agent.unused import Unused
 from fuse.link import ViewLink
@@ -72,6 +77,7 @@ class _LazyNode:
     sharing: Sharing
     layers: NodeLayers
     keeper: TraceKeeper
+    swarm: Station | None
 
 
 def main() -> int:
@@ -105,7 +111,7 @@ async def serve(config: AgentConfig, *, lazy: bool) -> None:
         await _own(Path(config.root), stack)
         try:
             async with asyncio.TaskGroup() as tasks:
-                node = await _lazy_node(config, stack, tasks) if lazy else None
+                node = await _lazy_node(config, holder, stack, tasks) if lazy else None
                 if not stop.is_set():
                     snapshotter = await _serve_sockets(config, holder, node, stack, tasks)
                     holder.ready()
@@ -134,7 +140,9 @@ async def _own(root: Path, stack: AsyncExitStack) -> None:
     raise ImgdistError(f"{root}: another agent uses it; stop that one or choose another --root")
 
 
-async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> _LazyNode:
+async def _lazy_node(
+    config: AgentConfig, holder: holder_client.Holder, stack: AsyncExitStack, tasks: asyncio.TaskGroup
+) -> _LazyNode:
     """Build the parts of an agent that shows layers lazily, and take up what earlier ones left."""
     root, run, loop = Path(config.root), Path(config.run), asyncio.get_running_loop()
     urls = supernode_urls(config)
@@ -143,7 +151,8 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     stack.push_async_callback(supernodes.close)
     database = Database(root / "agent.db")
     stack.callback(database.close)
-    chunks = ChunkStore(root / "packs", database)
+    listener = holder.fds.get("socket:peer")
+    chunks = ChunkStore(root / "packs", database, keep_frames=listener is not None)
     stack.callback(chunks.close)
     recorder = TraceRecorder(config.trace.window_s)
     keeper = TraceKeeper(recorder, supernodes)
@@ -160,18 +169,33 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
 
     link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed)
     stack.callback(link.close)
+    seeds = [SupernodeChunks(url) for url in urls]
     transfers = Transfers(
         link,
-        [SupernodeChunks(url) for url in urls],
+        seeds,
         twins=chunks.twins,
         on_layer_complete=completed,
         read_deadline_s=config.read.deadline_s,
         gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
+        pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
+        swarm=listener is not None,
+        limits=Limits(neighbours=config.swarm.neighbours),
+        connect=partial(reach, allow_plain=config.allow_plain),
     )
     stack.callback(transfers.stop)
+    swarm = None
+    if listener is not None:
+        swarm = Station(config, socket.socket(fileno=listener), transfers, seeds, tasks)
+        stack.push_async_callback(swarm.close)
     mounter = Mounter(root / "l", run / "view", link)
     catalog = Catalog(
-        chunks, mounter, transfers, tasks, fill=config.fill.mode == "full", switch_idle_s=config.switch.idle_s
+        chunks,
+        mounter,
+        transfers,
+        tasks,
+        fill=config.fill.mode == "full",
+        switch_idle_s=config.switch.idle_s,
+        show=swarm.show if swarm is not None else lambda store: None,
     )
     images = Images(
         supernodes,
@@ -192,7 +216,9 @@ async def _lazy_node(config: AgentConfig, stack: AsyncExitStack, tasks: asyncio.
     await catalog.recover()
     link.start()
     mounts = ImageMounts(images, own_snapshots)
-    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, keeper)
+    if swarm is not None:
+        swarm.start()
+    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, keeper, swarm)
 
 
 async def _serve_sockets(
@@ -218,7 +244,7 @@ async def _serve_sockets(
         tasks.create_task(node.keeper.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
     stack.push_async_callback(_close, server)
-    seen = api.Node(node.catalog, node.images, node.mounts) if node is not None else None
+    seen = api.Node(node.catalog, node.images, node.mounts, node.swarm) if node is not None else None
     supernodes = supernode_urls(config) if node is not None else config.supernode
     runner = web.AppRunner(
         api.application(seen, config.root, supernodes), access_log=None, shutdown_timeout=_SHUTDOWN_S

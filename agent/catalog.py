@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from agent.chunkstore import ChunkStore
 from agent.layer import Layer, State
@@ -45,12 +46,15 @@ class Catalog:
         *,
         fill: bool,
         switch_idle_s: float,
+        show: Callable[[LayerStore], None] = lambda store: None,
     ) -> None:
+        """`show(store)` is called when what is present of a layer is proven, more than once."""
         self._chunks = chunks
         self._tasks = tasks
         self._mounter = mounter
         self._transfers = transfers
         self._fill = fill
+        self._show = show
         self._layers: dict[str, Layer] = {}
         self._stranded: list[Layer] = []
         self._switching = Switching(mounter, transfers, self.all, idle_s=switch_idle_s)
@@ -72,6 +76,8 @@ class Catalog:
             except (ImgdistError, OSError) as error:
                 layer.mounted, layer.state = True, State.FAILED
                 log.error("layer %s: what is mounted at its place cannot be taken up: %s", layer.pack_id, error)
+            if store.is_proven:
+                self._show(store)
 
     async def _take_up(self, layer: Layer) -> None:
         store = layer.store
@@ -113,7 +119,10 @@ class Catalog:
     async def adopt(self, index_data: bytes) -> Layer:
         """The layer of a sealed index: what a restart left, or a new one with nothing in it yet."""
         store = await asyncio.to_thread(self._chunks.create, index_data)
-        return self._layers.get(store.pack_id.hex()) or self._enter(store)
+        layer = self._layers.get(store.pack_id.hex()) or self._enter(store)
+        if store.is_proven:
+            self._show(store)
+        return layer
 
     async def mount(self, layer: Layer) -> str:
         """Mount the layer if it is not, through the view where bytes are missing; returns the directory."""
@@ -163,6 +172,7 @@ class Catalog:
             store = layer.store
             if not store.is_proven:
                 await asyncio.to_thread(store.prove)
+                self._show(store)
             if store.index.image_size < SMALL_BYTES and not store.is_complete:
                 await self._fetch_whole(store)
             if store.is_complete:

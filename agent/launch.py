@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from agent.swarm.identity import check_advertised
 from imgdist.config import AgentConfig
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 from imgdist.wire.address import Address
@@ -43,6 +44,8 @@ def main(config: AgentConfig) -> int:
     config = absolute(config)
     for url in config.supernode:
         _check_url(url)
+    if shares(config):
+        _check_peer_addresses(config)
     if wrong := _SEPARATORS & set(config.root):
         raise ConfigError(
             f"--root {config.root}: expected a path without {' '.join(wrong)}, which overlayfs reads as its own"
@@ -72,6 +75,11 @@ def supernode_urls(config: AgentConfig) -> tuple[str, ...]:
     return config.supernode or (f"unix://{config.run}/supernode.sock",)
 
 
+def shares(config: AgentConfig) -> bool:
+    """Whether this node exchanges chunks with others: an embedded supernode serves one machine."""
+    return bool(config.supernode) and config.swarm.enabled
+
+
 def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
     """The holder's plan; without `lazy` (no EROFS, FUSE or loop) there is neither a view nor a supernode.
 
@@ -92,7 +100,10 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
         "run": config.run,
         "root": config.root,
         "fuse": lazy,
-        "sockets": [{"name": name, "path": path, "type": kind} for name, (path, kind) in sockets.items()],
+        "sockets": [
+            *({"name": name, "path": path, "type": kind} for name, (path, kind) in sockets.items()),
+            *([{"name": "peer", "tcp": config.peer_listen, "type": "stream"}] if lazy and shares(config) else []),
+        ],
         "children": list(_children(config, lazy)),
         "stop_timeout_s": config.stop_timeout_s,
     }
@@ -154,6 +165,20 @@ def _check_url(url: str) -> None:
         Address.parse(url)
     except ImgdistError as error:
         raise ConfigError(f"--supernode {url}: {error}") from None
+
+
+def _check_peer_addresses(config: AgentConfig) -> None:
+    try:
+        address = Address.parse(config.peer_listen)
+    except ImgdistError as error:
+        raise ConfigError(f"--peer-listen {config.peer_listen}: {error}") from None
+    if address.path:
+        raise ConfigError(f"--peer-listen {config.peer_listen}: expected host:port, other nodes are to reach it")
+    if not (address.is_local or config.allow_plain):
+        raise ConfigError(
+            f"--peer-listen {config.peer_listen}: TLS is not spoken here; expected a loopback address or --allow-plain"
+        )
+    check_advertised(config.peer_advertise)
 
 
 def _prepare_directory(directory: str) -> None:

@@ -17,9 +17,12 @@ from imgdist.wire.tracker import Peer, peer_address
 
 
 class Company:
-    """Partners by node id. `make_source(address)` makes what transfers ask for a partner's chunks."""
+    """Partners by node id. `make_source(address)` makes what transfers ask for a partner's chunks, None if they must
+    not. An address belongs to the partner that told it last: two would be one source."""
 
-    def __init__(self, me: Identity, exchange: Exchange, make_source: Callable[[str], ChunkSource], talk: Talk) -> None:
+    def __init__(
+        self, me: Identity, exchange: Exchange, make_source: Callable[[str], ChunkSource | None], talk: Talk
+    ) -> None:
         self._me = me
         self._exchange = exchange
         self._make_source = make_source
@@ -97,6 +100,10 @@ class Company:
         """Its chunks are at this address from now on; nowhere, if it is empty."""
         if partner.source is not None:
             self._exchange.leave(partner.source)
+        partner.address, partner.source = "", None
+        other = next((one for one in self._partners.values() if address and one.address == address), None)
+        if other is not None:
+            self._find(other, "")
         partner.address, partner.source = address, self._make_source(address) if address else None
         if partner.source is not None:
             near = bool(self._me.zone) and partner.hello.zone == self._me.zone

@@ -48,7 +48,7 @@ RETURN_S = 60.0
 REFUSED_S = 60.0
 """How long a tracker that refused is not asked again."""
 GATHER_S = 0.05
-"""The layers of an image come one after the other; they are told together."""
+"""Between two reports at least: the layers of an image come one after the other."""
 _LEAVE_S = 0.5
 
 
@@ -188,8 +188,8 @@ class Membership:
 
     async def _tell(self, socket: aiohttp.ClientWebSocketResponse, swarm: Swarm) -> None:
         while True:
-            await self._reports.due(swarm.lacks)
             await asyncio.sleep(GATHER_S)
+            await self._reports.due(swarm.lacks)
             if self._reports.is_changed:
                 await socket.send_bytes(encode(self._join(swarm)))
             for message in self._reports.take(swarm.shares()):

@@ -62,14 +62,14 @@ class Tracker(Protocol):
 
 
 class Mesh:
-    """`make_source(address)` makes what transfers ask; `limit` is the number of neighbours that is striven for, twice
-    as many may come."""
+    """`make_source(address)` makes what transfers ask, None if they must not. `limit` is the number of neighbours that
+    is striven for; twice as many may come."""
 
     def __init__(
         self,
         me: Identity,
         exchange: Exchange,
-        make_source: Callable[[str], ChunkSource],
+        make_source: Callable[[str], ChunkSource | None],
         tracker: Tracker,
         *,
         limit: int,
@@ -117,6 +117,10 @@ class Mesh:
             for partner in self._company:
                 self._company.leave(partner)
 
+    def opening(self, node: int) -> None:
+        """What of this layer is present is being looked at: chunks that arrive meanwhile count, too."""
+        self._talk.opening(node)
+
     def open(self, node: int, layer: str, pack: str, count: int, bits: int) -> None:
         """This node is in a swarm from now on, with these chunks of the layer. Again: nothing changes."""
         self._talk.open(node, layer, pack, count, bits)
@@ -144,6 +148,11 @@ class Mesh:
     def shares(self) -> list[Share]:
         """How far this node is in each swarm."""
         return self._talk.shares()
+
+    @property
+    def address(self) -> str:
+        """Where others reach this node, as they are told."""
+        return self._hello.address
 
     @property
     def lacks(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agent.swarm.bitset import bits_of
 from agent.swarm.connection import Connection
 from agent.swarm.pruning import Use
 from agent.swarm.swarms import Heard, Own, OwnSwarms, Theirs
@@ -64,6 +65,7 @@ class Talk:
         self._changed = changed
         self._swarms = OwnSwarms()
         self._partners: list[Partner] = []
+        self._opening: dict[int, list[int]] = {}  # node: chunks that arrived meanwhile
 
     @property
     def lacks(self) -> bool:
@@ -105,8 +107,13 @@ class Talk:
 
     # Our side.
 
+    def opening(self, node: int) -> None:
+        """What of this layer is present is being looked at: chunks that arrive meanwhile count, too."""
+        self._opening[node] = []
+
     def open(self, node: int, layer: str, pack: str, count: int, bits: int) -> None:
         """This node is in a swarm from now on, with these chunks. Again: nothing changes."""
+        bits |= bits_of(self._opening.pop(node, ()))
         if self._swarms.get(node) is not None or (own := self._swarms.open(node, layer, pack, count, bits)) is None:
             return
         for partner in self._partners:
@@ -141,6 +148,10 @@ class Talk:
 
     def arrived(self, news: Iterable[tuple[int, int]]) -> None:
         """(node, chunk): chunks that are here now."""
+        news = list(news)
+        for node, chunk in news:
+            if node in self._opening:
+                self._opening[node].append(chunk)
         grown = {own.number: own for node, chunk in news if (own := self._swarms.arrived(node, chunk)) is not None}
         for own in grown.values():
             frames: dict[int, list[bytes]] = {}  # most partners have been told the same so far
@@ -178,10 +189,14 @@ class Talk:
         self._catch_up(partner, own, {})
 
     def _completed(self, own: Own) -> None:
-        """What others have of it is of no interest any more."""
+        """What others have of it is of no interest any more. Those who had all before were not told of our arrivals."""
         for partner in self._partners:
-            if partner.source is not None and partner.heard.of(own) is not None:
+            if partner.heard.of(own) is None:
+                continue
+            if partner.source is not None:
                 self._exchange.closed(partner.source, own.node)
+            if partner.told[own.number] < len(own.arrivals):
+                self._open(partner, own)
 
     def _open(self, partner: Partner, own: Own) -> None:
         partner.told[own.number] = len(own.arrivals)

@@ -1,4 +1,4 @@
-"""Commands that ask this node's agent: `mount`, `umount`, `status`, `images`, `layers`."""
+"""Commands that ask this node's agent: `mount`, `umount`, `status`, `images`, `layers`, `peers`."""
 
 from __future__ import annotations
 
@@ -91,4 +91,13 @@ def layers(as_json: bool, run: str) -> int:
     return _show(agent_api(run).get("/v1/layers"), as_json, columns, "layers")
 
 
-COMMANDS: tuple[click.Command, ...] = (mount, umount, status, images, layers)
+@click.command()
+@JSON
+@RUN
+def peers(as_json: bool, run: str) -> int:
+    """Whom this node takes chunks from: agents that it is connected with, and supernodes."""
+    columns = ("kind", "name", "address", "zone", "state", "swarms", "round_trip_ms", "received_bytes", "lies")
+    return _show(agent_api(run).get("/v1/peers"), as_json, columns, "peers")
+
+
+COMMANDS: tuple[click.Command, ...] = (mount, umount, status, images, layers, peers)

@@ -11,6 +11,7 @@ from typing import Any
 
 from imgdist.demo import leftovers
 from imgdist.demo.agent import IMGDIST
+from imgdist.demo.ports import free_port
 from imgdist.demo.processes import Process, wait_until
 
 
@@ -28,6 +29,7 @@ class LocalAgent:
     def start(self, *flags: str) -> None:
         """Returns once it serves; `flags` after those that name its directories and the registry."""
         argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--plain-http", self._registry]
+        argv += ["--peer-listen", f"127.0.0.1:{free_port()}"]  # used only with configured supernodes
         self._process = Process("agent", [*argv, *flags], self._directory / "agent.log", stop_timeout_s=60)
         self._process.wait_for_line("ready")
 

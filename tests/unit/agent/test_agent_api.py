@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,6 +153,19 @@ async def test_status_counts(world: World) -> None:
     assert (status["reads_waiting"], status["mounts"], status["lazy"]) == (11, ["/m"], True)
     assert status["supernodes"] == ["http://s:1"] and status["root"] == str(world.directory)
     assert status["disk_free_bytes"] > 0
+
+
+async def test_peers_and_what_the_swarm_says_of_itself(world: World, tmp_path: Path) -> None:
+    assert await world.get("/v1/peers") == [] and (await world.get("/v1/status"))["swarm"] is None
+    swarm: Any = SimpleNamespace(peers=lambda: [{"node": "n"}], status=lambda: {"neighbours": 1})
+    (tmp_path / "other").mkdir()
+    other = World(tmp_path / "other")
+    runner = await serving(other.directory, replace(other.node, swarm=swarm))
+    try:
+        assert await other.get("/v1/peers") == [{"node": "n"}]
+        assert (await other.get("/v1/status"))["swarm"] == {"neighbours": 1}
+    finally:
+        await runner.cleanup()
 
 
 async def test_mount_and_umount(world: World) -> None:

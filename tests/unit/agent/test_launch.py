@@ -103,6 +103,17 @@ def test_the_agent_gets_its_whole_configuration_with_absolute_paths(
     )
 
 
+def test_with_supernodes_of_others_a_port_for_other_agents_is_held(tmp_path: Path, became: dict[str, Any]) -> None:
+    peer = {"name": "peer", "tcp": "127.0.0.1:7651", "type": "stream"}
+    assert peer in launched(became, made(tmp_path, supernode=("http://s:1",)))["sockets"]
+    alone = [
+        made(tmp_path),
+        made(tmp_path, supernode=("http://s:1",), swarm=config.SwarmConfig(enabled=False)),
+    ]
+    for configured in alone:
+        assert peer not in launched(became, configured)["sockets"]
+
+
 def test_the_view_keeps_the_configured_deadline(tmp_path: Path, became: dict[str, Any]) -> None:
     plan = launched(became, made(tmp_path, read=config.ReadConfig(deadline_s=4.5)))
     view = plan["children"][1]["argv"]
@@ -136,6 +147,10 @@ def test_modules_come_from_this_release_whatever_lies_in_the_current_directory(
     [
         ({"supernode": ("ftp://x",)}, ConfigError, "--supernode ftp://x"),
         ({"supernode": ("http://nowhere",)}, ConfigError, "host:port"),
+        ({"supernode": ("http://s:1",), "peer_listen": "0.0.0.0:7651"}, ConfigError, "--allow-plain"),
+        ({"supernode": ("http://s:1",), "peer_listen": "unix:///p"}, ConfigError, "expected host:port"),
+        ({"supernode": ("http://s:1",), "peer_listen": "7651"}, ConfigError, "--peer-listen 7651"),
+        ({"supernode": ("http://s:1",), "peer_advertise": "a:1"}, ConfigError, "--peer-advertise a:1"),
         ({"root": "/tmp/a:b"}, ConfigError, "without :"),
         ({"root": "/tmp/a,b"}, ConfigError, "without ,"),
         ({"root": "/proc/nothing"}, ImgdistError, "/proc/nothing: expected a writable directory"),

@@ -259,3 +259,33 @@ async def test_when_more_members_are_wanted_the_tracker_is_asked(world: Rig) -> 
     now[0] = 15.0
     one.mesh._wake.set()
     await until(lambda: one.tracker.seeks == 1)
+
+
+async def test_one_that_has_all_hears_when_another_has_all_too(world: Rig) -> None:
+    one, two = world.node(1), world.node(2)
+    one.mesh.open(5, name(7), pack(7), 2, 0b11)
+    two.mesh.open(9, name(7), pack(7), 2, 0)
+    two.mesh.learn([one.peer])
+    await until(lambda: [row["takes"] for row in one.mesh.rows()] == [True])
+    two.mesh.here(9, 0)
+    two.mesh.here(9, 1)
+    await until(lambda: [(row["gives"], row["takes"]) for row in one.mesh.rows()] == [(False, False)])
+
+
+async def test_what_arrives_while_the_present_is_looked_at_counts(world: Rig) -> None:
+    one, two = world.node(1), world.node(2)
+    two.mesh.open(9, name(7), pack(7), 8, 0)
+    two.mesh.learn([one.peer])
+    one.mesh.opening(5)
+    one.mesh.here(5, 3)
+    one.mesh.open(5, name(7), pack(7), 8, 0b1)
+    one.mesh.here(5, 4)
+    await until(lambda: two.knows(one, 9) == 0b11001)
+
+
+async def test_an_address_belongs_to_the_one_that_told_it_last(world: Rig) -> None:
+    one = world.node(1)
+    await world.stranger(one, number=2, address="127.0.0.1:9")
+    await world.stranger(one, number=3, address="127.0.0.1:9")
+    await until(lambda: {row["name"]: row["address"] for row in one.mesh.rows()} == {"s2": None, "s3": "127.0.0.1:9"})
+    assert list(one.exchange.peers) == ["127.0.0.1:9"]
