@@ -82,10 +82,11 @@ class Frames:
         )
 
     def append(self, number: int, encoding: int, body: bytes | bytearray | memoryview) -> None:
-        """Keep a verified chunk's body, once. Never raises OSError: on a full disk nothing more is kept."""
+        """Keep a verified chunk's body, once; one without (zeros) needs none. Never raises OSError: on a full disk
+        nothing more is kept."""
         record = _RECORD.pack(number, encoding, len(body), xxh3_64_intdigest(body))
         with self._lock:  # one record after the other: a crash tears the last one only
-            if self._off or number >= CHUNKS_MAX or self.find(number) is not None:
+            if self._off or not body or number >= CHUNKS_MAX or self.find(number) is not None:
                 return
             try:
                 self._begin()
@@ -179,6 +180,6 @@ class Frames:
         if len(head) < _RECORD.size:
             return None
         number, encoding, length, digest = _RECORD.unpack(head)
-        if number >= CHUNKS_MAX or encoding >= ENCODINGS or length > BODY_MAX:
+        if number >= CHUNKS_MAX or encoding >= ENCODINGS or not 0 < length <= BODY_MAX:
             return None
         return (number, encoding, length, digest) if offset + _RECORD.size + length <= size else None

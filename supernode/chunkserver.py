@@ -22,6 +22,8 @@ from imgdist.errors import ImgdistError
 from imgdist.wire.address import Address
 from imgdist.wire.messages import Priority
 from imgdist.wire.server import ChunkServer
+from imgdist.wire.slots import BUSY_AFTER_S
+from supernode.seeding import Seeding
 from supernode.store import LocalStore
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -55,7 +57,7 @@ def serve(root: Path, address: Address) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread: all inherit it, and sigtimedwait gets them
     listener = address.listen()
     uploads = Uploads()
-    server = ChunkServer(LocalStore(root), [listener], uploads.add)
+    server = ChunkServer(LocalStore(root), [listener], uploads.add, busy_after_s=BUSY_AFTER_S, seeder=Seeding())
     server.start()
     print(json.dumps({"address": _bound(address, listener).url}), flush=True)
     while signal.sigtimedwait(_SIGNALS, REPORT_S) is None:

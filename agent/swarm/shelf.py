@@ -81,6 +81,7 @@ class LayerReader:
 
     def __init__(self, store: Served, arrivals: Arrivals) -> None:
         self.arrivals = arrivals
+        self.identity = store.node
         self.count = store.index.chunk_count
         self._store = store
         self._frames = store.frames

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from imgdist.wire.arrivals import Arrivals
@@ -32,6 +32,10 @@ class Row(NamedTuple):
 class ChunkReader(Protocol):
     """The encoded chunks of one pack. What rows point to stays open while the reader is referenced, whatever happens to
     its directory."""
+
+    @property
+    def identity(self) -> Hashable:
+        """The same for all readers of one pack, under whatever name, while one of them is open."""
 
     @property
     def count(self) -> int:

@@ -33,6 +33,8 @@ SLOTS = {Priority.DEMAND: 8, Priority.TRACE: 8, Priority.FILL: 4}
 """Traces have their own: one node's eight requests on a slow link must not hold up the misses of all others."""
 QUEUE_PER_SLOT = 32
 """Requests that may wait for a slot, per slot: beyond it 503 is kinder than a queue (a guess: ~30 ms at 1 ms each)."""
+BUSY_AFTER_S = 0.05
+"""What `busy_after_s` should be in a swarm: by then somebody else would have answered (a guess)."""
 STAYING = 4
 """Slots that may keep their connection a moment at once; the others are free for whoever comes (a guess: half)."""
 _FULL_RETRY_S = 1.0

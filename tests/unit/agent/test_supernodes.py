@@ -138,7 +138,7 @@ class OnePack:
     def open(self, name: str) -> OnePack | None:
         return self if name == PACK else None
 
-    count, arrivals = 1, None
+    identity, count, arrivals = 1, 1, None
 
     def row(self, number: int) -> Row:
         if number:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from imgdist.errors import NotFoundError
+from imgdist.errors import NotFoundError, TemporaryError
 from imgdist.pack import codec
 from imgdist.pack.records import Chunk
 from imgdist.wire.address import Address
@@ -81,6 +81,30 @@ def test_a_pack_is_served_before_and_after_its_seal(tmp_path: Path, part: Path, 
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     assert not (tmp_path / "chunks.sock").exists()
+
+
+def test_the_swarm_gets_each_chunk_once_and_then_waits_for_it(tmp_path: Path, part: Path) -> None:
+    with running(tmp_path, "127.0.0.1:0") as (_, address):
+        name, got = f"sha256-{LAYER_HEX}-v0", []
+        first, second = ChunkClient(address, node="10.0.0.1:7651"), ChunkClient(address, node="10.0.0.2:7651")
+
+        def ask(client: ChunkClient, lacks: int) -> tuple[int, ...]:
+            chosen: list[tuple[int, ...]] = []
+            client.fetch_any(
+                name, lacks, 2, Priority.FILL, chosen.append, lambda number, encoding, body: got.append(number)
+            )
+            return chosen[0]
+
+        numbers = [*ask(first, 0b111), *ask(second, 0b111)]
+        assert sorted(numbers[:3]) == [0, 1, 2]
+        assert got == numbers
+        with pytest.raises(TemporaryError, match="others got these") as caught:
+            ask(second, 1 << numbers[0])
+        assert caught.value.retry_after_s is not None
+        with pytest.raises(NotFoundError):
+            ask(second, 0b11000)
+        first.close()
+        second.close()
 
 
 def test_what_was_sent_is_reported(tmp_path: Path, part: Path) -> None:

@@ -40,7 +40,7 @@ class FileReader:
         self.file.write(b"".join(BODIES))
         self.file.flush()
 
-    count, arrivals = len(BODIES), None
+    identity, count, arrivals = 1, len(BODIES), None
 
     def row(self, number: int) -> Row:
         if number >= len(BODIES):

@@ -1,0 +1,208 @@
+"""Super-seeding: which chunks a supernode sends next, so that the swarm soon has one copy of each, and who got them.
+
+No I/O; the clock and the dice are passed in. Everything here is a hint: chunks are verified by whoever gets them, and
+an address that is wrong costs one failed request. So it lives in memory, bounded, and begins anew with the process.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+
+from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.wire.answer import ChunkReader
+
+RECEIVERS = 8
+"""Latest receivers that are remembered of each chunk."""
+RECENT_S = 0.5
+"""A chunk was only just sent for this long, and up to twice as long: whoever got it passes it on (a guess)."""
+RETRY_S = 0.1
+LEVELS = 32
+"""Numbers of copies that are told apart (a guess: a swarm that asks for a 33rd copy has other troubles)."""
+PACKS_MAX = 1024
+CHUNKS_MAX = 1 << 20
+"""Chunks whose receivers are remembered, of all packs; 17 bytes each. The packs that were asked for last stay."""
+NODES_MAX = (1 << 16) - 1
+
+
+class PackSeeding:
+    """What was sent of one pack. Sets of chunks are ints, bit i for chunk i."""
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._levels = [0]  # of what was sent: once, twice, ...
+        self._recent = self._earlier = 0
+        self._turn_at = 0.0
+        self._receivers = array("H")  # RECEIVERS numbers of nodes a chunk, a ring; 0 is nobody
+        self._next = bytearray()
+        self._generation = 0
+
+    @property
+    def remembered(self) -> int:
+        """Chunks that take memory here."""
+        return len(self._next)
+
+    def recent(self, now: float) -> int:
+        """What was only just sent to somebody who can pass it on."""
+        if now >= self._turn_at:
+            self._earlier = self._recent if now < self._turn_at + RECENT_S else 0
+            self._recent = 0
+            self._turn_at = now + RECENT_S
+        return self._recent | self._earlier
+
+    def least_sent(self, among: int, dice: Callable[[], float]) -> int:
+        """One of the chunks of a set, which is not empty, with the fewest copies: the next one from a random place."""
+        candidates = among ^ (among & self._sent)
+        levels = iter(self._levels)
+        while not candidates:
+            candidates = among & next(levels)
+        start = int(dice() * candidates.bit_length())
+        behind = candidates >> start
+        return start + (behind & -behind).bit_length() - 1
+
+    def count(self, numbers: Sequence[int], now: float, *, shared: bool) -> None:
+        """These go out once more, `shared` with somebody whom others reach."""
+        for number in numbers:
+            self._raise(1 << number)
+        if shared:
+            self.recent(now)
+            for number in numbers:
+                self._recent |= 1 << number
+
+    def _raise(self, bit: int) -> None:
+        if not self._sent & bit:
+            self._sent |= bit
+            self._levels[0] |= bit
+            return
+        at = next(i for i, level in enumerate(self._levels) if level & bit)
+        if at + 1 == LEVELS:
+            return
+        if at + 1 == len(self._levels):
+            self._levels.append(0)
+        self._levels[at] ^= bit
+        self._levels[at + 1] |= bit
+
+    def received(self, numbers: Sequence[int], node: int, generation: int) -> None:
+        """That node got these. Nodes of another generation are forgotten: their numbers mean others now."""
+        if generation != self._generation:
+            self._generation = generation
+            self._receivers, self._next = array("H"), bytearray()
+        missing = max(numbers) + 1 - len(self._next)
+        if missing > 0:
+            self._receivers.frombytes(bytes(missing * RECEIVERS * self._receivers.itemsize))
+            self._next.extend(bytes(missing))
+        for number in numbers:
+            if node not in self._ring(number):
+                self._receivers[number * RECEIVERS + self._next[number]] = node
+                self._next[number] = (self._next[number] + 1) % RECEIVERS
+
+    def receivers(self, numbers: Sequence[int], generation: int) -> list[int]:
+        """Who got all of these."""
+        if generation != self._generation or max(numbers) >= len(self._next):
+            return []
+        first, *others = map(self._ring, numbers)
+        return [node for node in first if node and all(node in other for other in others)]
+
+    def _ring(self, number: int) -> array[int]:
+        return self._receivers[number * RECEIVERS : (number + 1) * RECEIVERS]
+
+
+class Nodes:
+    """Numbers for addresses. When there are too many, all are forgotten, and a new generation begins."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.addresses = [""]
+        self._numbers: dict[str, int] = {}
+
+    def number(self, address: str) -> int:
+        """From 1 to NODES_MAX."""
+        number = self._numbers.get(address)
+        if number is None:
+            if len(self.addresses) > NODES_MAX:
+                self.generation += 1
+                self.addresses, self._numbers = [""], {}
+            number = self._numbers[address] = len(self.addresses)
+            self.addresses.append(address)
+        return number
+
+
+class Seeding:
+    """Of all packs (a `Seeder`). Thread-safe. Of a pack's several names on the wire its files say that they are one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, dice: Callable[[], float] = random.random) -> None:
+        self._clock = clock
+        self._dice = dice
+        self._lock = threading.Lock()
+        self._packs: OrderedDict[Hashable, PackSeeding] = OrderedDict()  # asked for last at the end
+        self._names: dict[str, Hashable] = {}
+        self._nodes = Nodes()
+
+    def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> list[int]:
+        """Up to `count` of the missing chunks, the least sent ones first: nobody gets what others can pass on.
+
+        Raises NotFoundError if none is there (yet), TemporaryError if a member lacks only what others just got.
+        """
+        there = lacks & ((1 << reader.count) - 1)
+        if not there:
+            raise NotFoundError(f"pack {name}: none of the missing chunks is there, or not yet")
+        with self._lock:
+            pack, now = self._pack(name, reader), self._clock()
+            if node is not None:
+                there ^= there & pack.recent(now)
+            if not there:
+                raise TemporaryError(f"pack {name}: others got these only just now", RETRY_S)
+            chosen: list[int] = []
+            while there and len(chosen) < count:
+                chosen.append(pack.least_sent(there, self._dice))
+                there ^= 1 << chosen[-1]
+            pack.count(chosen, now, shared=bool(node))
+        return chosen
+
+    def begun(self, name: str, reader: ChunkReader, numbers: Sequence[int], node: str | None) -> None:
+        """These, asked for by their numbers, are about to be sent."""
+        with self._lock:
+            self._pack(name, reader).count(numbers, self._clock(), shared=bool(node))
+
+    def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
+        """These went out whole."""
+        if not node:
+            return
+        with self._lock:
+            pack = self._packs.get(self._names.get(name))
+            if pack is not None:
+                number, before = self._nodes.number(node), pack.remembered  # may begin a generation
+                pack.received(numbers, number, self._nodes.generation)
+                if pack.remembered > before:
+                    self._forget_some()
+
+    def receivers(self, name: str, numbers: Sequence[int], node: str) -> list[str]:
+        """Up to RECEIVERS others who got all of these lately, not always the same one first."""
+        with self._lock:
+            pack = self._packs.get(self._names.get(name))
+            found = [] if pack is None else pack.receivers(numbers, self._nodes.generation)
+            addresses = [self._nodes.addresses[number] for number in found]
+        start = int(self._dice() * len(addresses))
+        return [address for address in addresses[start:] + addresses[:start] if address != node]
+
+    def _pack(self, name: str, reader: ChunkReader) -> PackSeeding:
+        identity = self._names[name] = reader.identity
+        pack = self._packs.get(identity)
+        if pack is None:
+            pack = self._packs[identity] = PackSeeding()
+            self._forget_some()
+        self._packs.move_to_end(identity)
+        return pack
+
+    def _forget_some(self) -> None:
+        """The packs that were asked for longest ago, if there are too many; never the last one."""
+        chunks = sum(pack.remembered for pack in self._packs.values())
+        before = len(self._packs)
+        while len(self._packs) > 1 and (len(self._packs) > PACKS_MAX or chunks > CHUNKS_MAX):
+            chunks -= self._packs.popitem(last=False)[1].remembered
+        if len(self._packs) < before:
+            self._names = {name: identity for name, identity in self._names.items() if identity in self._packs}

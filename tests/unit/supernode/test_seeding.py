@@ -1,0 +1,155 @@
+"""Super-seeding: everybody gets something else, until all is out; who got it is known; memory is bounded."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.wire.answer import Row
+from supernode import seeding as seeding_module
+from supernode.seeding import RECEIVERS, RECENT_S, PackSeeding, Seeding
+
+A, B, C = "10.0.0.1:7651", "10.0.0.2:7651", "10.0.0.3:7651"
+
+
+class Pack:
+    """A reader of so many chunks."""
+
+    arrivals = None
+
+    def __init__(self, count: int, identity: int = 0) -> None:
+        self.count, self.identity = count, identity
+
+    def row(self, number: int) -> Row:
+        raise NotImplementedError
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def seeding(clock: Clock) -> Seeding:
+    return Seeding(clock, random.Random(1).random)
+
+
+def bits(numbers: list[int]) -> int:
+    return sum(1 << number for number in numbers)
+
+
+def test_a_crowd_that_starts_at_once_gets_each_chunk_once(seeding: Seeding) -> None:
+    pack = Pack(96)
+    chosen = [n for node in (A, B, C) for _ in range(4) for n in seeding.choose("p", pack, (1 << 96) - 1, 8, node)]
+    assert sorted(chosen) == list(range(96))
+    assert chosen != sorted(chosen), "nor in the same order"
+
+
+def test_what_is_not_there_yet_is_not_chosen(seeding: Seeding) -> None:
+    pack = Pack(4)
+    assert sorted(seeding.choose("p", pack, 0xFF, 8, A)) == [0, 1, 2, 3]
+    with pytest.raises(NotFoundError):
+        seeding.choose("p", pack, 0xF0, 8, A)
+    pack.count = 6
+    assert sorted(seeding.choose("p", pack, 0xF0, 8, A)) == [4, 5]
+
+
+def test_what_others_just_got_is_theirs_to_pass_on_for_a_while(seeding: Seeding, clock: Clock) -> None:
+    pack = Pack(8)
+    got = seeding.choose("p", pack, 0xFF, 8, A)
+    with pytest.raises(TemporaryError) as caught:
+        seeding.choose("p", pack, bits(got[:2]), 8, B)
+    assert caught.value.retry_after_s == seeding_module.RETRY_S
+    clock.now += 2 * RECENT_S
+    assert sorted(seeding.choose("p", pack, bits(got[:2]), 8, B)) == sorted(got[:2])
+
+
+def test_who_is_no_member_or_cannot_be_reached_keeps_nobody_waiting(seeding: Seeding) -> None:
+    pack = Pack(2)
+    for node in (None, "", B, None):
+        assert sorted(seeding.choose("p", pack, 3, 8, node)) == [0, 1]
+    with pytest.raises(TemporaryError):
+        seeding.choose("p", pack, 3, 8, "")
+
+
+def test_what_was_asked_for_by_its_number_counts_too(seeding: Seeding) -> None:
+    pack = Pack(6)
+    for numbers in ([0, 1, 2, 3], [0, 1], [0]):
+        seeding.begun("p", pack, numbers, None)
+    assert [set(seeding.choose("p", pack, lacks, 2, None)) for lacks in (63, 15)] == [{4, 5}, {2, 3}]
+    assert seeding.choose("p", pack, 0b11, 1, None) == [1]
+
+
+@given(st.lists(st.tuples(st.integers(1, (1 << 40) - 1), st.integers(1, 8)), min_size=1, max_size=60), st.randoms())
+def test_a_choice_is_always_of_the_least_sent(asked: list[tuple[int, int]], dice: random.Random) -> None:
+    seeding, pack, sent = Seeding(lambda: 0.0, dice.random), Pack(40), dict.fromkeys(range(40), 0)
+    for lacks, count in asked:
+        among = [n for n in range(40) if lacks >> n & 1]
+        chosen = seeding.choose("p", pack, lacks, count, None)
+        assert len(set(chosen)) == len(chosen) == min(count, len(among))
+        expected = sorted(sent[n] for n in among)[: len(chosen)]
+        assert [sent[n] for n in chosen] == expected
+        for n in chosen:
+            sent[n] += 1
+
+
+def test_ties_are_broken_by_chance() -> None:
+    pack = PackSeeding()
+    assert {pack.least_sent(0b1111, random.Random(seed).random) for seed in range(50)} == {0, 1, 2, 3}
+
+
+def test_receivers_are_the_last_others_who_got_all_of_it(seeding: Seeding) -> None:
+    pack = Pack(4)
+    seeding.begun("p", pack, [0, 1], A)
+    assert seeding.receivers("p", [0], B) == []
+    seeding.sent("p", [0, 1], A)
+    seeding.sent("p", [1], B)
+    assert seeding.receivers("p", [0, 1], C) == [A]
+    assert sorted(seeding.receivers("p", [1], C)) == [A, B]
+    assert seeding.receivers("p", [1], A) == [B]
+    assert seeding.receivers("p", [1, 2], C) == []
+    assert seeding.receivers("other", [1], C) == []
+    for i in range(RECEIVERS):
+        seeding.sent("p", [1], f"n:{i + 1}")
+        seeding.sent("p", [1], f"n:{i + 1}")
+    assert sorted(seeding.receivers("p", [1], C)) == [f"n:{i + 1}" for i in range(RECEIVERS)]
+    assert len({seeding.receivers("p", [1], C)[0] for _ in range(100)}) > 1
+
+
+def test_one_pack_under_two_names_is_one(seeding: Seeding) -> None:
+    seeding.begun("layer", Pack(2, identity=7), [0], A)
+    seeding.sent("layer", [0], A)
+    assert seeding.choose("sealed", Pack(2, identity=7), 0b11, 1, B) == [1]
+    assert seeding.receivers("sealed", [0], B) == [A]
+
+
+def test_packs_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeding_module, "PACKS_MAX", 2)
+    for i in range(3):
+        seeding.begun(str(i), Pack(1, identity=i), [0], A)
+        seeding.sent(str(i), [0], A)
+    assert [seeding.receivers(str(i), [0], B) for i in range(3)] == [[], [A], [A]]
+    monkeypatch.setattr(seeding_module, "CHUNKS_MAX", 50)
+    seeding.sent("2", [49], A)
+    assert [seeding.receivers(str(i), [0], B) for i in range(3)] == [[], [], [A]]
+
+
+def test_nodes_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeding_module, "NODES_MAX", 2)
+    seeding.begun("p", Pack(1), [0], None)
+    for node in (A, B):
+        seeding.sent("p", [0], node)
+    assert sorted(seeding.receivers("p", [0], "")) == [A, B]
+    seeding.sent("p", [0], C)
+    assert seeding.receivers("p", [0], "") == [C]

@@ -1,0 +1,68 @@
+"""What a chunk server says of its queue, and how it learns its rate."""
+
+from __future__ import annotations
+
+import pytest
+
+from imgdist.wire.load import BODY_BYTES, RATE_BYTES_PER_S, SLICE_S, Load
+from imgdist.wire.messages import Priority
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def load(clock: Clock) -> Load:
+    return Load(clock)
+
+
+def test_what_is_more_urgent_counts_and_what_is_less_does_not(load: Load) -> None:
+    load.take_on(Priority.DEMAND, 1)
+    load.take_on(Priority.FILL, 8)
+    assert load.ahead_bytes(Priority.DEMAND) == load.ahead_bytes(Priority.TRACE) == BODY_BYTES
+    assert load.ahead_bytes(Priority.FILL) == 9 * BODY_BYTES
+    assert load.wait_s(Priority.FILL) == pytest.approx(9 * BODY_BYTES / RATE_BYTES_PER_S)
+    assert [load.requests(priority) for priority in Priority] == [1, 0, 1]
+
+
+def test_sizes_are_learned_and_what_was_sent_waits_no_more(load: Load) -> None:
+    ticket = load.take_on(Priority.FILL, 2)
+    load.settle(ticket, 100_000, 2)
+    assert load.ahead_bytes(Priority.FILL) == 100_000
+    load.sent(ticket, 30_000)
+    assert load.ahead_bytes(Priority.FILL) == 70_000
+    load.done(ticket)
+    load.done(ticket)
+    assert (load.ahead_bytes(Priority.FILL), load.requests(Priority.FILL)) == (0, 0)
+    assert BODY_BYTES > load.take_on(Priority.FILL, 1).left_bytes > 50_000
+
+
+def test_the_rate_is_learned_from_busy_time_only(load: Load, clock: Clock) -> None:
+    for _ in range(400):
+        ticket = load.take_on(Priority.DEMAND, 1)
+        load.settle(ticket, 100_000, 1)
+        clock.now += SLICE_S / 10
+        load.sent(ticket, 100_000)
+        load.done(ticket)
+        clock.now += 10.0
+    load.settle(load.take_on(Priority.DEMAND, 1), 1_000_000, 1)
+    assert load.wait_s(Priority.DEMAND) == pytest.approx(SLICE_S, rel=0.05)
+
+
+def test_a_link_that_stops_shows_soon(load: Load, clock: Clock) -> None:
+    ticket = load.take_on(Priority.FILL, 1)
+    load.settle(ticket, 10_000_000, 1)
+    before = load.wait_s(Priority.FILL)
+    for _ in range(20):
+        clock.now += SLICE_S
+        load.sent(ticket, 1000)
+    assert load.wait_s(Priority.FILL) > 10 * before
