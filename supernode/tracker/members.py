@@ -13,7 +13,7 @@ from itertools import count
 from random import Random
 
 from imgdist.wire.tracker import PEERS_MAX, SILENT_S, SWARMS_MAX, Join, Peer, Share
-from supernode.tracker.swarm import Member, Swarm, choose, is_complete
+from supernode.tracker.swarm import Member, Roster, Swarm, choose, is_complete
 
 GRACE_S = 30.0
 """A member whose connection is gone is forgotten after so long, so that connecting again changes nothing for others."""
@@ -70,6 +70,7 @@ class Members:
         self._probe = probe
         self._members: dict[str, Member] = {}
         self._swarms: dict[str, Swarm] = {}
+        self._zones: dict[str, Roster] = {}
         self._timers: list[tuple[float, int, Member]] = []
         self._order = count()
         self._sweep_at: float | None = None
@@ -107,7 +108,9 @@ class Members:
         if any(name not in self._swarms or self._swarms[name] not in member.shares for name in shares):
             member.push_wait_s = PUSH_FIRST_S
         for share in shares.values():
-            self._enter(member, share, now)
+            self._enter(member, share)
+        if member.reachable:
+            self._list(member, now)
         return self._peers(member, member.lacking() or list(member.shares))
 
     def progress(self, node: str, shares: Iterable[Share], now: float) -> None:
@@ -117,7 +120,7 @@ class Members:
         for share in shares:
             swarm = self._swarms.get(share.swarm)
             if swarm is not None and swarm in member.shares:
-                member.shares[swarm] = (share.have, share.count)
+                member.shares[swarm] = swarm.share(share.have, share.count)
                 if member.reachable:
                     swarm.list(member)
 
@@ -142,6 +145,7 @@ class Members:
         """A member goes for good."""
         member = self._members.pop(node, None)
         if member is not None:
+            self._unlist(member)
             for swarm in list(member.shares):
                 self._quit(member, swarm)
             self._sate(member)
@@ -230,17 +234,13 @@ class Members:
             member.address, member.reachable, member.is_loopback = address, None, is_loopback
         member.zone = zone
         self._look(member, now)
-        if member.reachable:
-            self._list(member, now)
 
-    def _enter(self, member: Member, share: Share, now: float) -> None:
+    def _enter(self, member: Member, share: Share) -> None:
         swarm = self._swarms.get(share.swarm)
         if swarm is None:
             swarm = self._swarms[share.swarm] = Swarm(share.swarm)
         swarm.size += swarm not in member.shares
-        member.shares[swarm] = (share.have, share.count)
-        if member.reachable and swarm.list(member):
-            self._feed(swarm, member, now)
+        member.shares[swarm] = swarm.share(share.have, share.count)
 
     def _quit(self, member: Member, swarm: Swarm) -> None:
         swarm.unlist(member)
@@ -251,17 +251,22 @@ class Members:
             del self._swarms[swarm.name]
 
     def _list(self, member: Member, now: float) -> None:
+        if member.zone:
+            self._zones.setdefault(member.zone, Roster()).add(member)
         for swarm in member.shares:
             if swarm.list(member):
                 self._feed(swarm, member, now)
 
     def _unlist(self, member: Member) -> None:
+        zone = self._zones.get(member.zone)
+        if zone is not None and zone.discard(member) and not zone:
+            del self._zones[member.zone]
         for swarm in member.shares:
             swarm.unlist(member)
 
     def _peers(self, member: Member, swarms: Sequence[Swarm]) -> tuple[Peer, ...]:
         """Some of the swarms' members. Who is told few is told of more when they come."""
-        chosen = choose(member, swarms, self._random)
+        chosen = choose(member, swarms, self._zones.get(member.zone), self._random)
         self._sate(member)
         if len(chosen) < PEERS_MAX and _needs_peers(member):
             member.wants = tuple(swarms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from imgdist.wire.tracker import NEAR_MAX, PEERS_MAX
@@ -11,6 +12,8 @@ from imgdist.wire.tracker import NEAR_MAX, PEERS_MAX
 COMPLETE_MAX = 4
 """Of `PEERS_MAX`, at most so many are drawn for having everything: at random alone a few seeds among thousands of
 starters would hardly be found, and more of them would be the same few for everybody."""
+ZONE_SCAN_MAX = 512
+"""A zone of at most so many is looked through for members of the swarms in question: 0.2 ms."""
 _TRIES = 4
 """Draws for each peer wanted from a set too large to be listed; the next is only drawn again if it does not suit."""
 
@@ -75,15 +78,16 @@ class Roster:
         self._members.append(member)
         return True
 
-    def discard(self, member: Member) -> None:
-        """Take it out, if it is there."""
+    def discard(self, member: Member) -> bool:
+        """Take it out; whether it was there."""
         place = self._places.pop(member, None)
         if place is None:
-            return
+            return False
         last = self._members.pop()
         if last is not member:
             self._members[place] = last
             self._places[last] = place
+        return True
 
     def draw(self, random: Random) -> Member:
         """One of them; there must be one."""
@@ -92,69 +96,84 @@ class Roster:
 
 @dataclass(eq=False, slots=True)
 class Swarm:
-    """Who takes part: `size` members; those that may be told to others in all, by zone, and the complete ones.
+    """Who takes part: `size` members; those that may be told to others are in one of two rosters.
 
     `hungry`: members that know few others of it, told when more come.
     """
 
     name: str
     size: int = 0
-    listed: Roster = field(default_factory=Roster)
     complete: Roster = field(default_factory=Roster)
-    zones: dict[str, Roster] = field(default_factory=dict)
+    filling: Roster = field(default_factory=Roster)
     hungry: dict[Member, None] = field(default_factory=dict)
+    whole: tuple[int, int] = (0, 0)
+
+    def share(self, have: int, count: int) -> tuple[int, int]:
+        """What a member has. Whoever has everything shares one object: in most swarms most do."""
+        if have == count and self.whole != (have, count):
+            self.whole = (have, count)
+        return self.whole if have == count else (have, count)
 
     def list(self, member: Member) -> bool:
         """From now on others may be told of this member. Whether that is news."""
-        if is_complete(member.shares[self]):
-            self.complete.add(member)
-        else:
-            self.complete.discard(member)
-        if member.zone:
-            self.zones.setdefault(member.zone, Roster()).add(member)
-        return self.listed.add(member)
+        here, there = self.complete, self.filling
+        if not is_complete(member.shares[self]):
+            here, there = there, here
+        was_there = there.discard(member)
+        return here.add(member) and not was_there
 
     def unlist(self, member: Member) -> None:
         """Others are not told of it any more."""
-        self.listed.discard(member)
         self.complete.discard(member)
-        zone = self.zones.get(member.zone)
-        if zone is not None:
-            zone.discard(member)
-            if not zone:
-                del self.zones[member.zone]
+        self.filling.discard(member)
+
+    def __len__(self) -> int:
+        return len(self.complete) + len(self.filling)
+
+    def __iter__(self) -> Iterator[Member]:
+        return chain(self.complete, self.filling)
+
+    def draw(self, random: Random) -> Member:
+        """One of those listed; there must be one."""
+        seeds = len(self.complete)
+        return (self.complete if random.random() * len(self) < seeds else self.filling).draw(random)
 
 
-def choose(asker: Member, swarms: Sequence[Swarm], random: Random) -> list[Member]:
+def choose(asker: Member, swarms: Sequence[Swarm], zone: Roster | None, random: Random) -> list[Member]:
     """At most `PEERS_MAX` members of the swarms, in random order: up to `NEAR_MAX` of the asker's zone, up to
     `COMPLETE_MAX` that have everything, the others at random, which is what keeps the graph of neighbours connected.
 
-    Every swarm has the same weight: each layer of an image is to have neighbours.
+    Every swarm has the same weight: each layer of an image is to have neighbours. `zone` are the reachable members of
+    the asker's zone. If they are few they are looked through; of many some are met by drawing from the swarms.
     """
     chosen: dict[Member, None] = {}
-    if asker.zone:
-        _draw(chosen, [swarm.zones.get(asker.zone) for swarm in swarms], NEAR_MAX, asker, random)
-    _draw(chosen, [swarm.complete for swarm in swarms], min(len(chosen) + COMPLETE_MAX, PEERS_MAX), asker, random)
-    _draw(chosen, [swarm.listed for swarm in swarms], PEERS_MAX, asker, random)
-    peers = list(chosen)
-    random.shuffle(peers)
-    return peers
+    if zone and len(zone) <= ZONE_SCAN_MAX:
+        near = [member for member in zone if any(swarm in member.shares for swarm in swarms)]
+        _take(chosen, _shuffled(near, random), NEAR_MAX, asker)
+    elif zone:
+        drawn = _drawn(swarms, NEAR_MAX * _TRIES, random)
+        _take(chosen, (member for member in drawn if member.zone == asker.zone), NEAR_MAX, asker)
+    limit = min(len(chosen) + COMPLETE_MAX, PEERS_MAX)
+    _take(chosen, _drawn([swarm.complete for swarm in swarms], (limit - len(chosen)) * _TRIES, random), limit, asker)
+    _take(chosen, _drawn(swarms, (PEERS_MAX - len(chosen)) * _TRIES, random), PEERS_MAX, asker)
+    return list(_shuffled(list(chosen), random))
 
 
-def _draw(
-    chosen: dict[Member, None], rosters: Sequence[Roster | None], limit: int, asker: Member, random: Random
-) -> None:
-    """Add members at random until there are `limit`; fewer if too few suit."""
-    filled = [roster for roster in rosters if roster]
-    tries = (limit - len(chosen)) * _TRIES
+def _drawn(sets: Sequence[Roster] | Sequence[Swarm], tries: int, random: Random) -> Iterator[Member]:
+    """Members at random, some perhaps more than once; all of them, where that takes no more `tries`."""
+    filled = [each for each in sets if each]
     if sum(map(len, filled)) <= tries:
-        everyone = list(dict.fromkeys(member for roster in filled for member in roster))
-        random.shuffle(everyone)
-        candidates: Iterator[Member] = iter(everyone)
-    else:
-        candidates = (filled[int(random.random() * len(filled))].draw(random) for _ in range(tries))
-    for member in candidates:
-        if len(chosen) >= limit:
-            return
+        return _shuffled([member for each in filled for member in each], random)
+    return (filled[int(random.random() * len(filled))].draw(random) for _ in range(tries))
+
+
+def _shuffled(members: list[Member], random: Random) -> Iterator[Member]:
+    random.shuffle(members)
+    return iter(members)
+
+
+def _take(chosen: dict[Member, None], candidates: Iterator[Member], limit: int, asker: Member) -> None:
+    """Add those that suit until there are `limit`; fewer if too few come."""
+    while len(chosen) < limit and (member := next(candidates, None)) is not None:
         if member is not asker and (asker.from_loopback or not member.is_loopback):
             chosen[member] = None

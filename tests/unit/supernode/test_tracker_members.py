@@ -202,6 +202,26 @@ def test_near_ones_seeds_and_others() -> None:
     assert len(seen) > 800
 
 
+def test_near_ones_of_a_zone_too_large_to_look_through() -> None:
+    world = World()
+    crowd(world, range(1200), 7, zone="here")
+    crowd(world, range(1200, 2400), 7, zone="there")
+    crowd(world, range(2400, 4000), 8, zone="here")
+    near = [len({name for name in world.join(5000, 7, zone="here") if int(name, 16) < 1200}) for _ in range(50)]
+    # Half of 16 at random are near, too.
+    assert min(near) >= NEAR_MAX
+    assert 13 < sum(near) / len(near) < 19
+
+
+def test_seeds_among_thousands_of_seeds_are_as_random_as_others() -> None:
+    world = World()
+    crowd(world, range(100), 7, have=10)
+    crowd(world, range(100, 200), 7)
+    seeds = [len({name for name in world.join(900, 7) if int(name, 16) < 100}) for _ in range(200)]
+    assert min(seeds) >= COMPLETE_MAX
+    assert 12 < sum(seeds) / len(seeds) < 16  # 4 and half of the others
+
+
 def test_each_layer_gets_neighbours_however_small_its_swarm() -> None:
     world = World()
     crowd(world, range(1000), 7)
@@ -385,21 +405,23 @@ def test_state_stays_whole_whatever_happens(steps: list[tuple[int, int, int]], p
 
 
 def check(members: Members) -> None:
-    """Every swarm lists exactly its reachable members, the complete ones and each zone's likewise."""
+    """Every swarm lists exactly its reachable members, the complete ones apart; so does every zone."""
     everyone = members._members.values()
+    reachable = {member for member in everyone if member.reachable}
     swarms = {swarm for member in everyone for swarm in member.shares}
     assert set(members._swarms.values()) == swarms
     for swarm in swarms:
-        inside = [member for member in everyone if swarm in member.shares]
-        listed = {member for member in inside if member.reachable}
+        inside = {member for member in everyone if swarm in member.shares}
+        complete = {member for member in inside & reachable if 0 < member.shares[swarm][1] <= member.shares[swarm][0]}
         assert swarm.size == len(inside)
-        assert set(swarm.listed) == listed
-        assert set(swarm.complete) == {
-            member for member in listed if 0 < member.shares[swarm][1] <= member.shares[swarm][0]
-        }
-        zoned = {zone: {member for member in listed if member.zone == zone} for zone in {m.zone for m in listed}}
-        assert {zone: set(roster) for zone, roster in swarm.zones.items()} == zoned
+        assert len(swarm) == len(inside & reachable)
+        assert set(swarm) == inside & reachable
+        assert set(swarm.complete) == complete
         assert all(member in everyone for member in swarm.hungry)
+    zones = {
+        name: {member for member in reachable if member.zone == name} for name in {m.zone for m in reachable} - {""}
+    }
+    assert {name: set(roster) for name, roster in members._zones.items()} == zones
 
 
 def test_roster_draws_everyone_evenly() -> None:
