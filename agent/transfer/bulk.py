@@ -4,7 +4,7 @@ the caller locks."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from agent.transfer.backoff import BULK_PAUSE_S, DEMAND_PAUSE_S
@@ -80,20 +80,22 @@ class Bulk:
 
     def start(self, now: float, fetches: list[Fetch]) -> None:
         """Start what may start."""
-        self._unpark(now)
-        for queue in (self._ahead, self._trace):
-            self._start_queued(queue, now, fetches)
-        self._start_fill(now, fetches)
-
-    def wake_times(self, now: float) -> list[float]:
-        """When time alone may let more start."""
-        times = [self.flights.pace.ready_at, *self._fill.values()]
+        if self._parked:
+            self._unpark(now)
+        if self._ahead:
+            self._start_queued(self._ahead, now, fetches)
+        if self._trace:
+            self._start_queued(self._trace, now, fetches)
         if self._fill:
-            times += [at for node in self._fill if (at := self.flights.fill_at(node)) is not None]
-            opens_at = self.gate.opens_at(now, self._is_start_going_on(now), self.flights.busy[Kind.FILL])
-            if opens_at is not None:
-                times.append(opens_at)
-        return times
+            self._start_fill(now, fetches)
+
+    def wake_times(self, now: float) -> Iterator[float | None]:
+        """When time alone may let more start."""
+        yield self.flights.pace.ready_at
+        if self._fill:
+            yield from self._fill.values()
+            yield from map(self.flights.fill_at, self._fill)
+            yield self.gate.opens_at(now, self._is_start_going_on(now), self.flights.busy[Kind.FILL])
 
     def _unpark(self, now: float) -> None:
         layers = self.flights.layers
@@ -139,7 +141,7 @@ class Bulk:
                 self._parked.setdefault(node, []).append(entry)
 
     def _start_fill(self, now: float, fetches: list[Fetch]) -> None:
-        if not self._fill or not self.flights.has_room(now):
+        if not self.flights.has_room(now):
             return
         starting = self._is_start_going_on(now)
         for node, begins_at in list(self._fill.items()):

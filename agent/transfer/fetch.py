@@ -18,6 +18,8 @@ class Kind(Enum):
     TRACE = "trace"
     FILL = "fill"
 
+    __hash__ = object.__hash__  # Enum's own is a Python function, and counters by kind are looked up six times a miss
+
     @property
     def is_urgent(self) -> bool:
         """Whether somebody waits."""

@@ -8,7 +8,7 @@ caller locks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
 from agent.swarm.bitset import bits_of
 from agent.swarm.policy import Policy
@@ -27,6 +27,9 @@ AHEAD_CHUNKS = 4
 AHEAD_ROUND_TRIP_S = 0.002
 """Below this a chunk ahead costs more than the miss it saves: a round trip of 1 ms, and up to 1 ms until the first byte
 leaves a busy server (a guess)."""
+
+
+_NEVER = float("inf")
 
 
 class Scheduler:
@@ -55,6 +58,7 @@ class Scheduler:
         self._urgent = Urgent(self.flights, read_deadline_s)
         self._bulk = Bulk(self.flights, self._urgent, self.gate)
         self._rest = Rest()
+        self._backing_off: set[int] = set()
 
     @property
     def window(self) -> Window:
@@ -91,6 +95,7 @@ class Scheduler:
     def remove(self, node: int) -> None:
         """Forget a layer; what is in flight for it lands nowhere."""
         if self._layers.pop(node, None) is not None:
+            self._backing_off.discard(node)
             self._bulk.remove(node)
             self._urgent.remove(node)
 
@@ -170,6 +175,7 @@ class Scheduler:
         if layer is None or layer.state[chunk] == HERE:
             return Landed(None, False)
         layer.came(chunk)
+        self._backing_off.discard(node)
         if layer.is_whole:
             self._bulk.filled(node)
         return Landed(self._urgent.landed(node, chunk, answered_at), layer.is_whole)
@@ -198,6 +204,7 @@ class Scheduler:
         is_empty = none_came and (failed or fetch.any_of) and round_trip_s is None
         if (failed or is_empty) and not goes_on and (not bad or (none_came and len(failed) > 1)):
             layer.backoff.failed(now, self._random())
+            self._backing_off.add(fetch.node)
         for chunk in failed:
             if chunk in bad:
                 self._lay_down(fetch.node, chunk, now)
@@ -234,21 +241,22 @@ class Scheduler:
 
     def wake_at(self, now: float) -> float | None:
         """When `due` may say more without a new event; None: never."""
-        times = self._urgent.wake_times() + self._bulk.wake_times(now)
-        urgent = {node for node, _ in self._urgent}
-        for node, layer in self._layers.items():
-            if layer.backoff.failures and layer.absent:
-                times.append(layer.backoff.ready_at(DEMAND_PAUSE_S if node in urgent else BULK_PAUSE_S))
-        for at in (self._rest.next_at(), self._source_at(now, bool(urgent))):
-            if at is not None:
-                times.append(at)
-        return min((at for at in times if at > now), default=None)
+        best = _NEVER
+        for at in self._wake_times(now):
+            if at is not None and now < at < best:
+                best = at
+        return best if best < _NEVER else None
 
-    def _source_at(self, now: float, is_urgent: bool) -> float | None:
-        """When the policy may pick a source that it would not now."""
-        if self.flights.alone or not (is_urgent or self._bulk.has_work):
-            return None
-        return self.policy.next_at(now)
+    def _wake_times(self, now: float) -> Iterator[float | None]:
+        yield from self._urgent.wake_times()
+        yield from self._bulk.wake_times(now)
+        yield self._rest.next_at()
+        if self._backing_off:
+            urgent = {node for node, _ in self._urgent}
+            for node in self._backing_off:
+                yield self._layers[node].backoff.ready_at(DEMAND_PAUSE_S if node in urgent else BULK_PAUSE_S)
+        if not self.flights.alone and (self._urgent.has_work or self._bulk.has_work):
+            yield self.policy.next_at(now)
 
     @property
     def _is_far(self) -> bool:

@@ -72,6 +72,11 @@ class Urgent:
         want = self._wanted.pop(key, None)
         return max(0.0, answered_at - want.asked_at) if want else None
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._wanted or self._now)
+
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self._wanted or key in self._now
 
@@ -81,13 +86,18 @@ class Urgent:
 
     def start(self, now: float, fetches: list[Fetch]) -> None:
         """Start what may start."""
-        self._start_wanted(now, fetches)
-        self._start_hedges(now, fetches)
-        self._start_now(now, fetches)
+        if self._wanted:
+            self._start_wanted(now, fetches)
+        if self._hedge_at:
+            self._start_hedges(now, fetches)
+        if self._now:
+            self._start_now(now, fetches)
 
-    def wake_times(self) -> list[float]:
+    def wake_times(self) -> Iterator[float]:
         """When a reader has given up, or what it waits for is late."""
-        return [*(want.expires_at for want in self._wanted.values()), *self._hedge_at.values()]
+        for want in self._wanted.values():
+            yield want.expires_at
+        yield from self._hedge_at.values()
 
     def _start_wanted(self, now: float, fetches: list[Fetch]) -> None:
         flights = self.flights

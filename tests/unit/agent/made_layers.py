@@ -18,12 +18,16 @@ from imgdist.wire.messages import Priority
 
 
 class MadeLayer:
-    """A layer of `blocks[i]` blocks a chunk; the last chunk is metadata, chunks named in `zero` are all zeros."""
+    """A layer of `blocks[i]` blocks a chunk; the last chunk is metadata, chunks named in `zero` are all zeros. What
+    compresses well is a few bytes on the wire, what is `dense` all of them."""
 
-    def __init__(self, blocks: Sequence[int] = (4, 64, 1, 2), seed: int = 1, zero: Sequence[int] = ()) -> None:
+    def __init__(
+        self, blocks: Sequence[int] = (4, 64, 1, 2), seed: int = 1, zero: Sequence[int] = (), *, dense: bool = False
+    ) -> None:
         source = random.Random(seed)
+        words = [count * BLOCK if dense else 64 for count in blocks]  # what is repeated, in bytes
         self.chunks = [
-            bytes(count * BLOCK) if i in zero else (source.randbytes(64) * (count * BLOCK // 64))
+            bytes(count * BLOCK) if i in zero else source.randbytes(words[i]) * (count * BLOCK // words[i])
             for i, count in enumerate(blocks)
         ]
         self.index_data = make_index(self.chunks)
