@@ -23,7 +23,10 @@ class PeerChunks:
 
     def __init__(self, address: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
         self._client = ChunkClient(
-            peer_address(address), connect_timeout_s=CONNECT_TIMEOUT_S, read_timeout_s=read_timeout_s
+            peer_address(address),
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            read_timeout_s=read_timeout_s,
+            node="",  # a member, who can be sent elsewhere; a peer need not know where it is reached
         )
         self.name = str(self._client.address)
 

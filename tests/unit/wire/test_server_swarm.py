@@ -1,0 +1,314 @@
+"""What a chunk server does for a swarm: says what waits, sends members elsewhere, keeps to a rate, lets others choose,
+hands over the mesh. Over real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from imgdist.errors import NotFoundError, ProtocolError, TemporaryError
+from imgdist.wire import mesh
+from imgdist.wire import slots as slots_module
+from imgdist.wire.address import Address
+from imgdist.wire.answer import ChunkReader, Row
+from imgdist.wire.arrivals import Arrivals
+from imgdist.wire.client import ChunkClient, RedirectedError, Told
+from imgdist.wire.messages import Frame, Priority, encode_frame
+from imgdist.wire.ratelimit import RateLimit
+from imgdist.wire.responses import SWITCHING, encode_head
+from imgdist.wire.server import ChunkServer
+
+PACK, BODY = "cd" * 32, os.urandom(100_000)
+HELLO = b"GET /v1/hello HTTP/1.1\r\n\r\n"
+
+
+class Pack:
+    """A pack of 100 times the same body; `on_open` lets a test hold a slot."""
+
+    identity, count = 1, 100
+
+    def __init__(self) -> None:
+        self.arrivals = Arrivals()
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the fixture
+        self.file.write(BODY)
+        self.file.flush()
+        self.on_open: Callable[[], None] = lambda: None
+
+    def row(self, number: int) -> Row:
+        return Row(self.file.fileno(), 0, len(BODY), 0)
+
+    def open(self, name: str) -> Pack | None:
+        self.on_open()
+        return self if name == PACK else None
+
+
+class Choices:
+    """A Seeder that answers as it is told, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.chosen: Sequence[int] | Exception = (5, 3)
+        self.others: Sequence[str] = ()
+        self.calls: list[tuple[object, ...]] = []
+
+    def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> Sequence[int]:
+        self.calls.append(("choose", lacks, count, node))
+        if isinstance(self.chosen, Exception):
+            raise self.chosen
+        return self.chosen
+
+    def begun(self, name: str, reader: ChunkReader, numbers: Sequence[int], node: str | None) -> None:
+        self.calls.append(("begun", numbers, node))
+
+    def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
+        self.calls.append(("sent", numbers, node))
+
+    def receivers(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
+        return self.others
+
+
+@pytest.fixture
+def pack() -> Iterator[Pack]:
+    made = Pack()
+    yield made
+    made.file.close()
+
+
+@contextmanager
+def serving(pack: Pack, **options: object) -> Iterator[Address]:
+    listener = Address.parse("127.0.0.1:0").listen()
+    address = Address.parse(f"127.0.0.1:{listener.getsockname()[1]}")
+    server = ChunkServer(pack, [listener], **options)  # type: ignore[arg-type]
+    server.start()
+    try:
+        yield address
+    finally:
+        server.stop()
+
+
+@contextmanager
+def asking(address: Address, node: str | None = None) -> Iterator[ChunkClient]:
+    client = ChunkClient(address, read_timeout_s=10, node=node)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def fetch(client: ChunkClient, priority: Priority, numbers: Sequence[int] = (0,)) -> Told:
+    told: list[Told] = []
+    client.fetch(PACK, numbers, priority, lambda number, encoding, body: None, told.append)
+    return told[0]
+
+
+@contextmanager
+def held(pack: Pack, address: Address, priority: Priority, count: int) -> Iterator[None]:
+    """So many requests of the priority, each of eight chunks, are in slots and do not go on, within the block."""
+    release, entered = threading.Event(), threading.Semaphore(0)
+
+    def hold() -> None:
+        if not release.is_set() and threading.current_thread().name.startswith(f"chunks-{priority.value}"):
+            entered.release()
+            release.wait(20)
+
+    pack.on_open = hold
+    with asking(address) as client:
+        threads = [threading.Thread(target=fetch, args=(client, priority, range(8))) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:
+                assert entered.acquire(timeout=10)
+            yield
+        finally:
+            release.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_an_answer_tells_what_else_waits_and_what_came(pack: Pack) -> None:
+    with serving(pack) as address, asking(address) as client:
+        pack.arrivals.add(7)
+        first = fetch(client, Priority.DEMAND)
+        assert (first.queue_bytes, first.have) == (0, (7,))
+        with held(pack, address, Priority.TRACE, 2):
+            assert fetch(client, Priority.DEMAND).queue_bytes == 0
+            queue_bytes = fetch(client, Priority.FILL).queue_bytes
+            assert queue_bytes is not None
+            assert 16 * len(BODY) / 2 < queue_bytes < 16 * len(BODY) * 2  # the sizes are not known yet
+        pack.arrivals.add(9)
+        assert fetch(client, Priority.DEMAND).have == (9,)
+        assert fetch(client, Priority.DEMAND).have == ()
+
+
+def test_a_member_is_told_at_once_to_fill_elsewhere(pack: Pack) -> None:
+    with serving(pack, busy_after_s=0.05) as address, asking(address, node="") as member, asking(address) as other:
+        with held(pack, address, Priority.FILL, slots_module.SLOTS[Priority.FILL]):
+            with pytest.raises(TemporaryError, match="busy") as caught:
+                fetch(member, Priority.FILL)
+            assert caught.value.retry_after_s is not None
+            assert 0.01 <= caught.value.retry_after_s <= 1.0
+            fetch(member, Priority.DEMAND)
+            waiting = threading.Thread(target=fetch, args=(other, Priority.FILL))
+            waiting.start()  # who has nowhere else to go waits
+            waiting.join(0.1)
+            assert waiting.is_alive()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        fetch(member, Priority.FILL)
+
+
+def test_a_member_waits_for_a_queue_that_is_short(pack: Pack) -> None:
+    with serving(pack, busy_after_s=3600.0) as address, asking(address, node="") as member:
+        with held(pack, address, Priority.FILL, slots_module.SLOTS[Priority.FILL]):
+            waiting = threading.Thread(target=fetch, args=(member, Priority.FILL))
+            waiting.start()
+            waiting.join(0.1)
+            assert waiting.is_alive()
+        waiting.join(10)
+
+
+def test_a_members_demand_is_sent_to_receivers_if_there_are_any(pack: Pack) -> None:
+    seeder = Choices()
+    slots = {Priority.DEMAND: 2, Priority.TRACE: 1, Priority.FILL: 1}
+    with serving(pack, busy_after_s=0.05, seeder=seeder, slots=slots) as address:
+        with asking(address, node="10.0.0.1:7651") as member, held(pack, address, Priority.DEMAND, 2):
+            seeder.others = ("10.0.0.2:7651", "[::1]:7651")
+            with pytest.raises(RedirectedError) as caught:
+                fetch(member, Priority.DEMAND)
+            assert caught.value.addresses == ("10.0.0.2:7651", "[::1]:7651")
+            seeder.others = ()
+            waiting = threading.Thread(target=fetch, args=(member, Priority.DEMAND))
+            waiting.start()
+            waiting.join(0.1)
+            assert waiting.is_alive()
+        waiting.join(10)
+
+
+def test_the_server_chooses_and_keeps_account(pack: Pack) -> None:
+    seeder = Choices()
+    with serving(pack, seeder=seeder) as address, asking(address, node="10.0.0.1:7651") as client:
+        chosen: list[tuple[int, ...]] = []
+        got: list[int] = []
+
+        def ask(lacks: int, count: int = 2) -> None:
+            client.fetch_any(
+                PACK, lacks, count, Priority.FILL, chosen.append, lambda number, encoding, body: got.append(number)
+            )
+
+        ask(0b111111)
+        assert (chosen, got) == ([(5, 3)], [5, 3])
+        fetch(client, Priority.DEMAND, [8])
+        seeder.chosen = TemporaryError("only just now", 0.125)
+        with pytest.raises(TemporaryError, match="only just") as caught:
+            ask(1)
+        assert caught.value.retry_after_s == 0.125
+        seeder.chosen = NotFoundError("nothing of that")
+        with pytest.raises(NotFoundError, match="nothing of that"):
+            ask(1)
+        for bad, count in (((4,), 2), ((5, 3), 1), ((5, 5), 2)):
+            seeder.chosen = bad
+            with pytest.raises(ProtocolError, match="that are missing"):
+                ask(0b101000, count)
+        assert chosen == [(5, 3)]
+    node = "10.0.0.1:7651"
+    assert seeder.calls[:4] == [
+        ("choose", 0b111111, 2, node), ("sent", (5, 3), node), ("begun", (8,), node), ("sent", (8,), node),
+    ]  # fmt: skip
+
+
+def test_who_chooses_nothing_says_so(pack: Pack) -> None:
+    with serving(pack) as address, asking(address) as client, pytest.raises(NotFoundError, match="by their numbers"):
+        client.fetch_any(PACK, 1, 1, Priority.FILL, lambda numbers: None, lambda number, encoding, body: None)
+
+
+def test_the_rate_is_kept_and_demand_goes_first(pack: Pack) -> None:
+    with serving(pack, up_limit=RateLimit(2e6)) as address, asking(address) as client:
+        fetch(client, Priority.FILL, [0, 1])  # the burst
+        began = time.monotonic()
+        filling = threading.Thread(target=fetch, args=(client, Priority.FILL, range(10)))
+        filling.start()
+        fetch(client, Priority.DEMAND)
+        assert time.monotonic() - began < 0.3
+        filling.join(20)
+        took = time.monotonic() - began
+    assert took > (11 * len(BODY) - 300_000) / 2e6
+
+
+def test_threads_begin_when_they_are_needed(pack: Pack) -> None:
+    def slots() -> list[str]:
+        return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("chunks-"))
+
+    with serving(pack) as address, asking(address) as client:
+        assert slots() == ["chunks-watch"]
+        for _ in range(20):
+            fetch(client, Priority.FILL)
+        assert slots() == ["chunks-fill-0", "chunks-watch"]
+        with held(pack, address, Priority.FILL, 3):
+            assert slots() == ["chunks-fill-0", "chunks-fill-1", "chunks-fill-2", "chunks-watch"]
+    assert slots() == []
+
+
+def exchange(sock: socket.socket, request: bytes, size: int) -> bytes:
+    sock.settimeout(10)
+    sock.sendall(request)
+    got = b""
+    while len(got) < size and (data := sock.recv(65536)):
+        got += data
+    return got
+
+
+def test_hello_is_answered_and_the_connection_goes_on(pack: Pack) -> None:
+    expected = encode_head(200, 5) + b"it is"
+    with serving(pack, hello=lambda: b"it is") as address, address.connect(5) as sock:
+        assert exchange(sock, HELLO, len(expected)) == expected
+        assert exchange(sock, HELLO + HELLO, 2 * len(expected)) == expected * 2
+        request = f"GET /v1/chunks/{PACK}/1 HTTP/1.1\r\n\r\n".encode()
+        got = exchange(sock, request, 400)
+        assert got.startswith(b"HTTP/1.1 200 ")
+        while len(got.partition(b"\r\n\r\n")[2]) < 16 + len(BODY):
+            got += sock.recv(65536)
+        assert got.endswith(encode_frame(Frame(1, 0, len(BODY), len(BODY))) + BODY)
+
+
+@pytest.mark.parametrize("request_", [HELLO, mesh.upgrade_request("a:1")])
+def test_what_is_not_offered_is_not_found(pack: Pack, request_: bytes) -> None:
+    with serving(pack) as address, address.connect(5) as sock:
+        assert exchange(sock, request_, 20).startswith(b"HTTP/1.1 404 ")
+
+
+def test_the_mesh_gets_the_connection_and_what_came_of_it(pack: Pack) -> None:
+    taken: list[tuple[socket.socket, bytes]] = []
+    came = threading.Event()
+
+    def on_mesh(sock: socket.socket, leftover: bytes) -> None:
+        taken.append((sock, leftover))
+        came.set()
+
+    with serving(pack, on_mesh=on_mesh, hello=lambda: b"") as address, address.connect(5) as sock:
+        got = exchange(sock, HELLO + mesh.upgrade_request("a:1") + b"first", len(encode_head(200, 0) + SWITCHING))
+        assert got == encode_head(200, 0) + SWITCHING
+        assert came.wait(10)
+        ours, leftover = taken[0]
+        assert leftover == b"first"
+        assert ours.gettimeout() is None
+        sock.sendall(b"more")
+        assert ours.recv(100) == b"more"
+    ours.sendall(b"it outlives the server")  # which has stopped
+    ours.close()
+
+
+def test_a_mesh_that_refuses_costs_one_connection(pack: Pack) -> None:
+    def on_mesh(sock: socket.socket, leftover: bytes) -> None:
+        raise TemporaryError("enough neighbours")
+
+    with serving(pack, on_mesh=on_mesh) as address, asking(address) as client:
+        with address.connect(5) as sock:
+            assert exchange(sock, mesh.upgrade_request("a:1"), 10**6) == SWITCHING
+        fetch(client, Priority.DEMAND)
