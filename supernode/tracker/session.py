@@ -172,10 +172,9 @@ class Tracker:
         while data is not None:
             message = decode_from_agent(data)
             self._meter.tracked(type(message).__name__.lower())
-            if isinstance(message, Leave):
-                self._members.left(session.node)
-                return
             peers = await self._heed(session, message)
+            if isinstance(message, Leave):
+                return
             if isinstance(message, Join):
                 await session.send(self._welcome(session))
             if peers is not None:
@@ -192,7 +191,9 @@ class Tracker:
             raise ConnectionResetError("replaced by another connection")
         if isinstance(message, Seek):
             return self._members.seek(session.node, message.swarms, now)
-        if isinstance(message, Progress):
+        if isinstance(message, Leave):
+            self._members.left(session.node)
+        elif isinstance(message, Progress):
             self._members.progress(session.node, message.shares, now)
         elif isinstance(message, Dead):
             self._members.dead(session.node, message.nodes, now)

@@ -183,7 +183,11 @@ async def test_a_lost_connection_is_no_leave(world: World) -> None:
 async def test_the_same_node_twice_is_the_later_one(world: World) -> None:
     first, second = await world.agent(), await world.agent()
     await first.joins(1)
+    replaced = world.tracker._sessions[node(1)]
     await second.joins(1)
+    for late in (Leave(), Progress(()), Dead((node(1),))):  # read before the connection was ended
+        with pytest.raises(ConnectionResetError):
+            await world.tracker._heed(replaced, late)
     while not isinstance(heard := await first.hear(), Refused):
         assert heard is not None
     assert "node-id" in heard.reason
