@@ -177,8 +177,11 @@ def test_a_member_waits_for_a_queue_that_is_short(pack: Pack) -> None:
 def test_a_members_demand_is_sent_to_receivers_if_there_are_any(pack: Pack) -> None:
     seeder = Choices()
     slots = {Priority.DEMAND: 2, Priority.TRACE: 1, Priority.FILL: 1}
-    with serving(pack, busy_after_s=0.05, seeder=seeder, slots=slots) as address:
-        with asking(address, node="10.0.0.1:7651") as member, held(pack, address, Priority.DEMAND, 2):
+    with (
+        serving(pack, busy_after_s=0.05, seeder=seeder, slots=slots) as address,
+        asking(address, node="10.0.0.1:7651") as member,
+    ):
+        with held(pack, address, Priority.DEMAND, 2):
             seeder.others = ("10.0.0.2:7651", "[::1]:7651")
             with pytest.raises(RedirectedError) as caught:
                 fetch(member, Priority.DEMAND)
