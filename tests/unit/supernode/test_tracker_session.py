@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -147,6 +148,24 @@ async def test_the_address_is_learnt_and_nat_is_told(world: World) -> None:
     silent = await world.agent()
     welcome, peers = await silent.joins(3, address="", port=0)
     assert (welcome.address, welcome.reachable, peers) == ("", False, {node(2)})
+
+
+async def test_over_a_unix_socket_only_what_is_advertised_counts(world: World, tmp_path: Path) -> None:
+    app = web.Application()
+    app.add_routes([web.get(wire.PATH, world.tracker.connect)])
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "s")).start()
+    remote = await world.agent()
+    await remote.joins(1, address="127.0.0.1:7651")
+    await remote.until(Welcome(1, "127.0.0.1", "127.0.0.1:7651", True))
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "s"))) as http:
+        agent = Agent(await http.ws_connect("http://localhost" + wire.PATH))
+        # It runs on the tracker's machine: it may be told of loopback addresses.
+        assert await agent.joins(2, address="") == (Welcome(1, "", "", False), {node(1)})
+        await agent.say(join(2, address="10.0.0.2:7651"))
+        await agent.until(Welcome(1, "", "10.0.0.2:7651", True))
+    await runner.cleanup()
 
 
 async def test_seek_progress_dead_leave(world: World) -> None:
