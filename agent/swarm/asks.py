@@ -20,8 +20,10 @@ class Limits:
     """Fill requests in flight in all."""
     per_source: int = 2
     """And at one source: while one is sent the next one waits there."""
+    alone: int = 4
+    """Fill requests at a supernode while no neighbour serves the layer: those it takes however long its queue is."""
     bulk: int = 8
-    """Spread and fill requests in all, and of both at a supernode while no neighbour serves the layer."""
+    """Spread and fill requests in all."""
     endgame: int = 16
     """So many chunks before the end each is asked of two sources."""
     hedge_quantile: float = 0.95

@@ -221,7 +221,7 @@ class Choice:
         """Whether one more fill request may go there; more where it is the only source."""
         limits = self._limits
         if alone:
-            return neighbour.outstanding < limits.bulk and self._totals.outstanding < limits.bulk
+            return neighbour.outstanding < limits.alone and self._totals.outstanding < limits.bulk
         return neighbour.outstanding < limits.per_source and self._totals.outstanding < limits.outstanding
 
 

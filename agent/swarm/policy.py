@@ -149,13 +149,15 @@ class Policy:
             neighbour.failed(now, retry_after_s)
 
     def busy(self, source: Source, now: float, retry_after_s: float | None = None) -> None:
-        """A source says it has too much to send."""
+        """A source has too much to send: leave it alone for longer and longer, unless it is about to serve us."""
         neighbour = self._all.get(source)
-        if neighbour is not None:
-            first, most = self.limits.busy_s
-            pause = min(first * 2.0**neighbour.busy_times, most) * (0.5 + self._random())
+        if neighbour is None:
+            return
+        first, most = self.limits.busy_s
+        pause = min(first * 2.0**neighbour.busy_times, most) * (0.5 + self._random())
+        if neighbour.outstanding + neighbour.urgent <= 1:
             neighbour.busy_times = min(neighbour.busy_times + 1, 16)
-            neighbour.busy_until = now + max(pause, retry_after_s or 0.0)
+        neighbour.busy_until = now + max(pause, retry_after_s or 0.0)
 
     def lied(self, source: Source, layer: Layer, chunk: int, now: float) -> bool:
         """Bytes of a source were not the chunk's, or no protocol. True: the source is in quarantine from now on."""

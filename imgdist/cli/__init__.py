@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from imgdist import __version__
-from imgdist.cli import daemons, node, packs, throwaway
+from imgdist.cli import daemons, node, packs, simulate, throwaway
 from imgdist.errors import ImgdistError
 
 INTERRUPTED = 130
@@ -21,7 +21,7 @@ def cli() -> None:
     """Start containers before their images are there: peer-to-peer, on-demand image distribution."""
 
 
-for command in (*daemons.COMMANDS, *node.COMMANDS, *packs.COMMANDS, *throwaway.COMMANDS):
+for command in (*daemons.COMMANDS, *node.COMMANDS, *packs.COMMANDS, *simulate.COMMANDS, *throwaway.COMMANDS):
     cli.add_command(command)
 
 

@@ -173,7 +173,7 @@ def test_a_node_without_neighbours_keeps_more_requests_at_the_supernode() -> Non
     while (ask := policy.fill(LAYER, bits_of(range(1000)), 10.0)) is not None:
         policy.started(ask.source, ask.count, ask.count * CHUNK, False, 10.0)
         count += 1
-    assert count == 8
+    assert count == 4
     policy = _policy({"a": []})
     count = 0
     while (ask := policy.fill(LAYER, bits_of(range(1000)), 10.0)) is not None:

@@ -1,0 +1,386 @@
+"""The simulated swarm: discrete events over a heap, one Policy a node.
+
+Links are serialised queues at both ends: an answer leaves when those before it have left its source's uplink, and then
+passes its receiver's downlink, one answer at a time, as a whole. TCP shares links instead of queueing; the sum of what
+passes in a second is the same, and with requests of some 50 ms so is, nearly, when a request is over. It costs two
+events a request, where sharing would re-plan every flow of a link with each start and end. A run of chunks counts as
+received when its last byte is there, later than in truth, where chunks are usable one by one.
+
+What is left out: verification, disks, the processors' speed, and demand.
+"""
+
+from __future__ import annotations
+
+import gc
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from agent.swarm.asks import Ask
+from agent.swarm.bitset import bits_of
+from agent.swarm.holdings import Holding
+from agent.swarm.policy import Policy, SourceKind
+from agent.swarm.simulation.graph import neighbours
+from agent.swarm.simulation.scenario import Scenario
+from agent.swarm.simulation.seeder import Seeder
+
+_LAYER = 0
+_NEVER = float("inf")
+_LOOK_S = 0.02
+"""How soon a node that has nothing to ask for looks again: in truth each have-list that comes makes it look."""
+_REPORTS = 50
+_LATE_S = 0.2
+"""In flight for so long, a node's last chunks are asked of a second source (agent/transfer/flights.py)."""
+_SLOTS = 4
+"""Fill requests that a server takes however long they wait (imgdist/wire/server.py)."""
+_BUSY_RETRY_S = (0.01, 1.0)
+_RECENT_RETRY_S = 0.1
+"""What servers say to those they refuse (imgdist/wire/slots.py, supernode/seeding.py)."""
+_STALL_S = 0.2
+"""The kernel's least retransmission timeout (TCP_RTO_MIN)."""
+
+
+_Event = tuple[float, int, Callable[[float, Any], None], object]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of a run. Bytes are of chunk bodies, times in seconds from the start and rising; `fast_done_at`: of the
+    nodes that are not slow."""
+
+    done_at: list[float] = field(default_factory=list)
+    fast_done_at: list[float] = field(default_factory=list)
+    supernode_bytes: int = 0
+    supernode_requests: int = 0
+    supernode_busy: int = 0
+    peer_bytes: int = 0
+    peer_requests: int = 0
+    peer_busy: int = 0
+    flushes: int = 0
+    duplicate_bytes: int = 0
+    died: int = 0
+    links: int = 0
+
+
+class _Source:
+    """An uplink, with what stands behind it. A supernode has a `seeder`; `have` is what a peer's neighbours know of."""
+
+    __slots__ = ("died_at", "free_at", "have", "queue", "rate", "seeder")
+
+    def __init__(self, rate: float, seeder: Seeder | None = None) -> None:
+        self.rate = rate
+        self.free_at = 0.0
+        self.queue: deque[float] = deque()  # when each answer that was taken on will have left
+        self.have = Holding()
+        self.seeder = seeder
+        self.died_at = float("inf")
+
+
+class _Node:
+    """A downlink, and what comes over it. `lacks`: neither here nor asked for. Times infinite: nothing is planned."""
+
+    __slots__ = (
+        "flush_at",
+        "flushed_at",
+        "free_at",
+        "have",
+        "is_slow",
+        "lacks",
+        "look_at",
+        "missing",
+        "policy",
+        "rate",
+        "requests",
+        "source",
+        "unflushed",
+    )
+
+    def __init__(self, chunks: int, rate: float, is_slow: bool, source: _Source, policy: Policy) -> None:
+        self.rate = rate
+        self.is_slow = is_slow
+        self.source = source
+        self.policy = policy
+        self.free_at = 0.0
+        self.have = 0
+        self.lacks = (1 << chunks) - 1
+        self.missing = chunks
+        self.requests: set[_Request] = set()
+        self.unflushed = 0
+        self.flushed_at = float("-inf")
+        self.flush_at = float("inf")
+        self.look_at = float("inf")
+
+
+class _Request:
+    __slots__ = ("asked_at", "bits", "chunks", "node", "sent_at", "size", "source")
+
+    def __init__(self, node: _Node, source: _Source, chunks: Sequence[int], size: int, asked_at: float) -> None:
+        self.node = node
+        self.source = source
+        self.chunks = chunks
+        self.bits = bits_of(chunks)
+        self.size = size
+        self.asked_at = asked_at
+        self.sent_at = 0.0  # when its last byte has left
+
+
+class World:
+    """Runs one scenario. `watch(seconds, share)` hears some times a T* what share of all chunks has come."""
+
+    def __init__(self, scenario: Scenario, watch: Callable[[float, float], None] | None = None) -> None:
+        self._scenario = scenario
+        self._watch = watch
+        self._random = random.Random(scenario.seed)
+        self._events: list[_Event] = []
+        self._order = count()
+        self.tally = Tally()
+        goodput = (1.0 - scenario.loss) / 8
+        self._supernode = self._new_supernode()
+        self._nodes = [self._new_node(number, goodput) for number in range(scenario.nodes)]
+        self._left = scenario.nodes
+        self._mesh()
+
+    def run(self) -> Tally:
+        """Until every node that lives has everything."""
+        scenario, chance = self._scenario, self._random.random
+        least = scenario.least_time_s()
+        for node in self._nodes:
+            self._at(chance() * scenario.start_jitter_s, self._look, node)
+        for node in self._random.sample(self._nodes, round(scenario.nodes * scenario.dying_share)):
+            self._at(chance() * least, self._die, node)
+        if scenario.supernode_dies_at is not None:
+            self._at(scenario.supernode_dies_at * least, self._kill_supernode, self._supernode)
+        if self._watch is not None:
+            self._at(0.0, self._report, self._watch)
+        events, pop = self._events, heapq.heappop
+        gc.freeze()  # what stays for long is not looked through again and again
+        while self._left and events:
+            now, _, act, what = pop(events)
+            act(now, what)
+        return self.tally
+
+    def _report(self, now: float, watch: Callable[[float, float], None]) -> None:
+        scenario = self._scenario
+        watch(now, 1.0 - sum(node.missing for node in self._nodes) / (scenario.chunks * scenario.nodes))
+        self._at(now + scenario.least_time_s() / _REPORTS, self._report, watch)
+
+    # Making it.
+
+    def _new_supernode(self) -> _Source:
+        scenario = self._scenario
+        seeder = Seeder(scenario.chunks, self._random.random, scenario.super_seeding)
+        return _Source(scenario.supernode_bits * (1.0 - scenario.loss) / 8, seeder)
+
+    def _new_node(self, number: int, goodput: float) -> _Node:
+        scenario = self._scenario
+        is_slow = number < scenario.slow_nodes
+        factor = scenario.slow_factor * goodput if is_slow else goodput
+        policy = Policy(self._random.random, scenario.limits)
+        policy.join(self._supernode, SourceKind.SUPERNODE)
+        source = _Source(scenario.up_bits * factor)
+        return _Node(scenario.chunks, scenario.down_bits * factor, is_slow, source, policy)
+
+    def _mesh(self) -> None:
+        scenario = self._scenario
+        zones = [self._random.randrange(scenario.zone_count) for _ in self._nodes]
+        linked = neighbours(scenario.nodes, zones, scenario.random_neighbours, scenario.zone_neighbours, self._random)
+        self.tally.links = sum(map(len, linked))
+        for number, node in enumerate(self._nodes):
+            for other in linked[number]:
+                source = self._nodes[other].source
+                near = zones[number] == zones[other] and scenario.zone_count > 1
+                node.policy.join(source, SourceKind.PEER, near=near)
+                node.policy.opened(source, _LAYER, source.have)
+
+    # What happens.
+
+    def _look(self, now: float, node: _Node) -> None:
+        if node.look_at <= now:
+            node.look_at = float("inf")
+        self._ask(now, node)
+
+    def _ask(self, now: float, node: _Node) -> None:
+        """Start what the policy lets start; look again soon if that is nothing."""
+        policy = node.policy
+        while node.missing and node.source.died_at > now:
+            lacks, flying = node.lacks, None
+            if not lacks:
+                flying = self._late(node, now)
+                lacks = bits_of(flying)
+            ask = policy.fill(_LAYER, lacks, now, flying) if lacks else None
+            if ask is None:
+                break
+            self._send(now, node, ask)
+        if node.missing and len(node.requests) < self._scenario.limits.outstanding:
+            again = min(policy.next_at(now) or _NEVER, now + _LOOK_S)
+            if again < node.look_at:
+                node.look_at = again
+                self._at(again, self._look, node)
+
+    def _late(self, node: _Node, now: float) -> dict[int, list[_Source]]:
+        """Of a node's last chunks those that are in flight for long, and at whom."""
+        flying: dict[int, list[_Source]] = {}
+        if node.missing <= self._scenario.limits.endgame:
+            for request in node.requests:
+                for chunk in request.chunks:
+                    if not node.have >> chunk & 1:
+                        flying.setdefault(chunk, []).append(request.source)
+            for request in node.requests:
+                if request.asked_at + _LATE_S > now:
+                    for chunk in request.chunks:
+                        flying.pop(chunk, None)
+        return flying
+
+    def _send(self, now: float, node: _Node, ask: Ask) -> None:
+        """A request goes out; what becomes of it is known as soon as it reaches the source's queue."""
+        scenario, tally, source = self._scenario, self.tally, ask.source
+        assert isinstance(source, _Source)
+        there_at = now + scenario.latency_s
+        starts_at = max(there_at, source.free_at)
+        is_there = source.died_at > now
+        retry_s = self._refusal(source, there_at) if is_there else None
+        chunks: Sequence[int] = ask.chunks
+        if source.seeder is not None and is_there and retry_s is None and not chunks:
+            chunks = source.seeder.choose(ask.any_of, ask.count, there_at)
+            if not chunks:
+                retry_s = _RECENT_RETRY_S
+        size = (len(chunks) or ask.count) * scenario.chunk_bytes
+        request = _Request(node, source, chunks, size, now)
+        node.requests.add(request)
+        node.policy.started(source, len(chunks) or ask.count, size, False, now)
+        if source.seeder is None:
+            tally.peer_requests += 1
+            tally.peer_busy += retry_s is not None
+        else:
+            tally.supernode_requests += 1
+            tally.supernode_busy += retry_s is not None
+        if not is_there:
+            self._at(now + scenario.silence_s, self._failed, request)
+        elif retry_s is not None:
+            self._at(there_at + scenario.latency_s, self._refused, (request, retry_s))
+        else:
+            node.lacks ^= node.lacks & request.bits
+            source.free_at = request.sent_at = starts_at + size / source.rate
+            source.queue.append(request.sent_at)
+            stall = _STALL_S if scenario.loss and self._random.random() < scenario.loss else 0.0
+            self._at(starts_at + scenario.latency_s + stall, self._head, request)
+
+    def _refusal(self, source: _Source, now: float) -> float | None:
+        """When a busy source wants to be asked again, as imgdist/wire/slots.py says it; None: it takes the request."""
+        queue = source.queue
+        while queue and queue[0] <= now:
+            queue.popleft()
+        excess = source.free_at - now - self._scenario.busy_after_s
+        if len(queue) < _SLOTS or excess <= 0.0:
+            return None
+        return min(max(excess, _BUSY_RETRY_S[0]), _BUSY_RETRY_S[1])
+
+    def _refused(self, now: float, refusal: tuple[_Request, float]) -> None:
+        request, retry_s = refusal
+        node, source = request.node, request.source
+        node.requests.discard(request)
+        node.policy.busy(source, now, retry_s)
+        node.policy.ended(source, request.size, False, now)
+        self._ask(now, node)
+
+    def _head(self, now: float, request: _Request) -> None:
+        """The first byte of an answer: from here on it queues for the downlink."""
+        node, source = request.node, request.source
+        queue = int((source.free_at - request.sent_at) * source.rate)
+        node.policy.answered(source, now - request.asked_at, queue, now, urgent=False)
+        node.free_at = max(now, node.free_at) + request.size / node.rate
+        self._at(max(node.free_at, request.sent_at + self._scenario.latency_s), self._came, request)
+
+    def _came(self, now: float, request: _Request) -> None:
+        """An answer's last byte."""
+        node, source, size = request.node, request.source, request.size
+        if source.died_at < request.sent_at:
+            self._at(max(now, source.died_at + self._scenario.silence_s), self._failed, request)
+            return
+        node.requests.discard(request)
+        twice = node.have & request.bits
+        number = len(request.chunks) - (twice.bit_count() if twice else 0)
+        node.have |= request.bits
+        node.missing -= number
+        node.policy.came(source, size, now, len(request.chunks))
+        node.policy.ended(source, size, False, now)
+        if source.seeder is not None:
+            self.tally.supernode_bytes += size
+        else:
+            self.tally.peer_bytes += size
+        self.tally.duplicate_bytes += size - number * self._scenario.chunk_bytes
+        node.unflushed += number
+        self._tell(now, node)
+        if node.missing:
+            self._ask(now, node)
+        elif number:
+            self.tally.done_at.append(now)
+            if not node.is_slow:
+                self.tally.fast_done_at.append(now)
+            self._left -= 1
+
+    def _failed(self, now: float, request: _Request) -> None:
+        """Nothing came for long, or its source was given up."""
+        node, source = request.node, request.source
+        if request not in node.requests:
+            return
+        node.requests.remove(request)
+        node.policy.failed(source, now)
+        node.policy.ended(source, request.size, False, now)
+        node.lacks |= request.bits ^ (request.bits & node.have)
+        if source.seeder is None:
+            node.policy.leave(source)
+        self._ask(now, node)
+
+    # Have-lists, as agent/swarm/news.py tells them.
+
+    def _tell(self, now: float, node: _Node) -> None:
+        scenario = self._scenario
+        is_much = node.unflushed >= scenario.flush_chunks or not node.missing
+        wait = node.flushed_at + (scenario.flush_least_s if is_much else scenario.flush_s) - now
+        if wait <= 0.0:
+            self._flush(now, node)
+        elif now + wait < node.flush_at:
+            node.flush_at = now + wait
+            self._at(now + wait, self._flush_due, node)
+
+    def _flush_due(self, now: float, node: _Node) -> None:
+        if node.flush_at <= now:
+            node.flush_at = float("inf")
+            if node.unflushed:
+                self._flush(now, node)
+
+    def _flush(self, now: float, node: _Node) -> None:
+        node.source.have.bits = node.have
+        node.unflushed = 0
+        node.flushed_at = now
+        self.tally.flushes += 1
+
+    # Deaths.
+
+    def _die(self, now: float, node: _Node) -> None:
+        """A node vanishes."""
+        node.source.died_at = now
+        if node.missing:
+            self._left -= 1
+        self.tally.died += 1
+
+    def _kill_supernode(self, now: float, supernode: _Source) -> None:
+        supernode.died_at = now
+        self._at(now + self._scenario.replaced_after_s, self._replace_supernode, supernode)
+
+    def _replace_supernode(self, now: float, old: _Source) -> None:
+        new = self._new_supernode()
+        for node in self._nodes:
+            for request in [request for request in node.requests if request.source is old]:
+                self._failed(now, request)
+            node.policy.leave(old)
+            node.policy.join(new, SourceKind.SUPERNODE, now=now)
+            self._ask(now, node)
+
+    def _at(self, time: float, act: Callable[[float, Any], None], what: object) -> None:
+        heapq.heappush(self._events, (time, next(self._order), act, what))
