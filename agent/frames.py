@@ -1,8 +1,9 @@
 """The encoded bodies of a layer's verified chunks, as they came: what peers are sent without being compressed again.
 
-File layout, little-endian: [0:8] magic, [8:12] u32 version, [12:16] u32 clean flag, [16:52] boot id (ASCII); from byte
-4096 on records `<IBxxxIQ` (number, encoding, length, XXH3-64 of the body), each followed by its body. The file is a
-cache: what is not there is sent raw from the image.
+File layout, little-endian: [0:8] magic, [8:12] u32 version, [12:16] u32 clean flag, [16:52] boot id (ASCII), and if
+clean [56:64] u64 end of the records, [64:72] u64 XXH3-64 of what follows them; from byte 4096 on records `<IBxxxIQ`
+(number, encoding, length, XXH3-64 of the body), each followed by its body; if clean, then the rows as they were in
+memory (u64 a chunk), so that a start need not read the records. The file is a cache: what is not there is sent raw.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CHUNKS_MAX = 1 << 22
 
 _MAGIC = b"IMGDFRMS"
 _VERSION = 1
-_HEADER = struct.Struct("<8sII36s")
+_HEADER = struct.Struct("<8sII36s4xQQ")
 _RECORD = struct.Struct("<IBxxxIQ")
 _NOBODY = "0" * 36  # no boot's id
 
@@ -54,10 +55,12 @@ class Frames:
         self._off = self._begun = False
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         weakref.finalize(self, os.close, self.fd)
-        magic, version, clean, boot = _HEADER.unpack(os.pread(self.fd, _HEADER.size, 0).ljust(_HEADER.size, b"\0"))
+        header = os.pread(self.fd, _HEADER.size, 0).ljust(_HEADER.size, b"\0")
+        magic, version, clean, boot, end, digest = _HEADER.unpack(header)
         ours = boot == self._boot_id.encode("ascii")
         if (magic, version) == (_MAGIC, _VERSION) and (ours or clean):
-            self._scan()
+            if not (clean and self._load_rows(end, digest)):
+                self._scan(end if clean else os.fstat(self.fd).st_size)
             self._begun = ours and not clean
         elif os.fstat(self.fd).st_size:
             os.ftruncate(self.fd, 0)
@@ -107,8 +110,10 @@ class Frames:
             if not clean or not self._begun:
                 return
             try:
+                rows = self._rows.tobytes()
+                self._write([rows], self._end)
                 os.fdatasync(self.fd)
-                self._write_header(self._boot_id, clean=True)
+                self._write_header(self._boot_id, self._end, xxh3_64_intdigest(rows))
                 os.fdatasync(self.fd)
             except OSError as error:
                 _log.warning("%s cannot be synced, a reboot will empty it: %s", self._path, error)
@@ -125,12 +130,14 @@ class Frames:
     def _begin(self) -> None:
         """On disk before the first new record can get there: a power cut must not find `clean` over torn bytes."""
         if not self._begun:
-            self._write_header(self._boot_id, clean=False)
+            self._write_header(self._boot_id)
+            os.ftruncate(self.fd, self._end)  # no rows behind the records any more
             os.fdatasync(self.fd)
             self._begun = True
 
-    def _write_header(self, boot_id: str, *, clean: bool) -> None:
-        os.pwrite(self.fd, _HEADER.pack(_MAGIC, _VERSION, clean, boot_id.encode("ascii")), 0)
+    def _write_header(self, boot_id: str, end: int = 0, digest: int = 0) -> None:
+        """Clean, if the end of the records is given."""
+        os.pwrite(self.fd, _HEADER.pack(_MAGIC, _VERSION, end > 0, boot_id.encode("ascii"), end, digest), 0)
 
     def _write(self, parts: list[bytes | memoryview], offset: int) -> None:
         left = sum(map(len, parts))
@@ -150,7 +157,7 @@ class Frames:
 
     def _forsake(self) -> None:
         try:
-            self._write_header(_NOBODY, clean=False)
+            self._write_header(_NOBODY)
         except OSError as error:
             _log.error("%s is not trustworthy and cannot be marked so: %s", self._path, error)
             self._path.unlink(missing_ok=True)
@@ -160,9 +167,21 @@ class Frames:
             self._rows.extend([0] * (number + 1 - len(self._rows)))
         self._rows[number] = offset | length << _LENGTH_AT | encoding << _ENCODING_AT
 
-    def _scan(self) -> None:
+    def _load_rows(self, end: int, digest: int) -> bool:
+        """Take the rows as a clean stop left them; False if they are not there."""
+        size = os.fstat(self.fd).st_size - end
+        if end < HEADER_SIZE or not 0 <= size <= CHUNKS_MAX * self._rows.itemsize or size % self._rows.itemsize:
+            return False
+        rows = os.pread(self.fd, size, end)
+        if xxh3_64_intdigest(rows) != digest:
+            return False
+        self._rows.frombytes(rows)
+        self._end = end
+        return True
+
+    def _scan(self, end: int) -> None:
         """Read the records' heads. What was being written when the process died is cut off."""
-        size = os.fstat(self.fd).st_size
+        size = min(end, os.fstat(self.fd).st_size)
         while (record := self._record_at(self._end, size)) is not None:
             number, encoding, length, digest = record
             body_at = self._end + _RECORD.size
@@ -171,8 +190,7 @@ class Frames:
             if self.find(number) is None:
                 self._note(number, body_at, length, encoding)
             self._end = body_at + length
-        if self._end < size:
-            os.ftruncate(self.fd, self._end)
+        os.ftruncate(self.fd, self._end)
 
     def _record_at(self, offset: int, size: int) -> tuple[int, int, int, int] | None:
         """(number, encoding, length, hash) of the record there; None where no whole record is."""

@@ -121,6 +121,30 @@ def test_an_orderly_stop_outlives_a_boot_until_something_new_comes(frames: Frame
     check(Frames(path, "third" * 7 + "t"))
 
 
+def test_after_an_orderly_stop_the_records_are_not_read(
+    frames: Frames, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames.close(clean=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Frames, "_scan", lambda self, end: pytest.fail("read the records"))
+        successor = Frames(path, BOOT)
+    check(successor, 2, 7)
+    assert successor.size_bytes == frames.size_bytes
+    successor.append(3, 1, b"three")
+    next_one = Frames(path, BOOT)
+    assert body_of(next_one, 3) == (1, b"three")
+    assert next_one.size_bytes == path.stat().st_size == frames.size_bytes + RECORD + 5
+
+
+@pytest.mark.parametrize("cut", [1, 8, 64, 100])
+def test_damaged_rows_are_made_anew_from_the_records(frames: Frames, path: Path, cut: int) -> None:
+    frames.close(clean=True)
+    os.truncate(path, path.stat().st_size - cut)
+    found = Frames(path, OTHER_BOOT)
+    check(found, *([2, 7] if cut < 100 else [7]))
+    assert found.size_bytes == path.stat().st_size
+
+
 def test_a_stop_in_a_hurry_does_not(frames: Frames, path: Path) -> None:
     frames.close(clean=False)
     check(Frames(path, OTHER_BOOT))
