@@ -18,6 +18,7 @@ from functools import partial
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.swarm.policy import Limits, Policy, SourceKind, SourceRow
 from agent.transfer.crew import Crew
@@ -132,6 +133,31 @@ class Transfers:
             self._scheduler.copyable(node, copies)
             if is_whole:
                 self._bulk.start(partial(self._complete, job))
+
+    def add_early(self, store: EarlyStore) -> None:
+        """Begin to take the chunks of a layer that has no seal yet, as fill: `grow` says which. Nobody reads it, and it
+        is never complete; `remove` ends that."""
+        with self._lock:
+            self._jobs[store.node] = Job(store, store.node, store.name)
+            self._scheduler.add(store.node, store.index, (), sealed=False)
+            self._scheduler.fill(store.node, self._clock())
+
+    def grow(
+        self, store: EarlyStore, wanted: Sequence[int], copies: Iterable[tuple[int, LayerStore, int]] = ()
+    ) -> None:
+        """More chunks of a layer without a seal are known; `wanted` are those to be fetched, of which `copies` (as
+        `twins` says it) are on this disk."""
+        copies = list(copies)
+        present = [chunk for chunk, other, other_chunk in copies if _is_present(other, other_chunk)]
+        with self._lock:
+            job = self._jobs.get(store.node)
+            if job is None:
+                return
+            for chunk, other, other_chunk in copies:
+                job.add_twin(chunk, other, other_chunk)
+            self._scheduler.grow(store.node, wanted, store.index.chunk_count)
+            self._scheduler.copyable(store.node, present)
+            self._pump()
 
     def remove(self, node: int) -> None:
         """Stop serving a layer; returns when nothing of it is in flight any more (at most a few time-outs)."""
@@ -249,6 +275,13 @@ class Transfers:
             self._policy.got(peer, node, chunks)
             self._pump()
 
+    def got_all(self, news: Iterable[tuple[ChunkSource, int, Iterable[int]]]) -> None:
+        """As `got`, of several agents or layers: what may start now is looked at once."""
+        with self._lock:
+            for peer, node, chunks in news:
+                self._policy.got(peer, node, chunks)
+            self._pump()
+
     def closed(self, peer: ChunkSource, node: int) -> None:
         """An agent serves a layer no longer."""
         with self._lock:
@@ -295,11 +328,13 @@ class Transfers:
                 self._changed.notify_all()
 
     def _complete(self, job: Job) -> None:
+        store = job.store
+        assert isinstance(store, LayerStore)  # without a seal none is whole
         try:
-            with job.store.use() as usable:
+            with store.use() as usable:
                 if not usable:
                     return
-                job.store.complete()
+                store.complete()
         except OSError as error:
             _log.error("pack %s is whole, but cannot be made durable: %s", job.name, error)
             return
@@ -307,15 +342,15 @@ class Transfers:
             return
         except ImgdistError as error:
             _log.error("pack %s is whole no more and is filled again: %s", job.name, error)
-            self._fill_again(job)
+            self._fill_again(job, store)
             return
         job.twins.clear()
         with self._lock:
             self._changed.notify_all()
-        self._on_layer_complete(job.store)
+        self._on_layer_complete(store)
 
-    def _fill_again(self, job: Job) -> None:
-        missing = job.store.missing_chunks()
+    def _fill_again(self, job: Job, store: LayerStore) -> None:
+        missing = store.missing_chunks()
         with self._lock:
             if self._jobs.get(job.node) is job:
                 self._find_lost(job, missing)

@@ -49,10 +49,11 @@ class Exchange:
     def opened(self, source: Any, node: int, have: int) -> None:
         self.peers[source.name][node] = have
 
-    def got(self, source: Any, node: int, chunks: Iterable[int]) -> None:
-        self.calls.append(("got", node, tuple(chunks)))
-        for chunk in chunks:
-            self.peers[source.name][node] |= 1 << chunk
+    def got_all(self, news: Iterable[tuple[Any, int, Iterable[int]]]) -> None:
+        for source, node, chunks in news:
+            self.calls.append(("got", node, tuple(chunks)))
+            for chunk in chunks:
+                self.peers[source.name][node] |= 1 << chunk
 
     def closed(self, source: Any, node: int) -> None:
         self.peers[source.name].pop(node, None)
