@@ -19,6 +19,8 @@ _DEAD = 3
 """Failures in a row after which a source counts for nothing where a quarantined one could be asked (a guess)."""
 _SEGMENT = 4
 """Runs among which a supernode chooses one (a guess)."""
+_MANY = 4
+"""Neighbours enough to keep the supernode busy without a node's second request (a guess)."""
 _TRIED = 6
 """Neighbours that are compared: of two the better is nearly as good as of all (Mitzenmacher, 2001)."""
 _QUEUE_S = 0.05
@@ -95,7 +97,7 @@ class Choice:
     def _rarest(self, table: Table | None, layer: Hashable, fresh: int, now: float) -> Ask | None:
         """What nobody near has from a supernode, else the rarest of what the least busy useful peer has."""
         supernode = self._supernode(now)
-        if supernode is not None and not self._has_room(supernode, alone=table is None):
+        if supernode is not None and not self._has_supernode_room(supernode, table):
             supernode = None
         if table is None:
             return self._any(supernode, layer, fresh, now)
@@ -217,12 +219,18 @@ class Choice:
         able = [n for n in self._supernodes if n.resting_until <= now and n.conviction.until <= now]
         return min(able, key=lambda n: n.wait_s(now), default=None)
 
-    def _has_room(self, neighbour: Neighbour, alone: bool = False) -> bool:
-        """Whether one more fill request may go there; more where it is the only source."""
+    def _has_room(self, neighbour: Neighbour) -> bool:
+        """Whether one more fill request may go there."""
         limits = self._limits
-        if alone:
-            return neighbour.outstanding < limits.alone and self._totals.outstanding < limits.bulk
         return neighbour.outstanding < limits.per_source and self._totals.outstanding < limits.outstanding
+
+    def _has_supernode_room(self, supernode: Neighbour, table: Table | None) -> bool:
+        """Many at once where it is the only source; among many nodes one, for the others are to get something, too
+        [simulated, 300 nodes: T/T* 1.155 with two, 1.138 with one]."""
+        limits = self._limits
+        if table is None:
+            return supernode.outstanding < limits.alone and self._totals.outstanding < limits.bulk
+        return self._has_room(supernode) and not (supernode.outstanding and len(table.pairs) >= _MANY)
 
 
 def _parts(chunks: Sequence[int], size: int) -> list[Sequence[int]]:

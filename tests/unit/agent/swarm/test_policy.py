@@ -174,12 +174,16 @@ def test_a_node_without_neighbours_keeps_more_requests_at_the_supernode() -> Non
         policy.started(ask.source, ask.count, ask.count * CHUNK, False, 10.0)
         count += 1
     assert count == 4
-    policy = _policy({"a": []})
+
+
+@pytest.mark.parametrize(("neighbours", "most"), [("a", 2), ("abcdef", 1)])
+def test_among_neighbours_a_node_leaves_the_supernode_to_others(neighbours: str, most: int) -> None:
+    policy = _policy({name: [] for name in neighbours})
     count = 0
     while (ask := policy.fill(LAYER, bits_of(range(1000)), 10.0)) is not None:
         policy.started(ask.source, ask.count, ask.count * CHUNK, False, 10.0)
         count += 1
-    assert count == 2
+    assert count == most
 
 
 @pytest.mark.parametrize(("bytes_per_s", "chunks"), [(25e6 / 8, 1), (1e9 / 8, 8)])
