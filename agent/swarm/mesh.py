@@ -24,6 +24,7 @@ from agent.swarm.identity import Identity
 from agent.swarm.members import Members
 from agent.swarm.news import News
 from agent.swarm.pruning import leaving
+from agent.swarm.quarantine import LIES_MAX
 from agent.swarm.talk import Exchange, Talk
 from agent.transfer.sources import ChunkSource
 from imgdist.wire import mesh as wire
@@ -38,6 +39,8 @@ SILENT_S = 30.0
 LOOK_S = 1.0
 PRUNE_S = 30.0
 """How often a useless neighbour is looked for; one that is newer may become useful yet."""
+JUDGE_S = 5.0
+"""How often it is looked for those who lie."""
 SEEK_S = (15.0, 240.0)
 """Between questions for more members while there are too few: first, at most; doubling. New ones are told anyway."""
 REDIAL_S = (0.1, 1.0)
@@ -77,6 +80,7 @@ class Mesh:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._me = me
+        self._exchange = exchange
         self._tracker = tracker
         self._limit = limit
         self._clock = clock
@@ -87,7 +91,8 @@ class Mesh:
         self._company = Company(me, exchange, make_source, self._talk)
         self._doors = Doors(self._connection, self._unanswered, clock)
         self._news = News(self._talk.arrived)
-        self._prune_at, self._seek_at, self._seek_s = clock() + PRUNE_S, 0.0, SEEK_S[0]
+        self._prune_at, self._judge_at = clock() + PRUNE_S, clock() + JUDGE_S
+        self._seek_at, self._seek_s = 0.0, SEEK_S[0]
         self._wake = asyncio.Event()
 
     # What threads call.
@@ -253,6 +258,9 @@ class Mesh:
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
             self._prune(now)
+        if now >= self._judge_at:
+            self._judge_at = now + JUDGE_S
+            self._judge(now)
         self._dial(now)
 
     def _prune(self, now: float) -> None:
@@ -264,6 +272,15 @@ class Mesh:
             _log.debug("mesh: %s (%s) makes room for others", partner.hello.name, partner.hello.node)
             self._members.parted(partner.hello.node, now)
             self._company.leave(partner)
+
+    def _judge(self, now: float) -> None:
+        """Who sent wrong bytes for several chunks is left: what it says to have cannot be believed either."""
+        lies = {row.source: row.lies for row in self._exchange.sources_rows() if row.state == "quarantined"}
+        for partner in self._company:
+            if partner.address and lies.get(partner.address, 0) >= LIES_MAX:
+                _log.warning("mesh: %s (%s) sends wrong bytes: left", partner.hello.name, partner.address)
+                self._members.ban(partner.hello.node, now)
+                self._company.leave(partner)
 
     def _dial(self, now: float) -> None:
         dialing, lacks = self._doors.dialing, self._talk.lacks

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from agent.swarm.bitset import bits_of
 from agent.swarm.connection import Connection
+from agent.swarm.neighbours import SourceRow
 from agent.swarm.pruning import Use
 from agent.swarm.swarms import Heard, Own, OwnSwarms, Theirs
 from agent.transfer.sources import ChunkSource
@@ -40,6 +41,9 @@ class Exchange(Protocol):
 
     def closed(self, source: ChunkSource, node: int) -> None:
         """It serves the layer no more."""
+
+    def sources_rows(self) -> Sequence[SourceRow]:
+        """What is known of each source, by its name."""
 
 
 @dataclass(slots=True, eq=False)

@@ -38,6 +38,7 @@ class Exchange:
         self.peers: dict[str, dict[int, int]] = {}
         self.near: dict[str, bool] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.rows: list[Any] = []
 
     def join(self, source: Any, *, near: bool = False) -> None:
         assert source.name not in self.peers
@@ -54,6 +55,9 @@ class Exchange:
             self.calls.append(("got", node, tuple(chunks)))
             for chunk in chunks:
                 self.peers[source.name][node] |= 1 << chunk
+
+    def sources_rows(self) -> list[Any]:
+        return self.rows
 
     def closed(self, source: Any, node: int) -> None:
         self.peers[source.name].pop(node, None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 from mesh_rig import Rig, name, node_id, pack, rig, until
 
+from agent.swarm import connection
 from imgdist.wire import mesh as wire
 from imgdist.wire.mesh import Bye, Close, Have, Hello, Open, Peers, Sealed
 from imgdist.wire.tracker import Peer
@@ -127,8 +129,8 @@ async def test_one_that_dies_is_left_and_reported(world: Rig) -> None:
     one, two = world.node(1), world.node(2)
     one.mesh.learn([two.peer])
     await until(lambda: one.neighbours == {"n2"})
-    for connection in [partner.connection for partner in two.mesh._company]:
-        connection.abort()  # as the kernel does for a killed process
+    for partner in two.mesh._company:
+        partner.connection.abort()  # as the kernel does for a killed process
     two.listener.close()
     await until(lambda: one.tracker.gone == [two.me.node])
     assert one.exchange.peers == {}
@@ -289,3 +291,42 @@ async def test_an_address_belongs_to_the_one_that_told_it_last(world: Rig) -> No
     await world.stranger(one, number=3, address="127.0.0.1:9")
     await until(lambda: {row["name"]: row["address"] for row in one.mesh.rows()} == {"s2": None, "s3": "127.0.0.1:9"})
     assert list(one.exchange.peers) == ["127.0.0.1:9"]
+
+
+async def test_one_that_sends_wrong_bytes_is_left(world: Rig) -> None:
+    now = [0.0]
+    one, liar, other = world.node(1, clock=lambda: now[0]), world.node(2), world.node(3)
+    one.mesh.learn([liar.peer, other.peer])
+    await until(lambda: one.neighbours == {"n2", "n3"})
+    one.exchange.rows = [
+        SimpleNamespace(source=liar.address, state="quarantined", lies=3),
+        SimpleNamespace(source=other.address, state="quarantined", lies=1),
+    ]
+    now[0] = 6.0
+    one.mesh._wake.set()
+    await until(lambda: one.neighbours == {"n3"})
+    one.mesh.learn([liar.peer])
+    liar.mesh.learn([one.peer])
+    await until(lambda: len(liar.mesh._members) and not liar.mesh._doors.dialing)
+    assert one.neighbours == {"n3"}
+
+
+async def test_who_does_not_read_is_told_later_or_left(world: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = world.node(1)
+    one.mesh.open(5, name(7), pack(7), 99, 0)
+    stranger = await world.stranger(one, number=2)
+    stranger.say(Open(1, name(7), pack(7), 99, b""))
+    await until(lambda: [row["swarms"] for row in one.mesh.rows()] == [1])
+    (partner,) = one.mesh._company
+    partner.connection.pause_writing()
+    for chunk in range(50):
+        one.mesh.here(5, chunk)
+        await asyncio.sleep(0)
+    await until(lambda: one.mesh.shares()[0].have == 50)
+    partner.connection.resume_writing()
+    assert list((await stranger.hear(Have)).chunks) == list(range(50)), "in one message"
+
+    monkeypatch.setattr(connection, "_UNREAD_MAX", -1)
+    partner.connection.pause_writing()
+    partner.send(Peers())
+    assert await stranger.ended()
