@@ -18,6 +18,7 @@ REQUEST_S = 10.0
 """How long an answer may take beyond what its bytes need at the lowest rate; as long as a client waits in silence."""
 RATE_LEAST = 64 * 1024
 """Bytes per second below which a reader is given up (a guess: a node below it starts nothing)."""
+_LAST, _MORE = int(socket.MSG_NOSIGNAL), int(socket.MSG_NOSIGNAL | socket.MSG_MORE)
 
 
 class Row(NamedTuple):
@@ -100,9 +101,9 @@ class Answer:
             number, (self._fd, self._offset, self._left, encoding) = self._rows.popleft()
             raw_size = self._left if encoding == 0 else 0
             self._head += encode_frame(Frame(number, encoding, self._left, raw_size))
-        more = socket.MSG_MORE if self._left else 0
+        flags = _MORE if self._left else _LAST
         while self._head:
-            self._head = self._head[sock.send(self._head, more | socket.MSG_NOSIGNAL) :]
+            self._head = self._head[sock.send(self._head, flags) :]
         if not self._left:
             return 0
         count = self._left if most is None else min(self._left, most)

@@ -1,7 +1,7 @@
 """Serves chunk bodies: threads, `sendfile`, demand before fill.
 
 One thread, the watcher, accepts and watches connections, and never touches a disk. Whole requests for chunks go to
-slots (imgdist/wire/slots.py); what is not about chunks is answered at once.
+slots (imgdist/wire/slots.py), where they are answered (imgdist/wire/serving.py); other requests are answered at once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from imgdist.wire.messages import Priority
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.requests import HelloRequest, MeshRequest
 from imgdist.wire.responses import SWITCHING, encode_head
+from imgdist.wire.serving import ChunkShelf, Seeder, Serving
 from imgdist.wire.session import Session, set_timeouts
-from imgdist.wire.slots import SLOTS, ChunkShelf, Seeder, Serving, Slots
+from imgdist.wire.slots import SLOTS, Slots
 
 _log = logging.getLogger("imgdist.wire")
 
@@ -71,7 +72,8 @@ class ChunkServer:
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
         self._stopping = False
-        self._slots = Slots(Serving(shelf, slots, on_sent, up_limit, busy_after_s, seeder), self)
+        self._serving = Serving(shelf, on_sent, up_limit, seeder)
+        self._slots = Slots(self._serving, self, slots, busy_after_s)
         self._watcher = threading.Thread(target=self._watch, name="chunks-watch", daemon=True)
 
     def start(self) -> None:
@@ -136,7 +138,7 @@ class ChunkServer:
         with self._lock:
             if self._sessions.get(session.fd) is session:
                 del self._sessions[session.fd]
-        self._slots.release(session)
+        self._serving.release(session)
         session.socket.close()
 
     # The watcher.

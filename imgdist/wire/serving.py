@@ -1,0 +1,161 @@
+"""Answering one request: choose and look up its chunks, send them piece by piece, keep account.
+
+Between two pieces of a chunk a fill stands back for demand and trace requests (imgdist/wire/precedence.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.wire.answer import Answer, ChunkReader
+from imgdist.wire.load import Load
+from imgdist.wire.messages import Priority
+from imgdist.wire.precedence import Precedence
+from imgdist.wire.ratelimit import PIECE, RateLimit
+from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest
+from imgdist.wire.session import TURN_S, Session
+
+
+class ChunkShelf(Protocol):
+    """What a server serves from. Called by several threads at once."""
+
+    def open(self, name: str) -> ChunkReader | None:
+        """The reader of a pack id or in-progress name, or None."""
+
+
+class Seeder(Protocol):
+    """Chooses what goes out, and knows who got what. Called by several threads at once; `node` as in ChunkRequest."""
+
+    def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> Sequence[int]:
+        """Up to `count` chunks of the set `lacks`. Raises NotFoundError if none is there, TemporaryError with a time to
+        retry if others are about to have them."""
+
+    def begun(self, name: str, reader: ChunkReader, numbers: Sequence[int], node: str | None) -> None:
+        """These chunks, asked for by their numbers, are about to be sent."""
+
+    def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
+        """These chunks went out whole."""
+
+    def receivers(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
+        """Who else got all of these lately. Never waits."""
+
+
+class Serving:
+    """What is served, and how (see ChunkServer). Called by the slots' threads, each with another session."""
+
+    def __init__(
+        self,
+        shelf: ChunkShelf,
+        on_sent: Callable[[Priority, int], None] | None = None,
+        up_limit: RateLimit | None = None,
+        seeder: Seeder | None = None,
+    ) -> None:
+        self.seeder = seeder
+        self.load = Load()
+        self.precedence = Precedence()
+        self.is_stopping = False
+        """Then answers are gone on with until their time is up: nobody is left to park them at."""
+        self._shelf = shelf
+        self._on_sent = on_sent
+        self._up_limit = up_limit
+
+    def answer(self, session: Session, request: BodyRequest) -> bool:
+        """Begin the answer or go on with it, for a turn: it is over unless `session.answer` is set afterwards.
+
+        False if the connection cannot go on. Raises OSError and ImgdistError if only this session is broken.
+        """
+        if session.answer is None:
+            try:
+                session.answer = self._begin(session, request)
+            except NotFoundError as error:
+                self.release(session)
+                return session.refuse(404, str(error)) and request.keep_alive
+            except TemporaryError as error:
+                self.release(session)
+                return session.refuse(503, str(error), error.retry_after_s) and request.keep_alive
+            session.suit(request.priority)
+        answer = session.answer
+        while not self._send(session, answer):
+            if time.monotonic() > answer.deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "the reader is too slow")
+            if not self.is_stopping:  # then no watcher is left
+                return True
+        if self.seeder is not None:
+            self.seeder.sent(request.name, answer.numbers, request.node)
+        self.release(session)
+        return request.keep_alive
+
+    def release(self, session: Session) -> None:
+        """A session's answer is over, one way or the other."""
+        session.answer = None
+        if session.ticket is not None:
+            self.load.done(session.ticket)
+            session.ticket = None
+
+    def _begin(self, session: Session, request: BodyRequest) -> Answer:
+        """Raises NotFoundError, TemporaryError."""
+        reader, seeder = self._shelf.open(request.name), self.seeder
+        if reader is None:
+            raise NotFoundError(f"pack {request.name} is not here")
+        if isinstance(request, AnyRequest):
+            if seeder is None:
+                raise NotFoundError("no chunks are chosen here; ask for some by their numbers")
+            numbers = seeder.choose(request.name, reader, request.lacks, request.count, request.node)
+        else:
+            numbers = request.numbers
+        answer = Answer(request, numbers, reader, time.monotonic())
+        if seeder is not None and isinstance(request, ChunkRequest):
+            seeder.begun(request.name, reader, numbers, request.node)
+        assert session.ticket is not None
+        queue_bytes = self.load.ahead_bytes(request.priority) - session.ticket.left_bytes
+        self.load.settle(session.ticket, answer.size_bytes, len(numbers))
+        answer.open(max(0, queue_bytes), session.news(request.name, reader.arrivals))
+        return answer
+
+    def _send(self, session: Session, answer: Answer) -> bool:
+        """Send what the reader has room for, for a turn. True when the kernel has all of it."""
+        turn_ends = time.monotonic() + TURN_S
+        priority = answer.request.priority
+        outstanding = session.outstanding if priority is Priority.FILL else None
+        while not answer.is_sent:
+            if outstanding is not None and answer.is_between_chunks:
+                outstanding.tune(calm=self.precedence.is_calm)
+            piece = outstanding.piece if outstanding is not None else None
+            if outstanding is not None and piece is not None and not outstanding.has_room(TURN_S):
+                return False
+            if priority is Priority.FILL:
+                self.precedence.stand_back()
+            try:
+                sent = self._send_piece(session, answer, piece, turn_ends)
+            except BlockingIOError:
+                return False
+            if session.ticket is not None:
+                self.load.sent(session.ticket, sent)
+            if self._on_sent is not None:
+                self._on_sent(priority, sent)
+            if time.monotonic() > turn_ends:
+                return answer.is_sent
+        return True
+
+    def _send_piece(self, session: Session, answer: Answer, piece: int | None, turn_ends: float) -> int:
+        """Send a piece of a chunk, within the limit. Raises BlockingIOError if neither has room."""
+        limit = self._up_limit
+        if limit is None:
+            return answer.send(session.socket, piece)
+        size = min(answer.chunk_left, piece or PIECE, PIECE)
+        urgent = answer.request.priority is not Priority.FILL
+        while (wait_s := limit.take(size, urgent=urgent)) > 0:
+            if time.monotonic() + wait_s > turn_ends:
+                time.sleep(max(0.0, turn_ends - time.monotonic()))
+                raise BlockingIOError(errno.EAGAIN, "the rate limit leaves no room")
+            time.sleep(wait_s)
+        sent = 0
+        try:
+            sent = answer.send(session.socket, size)
+        finally:
+            limit.give_back(size - sent)
+        return sent
