@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 import imgdist
 from agent.catalog import Catalog, Layer, State
+from agent.earlystore import EarlyStore
 from agent.figures import LayerFigures
 from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
@@ -122,7 +123,10 @@ class _Api:
             return _json([])
         digests = {layer.pack_id: layer.digest for image in self._node.images.known.all() for layer in image.layers}
         rows = [_row(layer, digests.get(layer.pack_id)) for layer in self._node.catalog.all()]
-        rows += [_absent(layer, State.INDEXING) for layer in self._node.images.indexing.values()]
+        rows += [
+            {**_absent(layer, State.INDEXING), **_early(self._node.images.early.of(layer.digest))}
+            for layer in self._node.images.indexing.values()
+        ]
         here = {row["digest"] for row in rows}
         for plain in self._node.images.plain.values():
             if plain.layer.digest not in here:
@@ -205,6 +209,11 @@ def _absent(layer: KnownLayer, state: State) -> dict[str, Any]:
         "present_bytes": 0,
         "sources": {},
     }
+
+
+def _early(store: EarlyStore | None) -> dict[str, Any]:
+    """What has come of a layer before its seal."""
+    return {} if store is None else {"present_bytes": store.size_bytes, "sources": dict(store.received)}
 
 
 async def _asked(request: web.Request, kind: type[Any]) -> Any:

@@ -25,6 +25,7 @@ from agent import api
 from agent.catalog import Catalog
 from agent.chunkstore import ChunkStore
 from agent.database import Database
+from agent.early import EarlyLayers
 from agent.figures import FailedReads
 from agent.images import Images
 from agent.known_images import KnownImages
@@ -197,9 +198,13 @@ async def _lazy_node(
         switch_idle_s=config.switch.idle_s,
         show=swarm.show if swarm is not None else lambda store: None,
     )
+    # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
+    takes_early = config.fill.mode == "full" and bool(config.supernode)
+    early = EarlyLayers(chunks, transfers, enabled=takes_early, swarm=swarm)
     images = Images(
         supernodes,
         catalog,
+        early,
         KnownImages(root / "images"),
         transfers,
         recorder,

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from agent.chunkstore import ChunkStore
+from agent.earlystore import EarlyStore
 from agent.layer import Layer, State
 from agent.layerstore import LayerStore
 from agent.mounter import Mounter
@@ -116,9 +117,9 @@ class Catalog:
         stranded, self._stranded = self._stranded, []
         await self._switching.rescue(stranded)
 
-    async def adopt(self, index_data: bytes) -> Layer:
-        """The layer of a sealed index: what a restart left, or a new one with nothing in it yet."""
-        store = await asyncio.to_thread(self._chunks.create, index_data)
+    async def adopt(self, index_data: bytes, early: EarlyStore | None = None) -> Layer:
+        """The layer of a sealed index: what a restart left, or a new one with what came before the seal."""
+        store = await asyncio.to_thread(self._chunks.create, index_data, early)
         layer = self._layers.get(store.pack_id.hex()) or self._enter(store)
         if store.is_proven:
             self._show(store)

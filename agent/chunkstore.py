@@ -4,26 +4,30 @@ A chunk counts as present only if its bytes are proven (see `LayerStore`): withi
 what was written after verification, over a clean mark the disk does, and otherwise present chunks are hashed again,
 before the pack is mounted and not at the start, which has a socket to serve. A pack keeps its own node number: it names
 the mount that shows the pack, which may outlive agent.db.
-Directories that are half made (`.new-*`) or half removed (`.gone-*`) are cleared away at the next start.
+Directories that are half made (`.new-*`), half removed (`.gone-*`) or of layers without a seal (`.part-*`, see
+`EarlyStore`) are cleared away at the next start.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.database import Database
+from agent.earlystore import EarlyStore
 from agent.frames import Frames
+from agent.imagefile import ImageFile
 from agent.layerstore import LayerStore
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, ProtocolError
 from imgdist.pack import BLOCK
-from imgdist.pack.index import Index
+from imgdist.pack.index import Index, IndexFollower
 
 __all__ = ["ChunkStore", "LayerStore"]
 
@@ -46,6 +50,8 @@ class ChunkStore:
         self._lock = threading.Lock()  # guards the table; held for look-ups only
         self._making = threading.Lock()  # one pack is made, opened or removed at a time: two jobs may share a layer
         self._stores: dict[bytes, LayerStore] = {}
+        self._early: dict[int, EarlyStore] = {}
+        self._early_nodes = itertools.count(-1, -1)  # never a layer's: the view does not know them
         packs.mkdir(parents=True, exist_ok=True)
 
     def recover(self) -> list[LayerStore]:
@@ -54,7 +60,7 @@ class ChunkStore:
         # First of all, so that no new number is one that another pack has kept.
         self._database.reserve(max((_kept_node(path) or 0 for path in found), default=0))
         for path in found:
-            if path.name.startswith((".new-", ".gone-")):
+            if path.name.startswith((".new-", ".gone-", ".part-")):
                 shutil.rmtree(path)
             elif _PACK_ID.fullmatch(path.name):
                 self._recover(path)
@@ -79,21 +85,47 @@ class ChunkStore:
         by_node = {other.node: other for other in self.stores() if other.is_proven}
         return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
 
-    def create(self, index_data: bytes) -> LayerStore:
+    def copies(self, store: EarlyStore, chunks: Iterable[int]) -> list[tuple[int, LayerStore, int]]:
+        """As `twins`, for chunks of a layer without a seal."""
+        found = self._database.holders((chunk, store.index.digest(chunk)) for chunk in chunks)
+        by_node = {other.node: other for other in self.stores() if other.is_proven}
+        return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
+
+    def begin(self, name: str, follower: IndexFollower) -> EarlyStore:
+        """A store for the chunks of the layer `name`, whose index is being followed; `create` takes it over, `discard`
+        ends it in any case. One of a name at a time. OSError leaves nothing behind."""
+        directory = self._packs / f".part-{name}"
+        try:
+            store = EarlyStore(directory, name, next(self._early_nodes), follower)
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        store.frames = self._frames(directory / "frames")
+        with self._lock:
+            self._early[store.node] = store
+        return store
+
+    def discard(self, store: EarlyStore) -> None:
+        """Close it, once nobody uses it; what `create` did not take over is removed."""
+        with self._lock:
+            self._early.pop(store.node, None)
+        store.close()
+
+    def create(self, index_data: bytes, early: EarlyStore | None = None) -> LayerStore:
         """The store of the pack whose sealed index stream is given; the same one if it is here already.
 
         Disk space for the whole image is taken now: OSError (ENOSPC) leaves nothing behind. Raises CorruptError or
-        ProtocolError for a bad index.
+        ProtocolError for a bad index. What came before the seal is in `early`, to which nobody writes any more; it can
+        be read on until it is discarded.
         """
         index = Index.load(index_data)
         with self._making:
             store = self.get(index.pack_id)
             if store is not None:
                 return store
-            fresh = self._packs / f".new-{index.pack_id.hex()}"
-            shutil.rmtree(fresh, ignore_errors=True)
+            fresh = early.directory if early is not None else self._packs / f".new-{index.pack_id.hex()}"
             try:
-                LayerStore.lay_out(fresh, index, index_data, self._boot_id)
+                self._lay_out(fresh, index, index_data, early)
                 fresh.rename(self._packs / index.pack_id.hex())
             except BaseException:
                 shutil.rmtree(fresh, ignore_errors=True)
@@ -122,14 +154,30 @@ class ChunkStore:
         shutil.rmtree(gone, ignore_errors=True)
 
     def close(self) -> None:
-        """Sync and close every pack."""
+        """Sync and close every pack; layers without a seal go."""
         with self._lock:
             stores, self._stores = list(self._stores.values()), {}
+            early, self._early = list(self._early.values()), {}
+        for unsealed in early:
+            unsealed.close()
         for store in stores:
             try:
                 store.close()
             except OSError as error:
                 _log.error("pack %s: cannot be synced, a reboot will hash it: %s", store.pack_id.hex(), error)
+
+    def _lay_out(self, directory: Path, index: Index, index_data: bytes, early: EarlyStore | None) -> None:
+        if early is not None:
+            landed = early.landed_of(index)
+            LayerStore.lay_out(directory, index, index_data, self._boot_id, early.image, landed)
+            return
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        image = ImageFile(directory / "image", new=True)
+        try:
+            LayerStore.lay_out(directory, index, index_data, self._boot_id, image)
+        finally:
+            image.close()
 
     def _recover(self, directory: Path) -> None:
         try:

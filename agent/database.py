@@ -31,6 +31,7 @@ _TWINS = """
 SELECT mine.number, other.node, other.number FROM chunks AS mine
 JOIN chunks AS other ON other.prefix = mine.prefix AND other.node != mine.node WHERE mine.node = ?
 """
+_HOLDERS = "SELECT node, number FROM chunks WHERE prefix = ?"
 _CACHE_KIB = 512  # the file is in the page cache as well
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -103,6 +104,16 @@ class Database:
         """Chunks of a pack that other packs have too, wherever their bytes are present by now or not."""
         rows = self._run(lambda connection: connection.execute(_TWINS, (node,)).fetchall())
         return [Twin(*row) for row in rows]
+
+    def holders(self, digests: Iterable[tuple[int, bytes]]) -> list[Twin]:
+        """As `twins`, for (chunk number, digest) of what is no pack yet."""
+        rows = [(number, _prefix(digest)) for number, digest in digests]
+
+        def job(connection: sqlite3.Connection) -> list[Twin]:
+            found = ((number, connection.execute(_HOLDERS, (prefix,)).fetchall()) for number, prefix in rows)
+            return [Twin(number, *other) for number, others in found for other in others]
+
+        return self._run(job)
 
     def forget(self, node: int) -> None:
         """The pack is gone, and its chunks."""

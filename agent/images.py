@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.catalog import Catalog, Layer
+from agent.early import EarlyLayer, EarlyLayers
 from agent.known_images import KnownImage, KnownImages, KnownLayer
 from agent.supernodes import Supernodes
 from agent.tracing import TraceRecorder, unpack
@@ -53,6 +54,7 @@ class Images:
         self,
         supernodes: Supernodes,
         catalog: Catalog,
+        early: EarlyLayers,
         known: KnownImages,
         transfers: Transfers,
         recorder: TraceRecorder,
@@ -65,6 +67,7 @@ class Images:
         """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first."""
         self._supernodes = supernodes
         self._catalog = catalog
+        self.early = early
         self.known = known
         self._transfers = transfers
         self._recorder = recorder
@@ -195,22 +198,24 @@ class Images:
     async def _adopt(self, image: KnownImage, layer: KnownLayer) -> Layer:
         self.indexing[layer.digest] = layer
         try:
-            found = await self._catalog.adopt(await self._index(image, layer))
+            async with self.early.layer(layer.digest) as early:
+                index_data = await self._index(image, layer, early)
+                found = await self._catalog.adopt(index_data, await early.hand_over())
         finally:
             self.indexing.pop(layer.digest, None)
         self.known.sealed(layer.digest, found.pack_id)
         return found
 
-    async def _index(self, image: KnownImage, layer: KnownLayer) -> bytes:
+    async def _index(self, image: KnownImage, layer: KnownLayer, early: EarlyLayer) -> bytes:
         """The layer's sealed index stream, rooted in the image's configuration by its diff ID."""
         try:
-            index, data = await self._supernodes.follow_index(layer.digest)
+            index, data = await self._supernodes.follow_index(layer.digest, early.progress)
         except NotFoundError:
             # Another supernode than the one that resolved the image has to hear of it first.
             await self._supernodes.resolve(
                 image.reference, platform=self._platform, manifest_digest=image.manifest_digest
             )
-            index, data = await self._supernodes.follow_index(layer.digest)
+            index, data = await self._supernodes.follow_index(layer.digest, early.progress)
         if index.diff_id != layer.diff_id:
             raise CorruptError(
                 f"index of layer {layer.digest}: expected diff ID {layer.diff_id}, found {index.diff_id}"

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from agent.supernode_client import SupernodeClient
+from agent.supernode_client import OnProgress, SupernodeClient
 from imgdist.api import JsonApi
 from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UnreachableError, UsageError
 from imgdist.pack.index import Index
@@ -49,9 +49,9 @@ class Supernodes:
         """As SupernodeClient.put_trace."""
         await self._ask(lambda client: client.put_trace(manifest_digest, trace))
 
-    async def follow_index(self, layer_digest: str) -> tuple[Index, bytes]:
-        """As SupernodeClient.follow_index."""
-        return await self._ask(lambda client: client.follow_index(layer_digest))
+    async def follow_index(self, layer_digest: str, on_progress: OnProgress | None = None) -> tuple[Index, bytes]:
+        """As SupernodeClient.follow_index. Another supernode means another follower, from the beginning."""
+        return await self._ask(lambda client: client.follow_index(layer_digest, on_progress))
 
     async def close(self) -> None:
         """Close every client."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from agent.earlystore import EarlyStore, layer_name
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
 from agent.swarm.mesh import Mesh
 from agent.swarm.swarms import full
-from imgdist.pack import FORMAT_VERSION
 
 
 class Presence:
@@ -17,9 +17,9 @@ class Presence:
     def __init__(self, mesh: Mesh, tasks: asyncio.TaskGroup) -> None:
         self._mesh = mesh
         self._tasks = tasks
-        self._by_name: dict[str, LayerStore] = {}
+        self._by_name: dict[str, LayerStore | EarlyStore] = {}
 
-    def find(self, name: str) -> LayerStore | None:
+    def find(self, name: str) -> LayerStore | EarlyStore | None:
         """The layer that the wire calls so: a pack id in hex, or the name from before the seal."""
         return self._by_name.get(name)
 
@@ -28,20 +28,30 @@ class Presence:
         pack = store.pack_id.hex()
         if pack in self._by_name:
             return
-        layer = layer_name(store)
+        layer = layer_name(store.index.layer_digest) if store.index.layer_digest else ""
+        before = self._by_name.get(layer)
         self._by_name.update({name: store for name in (pack, layer) if name})
-        self._mesh.opening(store.node)
-        self._tasks.create_task(self._open(store, layer, pack))
+        if isinstance(before, EarlyStore):
+            count = store.index.chunk_count
+            self._mesh.sealed(before.node, store.node, pack, count, bits_of(before.landed_of(store.index)))
+        else:
+            self._mesh.opening(store.node)
+            self._tasks.create_task(self._open(store, layer, pack))
+
+    def begin(self, early: EarlyStore) -> None:
+        """This node takes the chunks of a layer that has no seal yet; `show` says when it has."""
+        self._by_name[early.name] = early
+        self._mesh.open(early.node, early.name, "", 0, 0)
+
+    def end(self, early: EarlyStore) -> None:
+        """That store is being closed, sealed or not."""
+        if self._by_name.get(early.name) is early:
+            del self._by_name[early.name]
+        self._mesh.close(early.node)
 
     async def _open(self, store: LayerStore, layer: str, pack: str) -> None:
         bits = await asyncio.to_thread(_present, store)
         self._mesh.open(store.node, layer, pack, store.index.chunk_count, bits)
-
-
-def layer_name(store: LayerStore) -> str:
-    """What the layer was called before its seal; "" if its index does not say."""
-    digest = store.index.layer_digest
-    return f"{digest.replace(':', '-', 1)}-v{FORMAT_VERSION}" if digest else ""
 
 
 def _present(store: LayerStore) -> int:

@@ -12,20 +12,36 @@ from typing import Protocol
 from agent.frames import Frames
 from imgdist.errors import NotFoundError
 from imgdist.pack import codec
-from imgdist.pack.index import Index
 from imgdist.wire.answer import Row
 from imgdist.wire.arrivals import Arrivals
 
 
+class Chunks(Protocol):
+    """Where a layer's chunks lie in its image (Index, GrowingIndex)."""
+
+    @property
+    def chunk_count(self) -> int:
+        """How many there are."""
+
+    def size(self, chunk: int) -> int:
+        """Raw bytes."""
+
+    def start(self, chunk: int) -> int:
+        """Offset in the image."""
+
+    def is_zero(self, chunk: int) -> bool:
+        """Whether it is all zeros."""
+
+
 class Served(Protocol):
-    """What a shelf needs of a layer (LayerStore)."""
+    """What a shelf needs of a layer (LayerStore, EarlyStore)."""
 
     @property
     def node(self) -> int:
         """The layer's number on this machine."""
 
     @property
-    def index(self) -> Index:
+    def index(self) -> Chunks:
         """Its chunks."""
 
     @property

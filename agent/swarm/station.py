@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
+from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.supernodes import SupernodeChunks
 from agent.swarm.identity import identity
@@ -59,11 +60,11 @@ class Station:
             limit=config.swarm.neighbours,
         )
         self._presence = Presence(self._mesh, tasks)
-        shelf = Shelf(self._presence.find)
+        self._shelf = Shelf(self._presence.find)
         hello = tracker.encode(tracker.Hello(me.node, wire.VERSION, wire.VERSION))
         limit = config.swarm.up_bytes_per_s
         self._server = ChunkServer(
-            shelf,
+            self._shelf,
             [listener],
             _uploads(registry),
             on_mesh=self._mesh.accept,
@@ -71,7 +72,7 @@ class Station:
             up_limit=RateLimit(limit) if limit else None,
             busy_after_s=BUSY_AFTER_S,
         )
-        transfers.listen(shelf.arrived)
+        transfers.listen(self._shelf.arrived)
         transfers.listen(self._mesh.here)
         self.advertise(me.address)
         members = Gauge("imgdist_swarm_members", "Agents that this one is connected with", registry=registry)
@@ -90,6 +91,15 @@ class Station:
     def show(self, store: LayerStore) -> None:
         """This node has, or takes, the chunks of a layer; what is present is proven. Again: nothing changes."""
         self._presence.show(store)
+
+    def begin(self, early: EarlyStore) -> None:
+        """This node takes the chunks of a layer that has no seal yet. Once it has one, `show` it, then `end` this."""
+        self._presence.begin(early)
+
+    def end(self, early: EarlyStore) -> None:
+        """That store is being closed."""
+        self._presence.end(early)
+        self._shelf.forget(early.node)
 
     # What the membership asks and tells (membership.Swarm).
 

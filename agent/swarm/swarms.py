@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from agent.swarm.bitset import numbers_of
 from imgdist.errors import ProtocolError
 from imgdist.wire.mesh import CHUNKS_MAX, Have, Open, Sealed
 from imgdist.wire.tracker import Share
@@ -90,6 +91,7 @@ class OwnSwarms:
         own = self.close(before)
         if own is not None:
             own.node, own.pack, own.count = node, pack, count
+            own.arrivals += numbers_of(bits & ~own.bits)
             own.bits |= bits
             self._enter(own)
         return own
@@ -106,6 +108,8 @@ class OwnSwarms:
             return None
         own.bits |= 1 << chunk
         own.arrivals.append(chunk)
+        if not own.pack:
+            own.count = max(own.count, chunk + 1)
         return own
 
     def _enter(self, own: Own) -> None:

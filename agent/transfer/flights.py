@@ -170,9 +170,10 @@ class Flights:
         return in_flight < BULK_SLOTS and self.bulk_bytes < self.window.size_bytes and self.pace.ready_at <= now
 
     def _last(self, node: int) -> dict[int, tuple[float, list[Hashable]]]:
-        """A layer's last chunks, once each is in flight: since when and from whom, if from one source so far."""
+        """A layer's last chunks, once each is in flight: since when and from whom, if from one source so far. Without
+        a seal none are the last."""
         layer = self.layers[node]
-        if layer.lacks or not 0 < layer.absent <= self.policy.limits.endgame:
+        if layer.lacks or not layer.sealed or not 0 < layer.absent <= self.policy.limits.endgame:
             return {}
         return {
             chunk: (flight.started, [flight.source])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
+from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.sources import ChunkSource
@@ -48,9 +49,9 @@ class View(Protocol):
 class Job:
     """A layer that is being transferred, and the copies of its chunks elsewhere on this disk."""
 
-    store: LayerStore
+    store: LayerStore | EarlyStore
     node: int
-    name: str  # its pack id in hex: on the wire, and in messages
+    name: str  # its pack id in hex, before the seal the layer's name: on the wire, and in messages
     twins: dict[int, list[tuple[LayerStore, int]]] = field(default_factory=dict)
 
     def add_twin(self, chunk: int, other: LayerStore, other_chunk: int) -> None:

@@ -203,6 +203,8 @@ class Scheduler:
         none_came = len(failed) == len(flight.chunks)
         is_empty = none_came and (failed or fetch.any_of) and round_trip_s is None
         if (failed or is_empty) and not goes_on and (not bad or (none_came and len(failed) > 1)):
+            if not layer.sealed:
+                layer.backoff.failures = 0  # what is not there yet will be in a moment
             layer.backoff.failed(now, self._random())
             self._backing_off.add(fetch.node)
         for chunk in failed:
@@ -226,8 +228,8 @@ class Scheduler:
         return self.flights.in_flight(node)
 
     def incomplete(self) -> list[int]:
-        """Layers that lack chunks."""
-        return [node for node, layer in self._layers.items() if not layer.is_whole]
+        """Layers that lack chunks, those without a seal left out: when they are whole is not ours to say."""
+        return [node for node, layer in self._layers.items() if layer.sealed and not layer.is_whole]
 
     # Decisions.
 

@@ -170,7 +170,7 @@ class FakeChunks:
         store.node += 100
         store.name = f"n{store.node}"
 
-    def create(self, index_data: bytes) -> FakeStore:
+    def create(self, index_data: bytes, early: Any = None) -> FakeStore:
         return self.stores[index_data]
 
 

@@ -49,7 +49,13 @@ class FakeMounts:
 class World:
     def __init__(self, directory: Path) -> None:
         self.layers: list[Any] = []
-        self.images: Any = SimpleNamespace(known=SimpleNamespace(all=lambda: self.known), indexing={}, plain={})
+        self.early: dict[str, Any] = {}
+        self.images: Any = SimpleNamespace(
+            known=SimpleNamespace(all=lambda: self.known),
+            early=SimpleNamespace(of=self.early.get),
+            indexing={},
+            plain={},
+        )
         self.known: list[KnownImage] = []
         self.mounts = FakeMounts()
         catalog: Any = SimpleNamespace(

@@ -219,7 +219,7 @@ def test_a_stop_does_not_wait_for_hashing_nor_vouch_for_what_is_not_proven(packs
     again.close()
     (third,) = ChunkStore(packs, database).recover()
     assert not third.present.clean and not third.is_proven
-    third._closed = True
+    third._image.retired = True
     with pytest.raises(TemporaryError, match="stopping"):
         third.prove()
     assert not third.is_proven

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_node import FakeNode, FakeStore
 
+from agent.early import EarlyLayers
 from agent.images import Images
 from agent.known_images import KnownImages
 from agent.tracing import TraceUpdate, pack
@@ -66,7 +67,7 @@ class FakeSupernodes:
             raise self.resolution
         return self.resolution  # type: ignore[no-any-return]
 
-    async def follow_index(self, layer_digest: str) -> tuple[Any, bytes]:
+    async def follow_index(self, layer_digest: str, on_progress: Any) -> tuple[Any, bytes]:
         self.asked.append(f"index {int(layer_digest.removeprefix('sha256:'), 16)}")
         number = int(layer_digest.removeprefix("sha256:"), 16)
         answers = self.indexes.get(layer_digest, [DIFF_ID])
@@ -100,6 +101,7 @@ class World:
         return Images(
             self.supernodes,
             self.node.catalog,
+            EarlyLayers(self.node.chunks, self.node.transfers, enabled=False),
             KnownImages(self._directory / "images"),
             self.node.transfers,
             self.recorder,
