@@ -12,6 +12,8 @@ from imgdist.wire.numbers import format_lacks, format_numbers, parse_lacks, pars
 
 ANY_MAX = 8
 """Most chunks that a server chooses at once: it should choose again as soon as it knows more."""
+PIPELINED_MAX = 16
+"""Most requests sent before an answer; ours wait for it."""
 
 _CHUNKS = re.compile(
     rb"/v1/chunks/([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})/"
@@ -107,6 +109,8 @@ class RequestDecoder:
                 self._buffer.clear()
                 return requests
             requests.append(request)
+            if len(requests) > PIPELINED_MAX:
+                raise ProtocolError(f"requests: expected at most {PIPELINED_MAX} before an answer")
         if len(self._buffer) > HEAD_MAX:
             raise ProtocolError(f"request head: expected at most {HEAD_MAX} bytes")
         return requests

@@ -13,6 +13,7 @@ from imgdist.wire import mesh
 from imgdist.wire.messages import HEAD_MAX, Priority
 from imgdist.wire.requests import (
     ANY_MAX,
+    PIPELINED_MAX,
     AnyRequest,
     ChunkRequest,
     HelloRequest,
@@ -114,6 +115,13 @@ def test_an_endless_head_is_refused() -> None:
             decoder.feed(b"a")
     with pytest.raises(ProtocolError):
         RequestDecoder().feed(f"GET /v1/hello HTTP/1.1\r\nX: {'a' * HEAD_MAX}\r\n\r\n".encode())
+
+
+def test_more_than_some_requests_at_once_are_refused() -> None:
+    one = encode_any(PACK, 1 << 4_000_000, 1, Priority.FILL)  # of few bytes, and half a megabyte when decoded
+    assert len(RequestDecoder().feed(one * PIPELINED_MAX)) == PIPELINED_MAX
+    with pytest.raises(ProtocolError, match="before an answer"):
+        RequestDecoder().feed(one * (PIPELINED_MAX + 1))
 
 
 def test_the_longest_request_fits() -> None:
