@@ -96,7 +96,7 @@ def layers(as_json: bool, run: str) -> int:
 @RUN
 def peers(as_json: bool, run: str) -> int:
     """Whom this node takes chunks from: agents that it is connected with, and supernodes."""
-    columns = ("kind", "name", "address", "zone", "state", "swarms", "round_trip_ms", "received_bytes", "lies")
+    columns = ("kind", "name", "address", "zone", "state", "swarms", "received_bytes")
     return _show(agent_api(run).get("/v1/peers"), as_json, columns, "peers")
 
 

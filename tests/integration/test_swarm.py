@@ -21,6 +21,7 @@ from imgdist.demo.agent import Agent, Supernode
 from imgdist.demo.ports import free_port
 from imgdist.demo.processes import wait_until
 from imgdist.demo.registry import registry
+from imgdist.errors import ImgdistError
 
 _SIZE = 12_000_000
 _FILES = {f"srv/{number}": random.Random(number).randbytes(1_000_000) for number in range(_SIZE // 1_000_000)}
@@ -96,7 +97,14 @@ class Node:
         wait_until(done, f"{self.place.parent.name}: {what}", _WAIT_S)
 
     def wait_complete(self) -> None:
-        self.wait(lambda: self.layer()["state"] in ("complete", "switched"), "complete")
+        self.wait(lambda: self._state() in ("complete", "switched"), "complete")
+
+    def _state(self) -> str:
+        """Of the layer; empty while the agent is being started again."""
+        try:
+            return str(self.layer()["state"])
+        except ImgdistError:
+            return ""
 
     def wait_begun(self) -> None:
         """Some is here, some is not, and neighbours are known."""
@@ -106,6 +114,13 @@ class Node:
     def check(self) -> None:
         """The image is what was pushed."""
         assert {name: (self.place / name).read_bytes() for name in _FILES} == _FILES
+
+    def kill_agent(self) -> None:
+        """SIGKILL for the agent's process alone: its holder starts it again."""
+        holder = self.agent.pid
+        for child in Path(f"/proc/{holder}/task/{holder}/children").read_text().split():
+            if b"\0agent.app\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
 
     def kill(self) -> None:
         """SIGKILL for holder, view and agent, the holder first so that nothing is started again."""
@@ -195,6 +210,30 @@ def test_a_peer_that_dies_costs_nobody_its_image(site: Site) -> None:
     late.check()
     late.wait(lambda: late.peers().keys() >= {other.swarm()["node"] for other in (witness, node)}, "knows the living")
     assert dead not in late.peers()
+
+
+def test_an_agent_that_is_killed_is_back_among_its_neighbours(site: Site) -> None:
+    """They call it: it need not know anybody, nor a tracker."""
+    seed, node = site.agent(), site.agent(f"swarm.down_bytes_per_s={_SLOW}")
+    seed.mount()
+    seed.wait_complete()
+    node.mount()
+    node.wait_begun()
+    site.kill_supernode()
+    node.kill_agent()
+    node.wait_complete()
+    node.check()
+    seed.kill_agent()
+    seed.wait(lambda: _answers(seed) and node.swarm()["node"] in seed.peers(), "found by its neighbour")
+    assert seed.layer()["state"] in ("complete", "switched")
+
+
+def _answers(node: Node) -> bool:
+    """An agent that was killed a moment ago takes one to answer."""
+    try:
+        return bool(node.swarm())
+    except ImgdistError:
+        return False
 
 
 def test_one_that_nobody_reaches_takes_part_all_the_same(site: Site) -> None:
