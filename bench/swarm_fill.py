@@ -19,7 +19,7 @@ from imgdist.errors import ImgdistError, TemporaryError
 from imgdist.pack import BLOCK
 from imgdist.pack.index import Index
 
-_POLL_S = 0.05
+_POLL_S = 0.1
 _TIMEOUT_S = 600.0
 
 
