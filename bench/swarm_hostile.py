@@ -34,6 +34,7 @@ def hostile(cluster: Cluster) -> list[Row]:
     asked = Counter[str]()
     for victim in told:
         asked[victim.lie] += victim.chunks
+        cluster.say(f"{victim.lie!r} answered {victim.requests} requests of one agent for {victim.chunks} chunks")
     return [
         Row("hostile: T / T without liars", done.seconds / without.seconds, SLOWER_GOAL),
         Row("hostile: wrong bytes", done.wrong_bytes + without.wrong_bytes, 0),
