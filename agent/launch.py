@@ -20,6 +20,7 @@ from agent.swarm.identity import check_advertised
 from imgdist.config import AgentConfig
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 from imgdist.wire.address import Address
+from imgdist.wire.mesh import NAME_MAX
 
 SOCKET_PATH_MAX = 107
 """Bytes of a unix socket's path (sockaddr_un in linux/un.h: 108 with the final zero)."""
@@ -179,6 +180,8 @@ def _check_peer_addresses(config: AgentConfig) -> None:
             f"--peer-listen {config.peer_listen}: TLS is not spoken here; expected a loopback address or --allow-plain"
         )
     check_advertised(config.peer_advertise)
+    if not config.zone.isprintable() or len(config.zone) > NAME_MAX:
+        raise ConfigError(f"--zone {config.zone!r}: expected at most {NAME_MAX} printable characters")
 
 
 def _prepare_directory(directory: str) -> None:

@@ -17,6 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 
 class Bars:
@@ -67,7 +68,8 @@ def table(title: str, columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]
     for column in columns:
         shown.add_column(column.removesuffix("_bytes"), justify="right" if column.endswith("_bytes") else "left")
     for row in rows:
-        shown.add_row(*(_cell(column, row.get(column)) for column in columns))
+        # Text: an address such as [fe80::1]:7651 is no markup.
+        shown.add_row(*(Text(_cell(column, row.get(column))) for column in columns))
     Console().print(shown)
 
 
@@ -75,7 +77,7 @@ def properties(document: Mapping[str, Any]) -> None:
     """A document's top-level entries, one a line."""
     shown = Table(show_header=False, box=None)
     for key, value in document.items():
-        shown.add_row(key, _cell(key, value))
+        shown.add_row(key, Text(_cell(key, value)))
     Console().print(shown)
 
 

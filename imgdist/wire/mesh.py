@@ -40,7 +40,8 @@ Node = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 """A node's id: 16 random bytes in hex."""
 ShownAddress = Annotated[str, Meta(max_length=NAME_MAX + 8)]
 """`host:port` as others reach it, or empty: nobody does."""
-Short = Annotated[str, Meta(max_length=NAME_MAX)]
+Short = Annotated[str, Meta(max_length=NAME_MAX, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+"""For people, in logs and terminals: without control characters."""
 Swarm = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Count = Annotated[int, Meta(ge=0, le=CHUNKS_MAX)]
 Layer = Annotated[str, Meta(pattern=r"\A(sha256-[0-9a-f]{64}-v[0-9]{1,5})?\Z")]

@@ -152,12 +152,18 @@ def test_a_run_directory_that_no_socket_fits_in_is_a_failure(run: Run) -> None:
     assert code == 1 and out == "" and err.count("\n") == 1 and "too long" in err
 
 
-@pytest.mark.parametrize("command", ["layers", "images", "status"])
+@pytest.mark.parametrize("command", ["layers", "images", "peers", "status"])
 def test_json_is_the_agents_document_and_nothing_else(run: Run, api: FakeApi, command: str) -> None:
     document: Any = {"lazy": True} if command == "status" else [LAYER]
     api.answers[f"/v1/{command}"] = document
     code, out, err = run(command, "--json")
     assert (code, json.loads(out), err) == (0, document, "")
+
+
+def test_an_address_is_no_markup(run: Run, api: FakeApi) -> None:
+    api.answers["/v1/peers"] = [{"kind": "peer", "address": "[fe80::1]:7651", "received_bytes": 2_000_000, "swarms": 3}]
+    code, out, _ = run("peers")
+    assert code == 0 and "[fe80::1]:7651" in out and "2.0 MB" in out
 
 
 def test_tables_are_for_people(run: Run, api: FakeApi) -> None:

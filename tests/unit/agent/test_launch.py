@@ -151,6 +151,7 @@ def test_modules_come_from_this_release_whatever_lies_in_the_current_directory(
         ({"supernode": ("http://s:1",), "peer_listen": "unix:///p"}, ConfigError, "expected host:port"),
         ({"supernode": ("http://s:1",), "peer_listen": "7651"}, ConfigError, "--peer-listen 7651"),
         ({"supernode": ("http://s:1",), "peer_advertise": "a:1"}, ConfigError, "--peer-advertise a:1"),
+        ({"supernode": ("http://s:1",), "zone": "rack\n1"}, ConfigError, "--zone"),
         ({"root": "/tmp/a:b"}, ConfigError, "without :"),
         ({"root": "/tmp/a,b"}, ConfigError, "without ,"),
         ({"root": "/proc/nothing"}, ImgdistError, "/proc/nothing: expected a writable directory"),

@@ -79,6 +79,7 @@ def test_a_message_of_strange_values_is_a_protocol_error(value: Any) -> None:
     [
         [0], [8], [], 7, ["Bye"],
         [1, 1, 1, NODE.upper(), "", "", ""], [1, 1, 1, NODE + "\n", "", "", ""], [1, 2, 1, NODE, "", "", ""],
+        [1, 1, 1, NODE, "", "a\nb", ""], [1, 1, 1, NODE, "", "", "\x1b[2J"],
         [1, 1, 1, NODE, "x" * 264, "", ""], [1, 1, 1, NODE, "", "z" * 256, ""], [1, 1, 1, NODE, "", ""],
         [2, -1, LAYER, PACK, 9], [2, 1 << 32, LAYER, PACK, 9], [2, 7, "", "", 9], [2, 7, "../x", PACK, 9],
         [2, 7, LAYER, PACK, mesh.CHUNKS_MAX + 1], [2, 7, LAYER, PACK, 8, b"\1\1"], [2, 7, LAYER, PACK, 7, b"\x80"],
