@@ -154,7 +154,7 @@ class Policy:
         if neighbour is None:
             return
         first, most = self.limits.busy_s
-        pause = min(first * 2.0**neighbour.busy_times, most) * (0.5 + self._random())
+        pause = min(first * 4.0**neighbour.busy_times, most) * (0.5 + self._random())
         if neighbour.outstanding + neighbour.urgent <= 1:
             neighbour.busy_times = min(neighbour.busy_times + 1, 16)
         neighbour.busy_until = now + max(pause, retry_after_s or 0.0)
