@@ -91,7 +91,8 @@ class Choice:
         run = self._limits.run
         if table is None:
             return [Ask(supernode.source, tuple(part)) for part in _parts(orphans, run)[:room]]
-        segments = _parts(orphans, run * _SEGMENT)[: min(room, self._limits.per_source - supernode.outstanding)]
+        room = max(0, min(room, self._limits.per_source - supernode.outstanding))
+        segments = _parts(orphans, run * _SEGMENT)[:room]
         return [Ask(supernode.source, any_of=bits_of(part), count=min(run, len(part))) for part in segments]
 
     def _rarest(self, table: Table | None, layer: Hashable, fresh: int, now: float) -> Ask | None:

@@ -331,6 +331,13 @@ def test_a_window_waits_for_room() -> None:
     assert len(policy.spread(LAYER, list(range(16, 64)), 0.1)) == 1
 
 
+def test_a_supernode_with_more_requests_than_it_should_have_gets_no_window() -> None:
+    policy = _policy({"a": [0]})
+    for _ in range(3):
+        policy.started("S", 8, 8 * CHUNK, False, 0.0)
+    assert policy.spread(LAYER, list(range(1, 200)), 0.0) == []
+
+
 # Coming and going.
 
 
