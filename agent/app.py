@@ -200,7 +200,7 @@ async def _lazy_node(
     )
     # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
     takes_early = config.fill.mode == "full" and bool(config.supernode)
-    early = EarlyLayers(chunks, transfers, enabled=takes_early, swarm=swarm)
+    early = EarlyLayers(chunks, transfers, tasks, enabled=takes_early, swarm=swarm)
     images = Images(
         supernodes,
         catalog,

@@ -130,7 +130,10 @@ class ChunkStore:
             except BaseException:
                 shutil.rmtree(fresh, ignore_errors=True)
                 raise
-            return self._open(self._packs / index.pack_id.hex(), index)
+            store = self._open(self._packs / index.pack_id.hex(), index)
+            if early is not None:
+                store.received += early.received
+            return store
 
     def renumber(self, store: LayerStore) -> None:
         """Give a pack another node number: what is mounted under its own is another pack. Nothing may know it yet."""

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from agent.chunkstore import ChunkStore
 from agent.earlystore import EarlyStore, layer_name
 from agent.transfer.transfers import Transfers
+from agent.work import SharedWork
 from imgdist.pack.index import IndexFollower
 
 log = logging.getLogger("imgdist.agent")
@@ -31,18 +32,20 @@ class Swarm(Protocol):
 
 
 class EarlyLayers:
-    """Every layer of this node without a seal, on the event loop. `swarm` is told of them."""
+    """Every layer of this node without a seal, on the event loop. `tasks` is the daemon's; `swarm` is told of them."""
 
     def __init__(
         self,
         chunks: ChunkStore,
         transfers: Transfers,
+        tasks: asyncio.TaskGroup,
         *,
         enabled: bool = True,
         swarm: Swarm | None = None,
     ) -> None:
         self._chunks = chunks
         self._transfers = transfers
+        self._tasks = tasks
         self._enabled = enabled
         self._swarm = swarm
         self._stores: dict[str, EarlyStore] = {}
@@ -53,7 +56,7 @@ class EarlyLayers:
 
     def layer(self, digest: str) -> EarlyLayer:
         """To be entered while the layer's index is followed."""
-        return EarlyLayer(self, digest)
+        return EarlyLayer(self, digest, self._tasks)
 
     async def take(self, digest: str, follower: IndexFollower) -> bool:
         """Fetch what the index has by now, if there is room for it; False: not this layer any more."""
@@ -103,11 +106,14 @@ class EarlyLayers:
 class EarlyLayer:
     """One layer while its index is followed. Nothing is left at the end, except what was handed over meanwhile."""
 
-    def __init__(self, layers: EarlyLayers, digest: str) -> None:
+    def __init__(self, layers: EarlyLayers, digest: str, tasks: asyncio.TaskGroup) -> None:
         self._layers = layers
         self._digest = digest
-        self._due_at: float | None = None
-        self._given_up = False
+        self._tasks = tasks
+        self._follower: IndexFollower | None = None
+        self._taking: SharedWork[None] | None = None
+        self._changed = asyncio.Event()
+        self._over = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,19 +123,49 @@ class EarlyLayer:
     ) -> None:
         # A cancelled one is the daemon's stop, which does not wait for time-outs: ChunkStore.close ends it then.
         if kind is None or not issubclass(kind, asyncio.CancelledError):
+            self._end()
+            if self._taking is not None:
+                await self._taking.settled()
             await self._layers.end(self._digest)
 
-    async def progress(self, follower: IndexFollower) -> None:
+    def progress(self, follower: IndexFollower) -> None:
         """As SupernodeClient.follow_index wants it."""
-        if self._given_up or follower.sealed is not None or not follower.chunk_count:
-            return
-        now = asyncio.get_running_loop().time()
-        if self._due_at is None:
-            self._due_at = now + BEGIN_S
-        if now >= self._due_at:
-            self._given_up = not await self._layers.take(self._digest, follower)
-            self._due_at = asyncio.get_running_loop().time() + GROW_S
+        self._follower = follower
+        if follower.sealed is not None:
+            self._end()
+        elif follower.chunk_count:
+            self._changed.set()
+            if self._taking is None:
+                self._taking = SharedWork(self._tasks, self._take())
 
     async def hand_over(self) -> EarlyStore | None:
         """The index is sealed: what came so far, for ChunkStore.create; None if that is nothing."""
+        self._end()
+        if self._taking is not None:
+            await self._taking.wait()
         return await self._layers.stop(self._digest)
+
+    def _end(self) -> None:
+        self._over.set()
+        self._changed.set()
+
+    async def _take(self) -> None:
+        if await self._is_over_within(BEGIN_S):
+            return
+        while True:
+            self._changed.clear()
+            assert self._follower is not None
+            if not await self._layers.take(self._digest, self._follower):
+                return
+            if not self._over.is_set():
+                await self._changed.wait()
+            if await self._is_over_within(GROW_S):
+                return
+
+    async def _is_over_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,7 +24,7 @@ from imgdist.wire.control import Chain, Failure, LayerStatus, Resolution, Resolv
 
 T = TypeVar("T")
 
-OnProgress = Callable[[IndexFollower], Awaitable[None]]
+OnProgress = Callable[[IndexFollower], None]
 
 ANSWER_MAX = 4 << 20
 """Bytes of a JSON or msgpack answer: a resolution of 1,000 layers has 0.5 MB, a full trace 0.5 MB."""
@@ -143,7 +143,7 @@ class SupernodeClient:
         """A layer's index, sealed and verified, and the bytes it was read from; followed while the layer converts and
         resumed when the stream breaks.
 
-        `on_progress(follower)` is awaited whenever records came in: their chunks can be fetched before the seal.
+        `on_progress(follower)` is called whenever records came in: their chunks can be fetched before the seal.
         A supernode that forgot the layer (NotFoundError) wants the image to be resolved again.
         """
         follower, received = IndexFollower(), bytearray()
@@ -156,7 +156,7 @@ class SupernodeClient:
                         follower.feed(piece)
                         received += piece
                         if on_progress is not None:
-                            await on_progress(follower)
+                            on_progress(follower)
                 if follower.sealed is not None:
                     return follower.sealed, bytes(received)
                 problem = Interrupted(f"supernode {self.url}: index of layer {digest} ended before its seal")

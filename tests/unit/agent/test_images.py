@@ -101,7 +101,7 @@ class World:
         return Images(
             self.supernodes,
             self.node.catalog,
-            EarlyLayers(self.node.chunks, self.node.transfers, enabled=False),
+            EarlyLayers(self.node.chunks, self.node.transfers, self._tasks, enabled=False),
             KnownImages(self._directory / "images"),
             self.node.transfers,
             self.recorder,

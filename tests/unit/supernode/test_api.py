@@ -25,7 +25,7 @@ from imgdist.errors import (
 )
 from imgdist.oci import transport
 from imgdist.pack import records
-from imgdist.pack.index import IndexBuilder, IndexFollower, zero_digest
+from imgdist.pack.index import IndexBuilder, zero_digest
 from imgdist.wire.address import Address
 from imgdist.wire.control import LayerStatus, Trace
 from supernode.api import Parts, application, metrics_application
@@ -225,11 +225,7 @@ async def test_index_is_followed_to_its_seal(world: World) -> None:
     world.fetcher.plays = [[stream[at : at + 7] for at in range(0, len(stream), 7)]]
     counts = []
     async with world.client() as client:
-
-        async def count(follower: IndexFollower) -> None:
-            counts.append(follower.chunk_count)
-
-        index, data = await client.follow_index(DIGEST, count)
+        index, data = await client.follow_index(DIGEST, lambda follower: counts.append(follower.chunk_count))
     assert index.chunk_count == 5
     assert data == stream
     assert counts == sorted(counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,16 @@ class Swarm:
         self.shown.remove(early)
 
 
+class Tasks:
+    """Stands for the daemon's task group, which ends after everything here."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def create_task(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
+
+
 class Node:
     """Real stores and transfers; a supernode in memory that has the layer under both its names."""
 
@@ -84,7 +94,7 @@ class Node:
         self._came = threading.Condition()
         self.transfers.listen(self._here)
         self.swarm = Swarm()
-        self.early = EarlyLayers(self.chunks, self.transfers, swarm=self.swarm)
+        self.early = EarlyLayers(self.chunks, self.transfers, Tasks(), swarm=self.swarm)  # type: ignore[arg-type]
 
     def _here(self, node: int, chunk: int) -> None:
         with self._came:
@@ -120,21 +130,21 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
 async def test_what_came_before_the_seal_is_not_fetched_again(node: Node) -> None:
     stream = Stream()
     async with node.early.layer(DIGEST) as layer:
-        await layer.progress(stream.feed(2))
+        layer.progress(stream.feed(2))
         await node.came(0, 1)
         early = node.early.of(DIGEST)
         assert early is not None and node.swarm.shown == [early]
         assert early.received["supernode"] > 0 and early.size_bytes == 68 * 4096
         assert {pack for pack, _, _ in node.supernode.asked} == {NAME}
-        await layer.progress(stream.feed(5))
+        layer.progress(stream.feed(5))
         await node.came(2, 4)
-        await layer.progress(stream.seal())
+        layer.progress(stream.seal())
         assert node.supernode.asked_chunks.count(5) == 0
         assert await layer.hand_over() is early
         store = node.chunks.create(LAYER.index_data, early)
     assert node.swarm.shown == [] and node.early.of(DIGEST) is None
     assert node.left == [LAYER.name]
-    assert store.missing_chunks() == [5]
+    assert store.missing_chunks() == [5] and store.received == early.received
     node.transfers.add(store)
     node.transfers.fill(store)
     assert await asyncio.to_thread(node.complete.wait, 10)
@@ -149,8 +159,9 @@ async def test_an_index_that_comes_at_once_makes_no_store(node: Node, monkeypatc
     stream = Stream()
     async with node.early.layer(DIGEST) as layer:
         for count in range(CHUNKS):
-            await layer.progress(stream.feed(count))
-        await layer.progress(stream.seal())
+            layer.progress(stream.feed(count))
+            await asyncio.sleep(0)
+        layer.progress(stream.seal())
         assert await layer.hand_over() is None
     assert node.left == [] and node.supernode.asked == []
 
@@ -158,15 +169,16 @@ async def test_an_index_that_comes_at_once_makes_no_store(node: Node, monkeypatc
 async def test_nothing_is_begun_before_the_first_chunk_nor_after_the_seal(node: Node) -> None:
     stream = Stream()
     async with node.early.layer(DIGEST) as layer:
-        await layer.progress(stream.feed(0))
-        assert node.left == []
-        await layer.progress(stream.seal())
-        assert node.left == []
+        layer.progress(stream.feed(0))
+        layer.progress(stream.seal())
+        assert await layer.hand_over() is None
+    assert node.left == []
 
 
 async def test_a_node_that_does_not_fill_takes_nothing_early(node: Node) -> None:
-    async with EarlyLayers(node.chunks, node.transfers, enabled=False).layer(DIGEST) as layer:
-        await layer.progress(Stream().feed(3))
+    idle: Any = EarlyLayers(node.chunks, node.transfers, Tasks(), enabled=False)  # type: ignore[arg-type]
+    async with idle.layer(DIGEST) as layer:
+        layer.progress(Stream().feed(3))
         assert await layer.hand_over() is None
     assert node.left == []
 
@@ -175,7 +187,7 @@ async def test_a_node_that_does_not_fill_takes_nothing_early(node: Node) -> None
 async def test_a_conversion_that_fails_leaves_nothing(node: Node, error: Exception) -> None:
     with pytest.raises(type(error)):
         async with node.early.layer(DIGEST) as layer:
-            await layer.progress(Stream().feed(3))
+            layer.progress(Stream().feed(3))
             await node.came(0, 1, 2)
             assert node.left == [f".part-{NAME}"]
             raise error
@@ -190,7 +202,8 @@ async def test_a_cancelled_one_waits_for_nothing_and_goes_with_the_node(node: No
 
     async def follow() -> None:
         async with node.early.layer(DIGEST) as layer:
-            await layer.progress(Stream().feed(3))
+            layer.progress(Stream().feed(3))
+            await until(lambda: node.supernode.asked)
             reached.set()
             await asyncio.Event().wait()
 
@@ -212,26 +225,27 @@ async def test_a_full_disk_ends_it_and_the_pull_goes_on(node: Node, monkeypatch:
 
     stream = Stream()
     async with node.early.layer(DIGEST) as layer:
-        await layer.progress(stream.feed(2))
+        layer.progress(stream.feed(2))
+        await node.came(0, 1)
         monkeypatch.setattr(ImageFile, "reserve", full)
-        early = node.early.of(DIGEST)
-        assert early is not None
-        monkeypatch.setattr(early, "_reserved", 0)
-        await layer.progress(stream.feed(3))
-        assert node.left == [] and node.swarm.shown == []
-        await layer.progress(stream.feed(4))
+        monkeypatch.setattr(node.early.of(DIGEST), "_reserved", 0)
+        layer.progress(stream.feed(3))
+        await until(lambda: node.left == [] and node.swarm.shown == [])
+        layer.progress(stream.feed(4))
         assert await layer.hand_over() is None
     assert node.left == []
 
 
 async def test_another_supernodes_index_begins_anew(node: Node) -> None:
     async with node.early.layer(DIGEST) as layer:
-        await layer.progress(Stream().feed(4))
+        layer.progress(Stream().feed(4))
         await node.came(0, 1, 2)
         before = node.early.of(DIGEST)
-        await layer.progress(Stream().feed(1))
+        layer.progress(Stream().feed(1))
+        await until(lambda: node.early.of(DIGEST) not in (None, before))
         after = node.early.of(DIGEST)
-        assert after is not None and after is not before and node.swarm.shown == [after]
+        assert after is not None and node.swarm.shown == [after]
+        await until(lambda: after.has(0))
         assert node.left == [f".part-{NAME}"] and after.index.chunk_count == 1
 
 
@@ -248,14 +262,14 @@ async def test_a_supernode_that_has_it_not_yet_is_asked_again_soon(node: Node) -
     node.supernode.before = not_yet
     async with node.early.layer(DIGEST) as layer:
         started = asyncio.get_running_loop().time()
-        await layer.progress(Stream().feed(2))
+        layer.progress(Stream().feed(2))
         await node.came(0, 1)
         assert asyncio.get_running_loop().time() - started < 3.0
 
 
 async def test_a_stop_does_not_wait_for_layers_without_a_seal(node: Node) -> None:
     async with node.early.layer(DIGEST) as layer:
-        await layer.progress(Stream().feed(2))
+        layer.progress(Stream().feed(2))
         await node.came(0, 1)
         assert await asyncio.to_thread(node.transfers.drain, 60.0) == []
 
@@ -270,7 +284,7 @@ async def test_what_this_disk_has_is_copied(node: Node) -> None:
     assert next_version.chunks[:5] == LAYER.chunks[:5]
     node.landed.clear()
     async with node.early.layer(DIGEST) as layer:
-        await layer.progress(Stream(next_version).feed(5))
+        layer.progress(Stream(next_version).feed(5))
         await node.came(0, 1, 2, 4)
         early = node.early.of(DIGEST)
         assert early is not None and early.received.keys() == {"dedup"}
@@ -287,13 +301,27 @@ async def test_wrong_bytes_are_not_taken(node: Node) -> None:
 
     node.supernode.spoil = spoil
     async with node.early.layer(DIGEST) as layer:
-        await layer.progress(Stream().feed(3))
+        layer.progress(Stream().feed(3))
         await node.came(0, 1, 2)
         early = await layer.hand_over()
         assert early is not None
         store = node.chunks.create(LAYER.index_data, early)
         assert bytes_of(store.directory, LAYER.index, 3) == b"".join(LAYER.chunks[:3])
     assert lies < 0
+
+
+async def test_an_index_that_stands_still_is_taken_all_the_same(node: Node) -> None:
+    """As for a node that comes later: it learns all there is so far at once, and nothing more for a while."""
+    async with node.early.layer(DIGEST) as layer:
+        layer.progress(Stream().feed(5))
+        await node.came(0, 1, 2, 4)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until it holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - whatever a test looks at, not one event
+            await asyncio.sleep(0.002)
 
 
 def bytes_of(directory: Path, index: Index, chunks: int) -> bytes:
