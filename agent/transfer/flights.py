@@ -19,6 +19,8 @@ from agent.transfer.window import Window
 
 BULK_SLOTS = 8
 """Trace and fill requests at once; the window in bytes usually says less (a guess)."""
+SOURCES_MAX = 6
+"""Asked in turn for what a reader waits for: six peers that do not answer take 40 s of its 60; then they rank last."""
 ENDGAME_S = 0.2
 """A layer's last chunks are asked of a second source if the first takes longer: four times what the policy means a
 request to take. At once would double the bytes of small layers (a guess)."""
@@ -93,7 +95,7 @@ class Flights:
         """Mark a request as started. It names one source if the policy picked that, else all in turn."""
         layer = self.layers[node]
         picked = ask.source is not None
-        sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now)
+        sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now)[:SOURCES_MAX]
         unnamed = min(ask.count, ask.any_of.bit_count() - layer.asked_any) if ask.any_of else 0
         fetch = Fetch(node, ask.chunks, kind, ask.any_of, unnamed, is_hedge, picked, tuple(sources))
         for chunk in ask.chunks:

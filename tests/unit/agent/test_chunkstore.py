@@ -13,6 +13,7 @@ from made_layers import MadeLayer, make_index
 
 from agent.chunkstore import ChunkStore
 from agent.database import Database
+from agent.frames import Frames
 from agent.layerstore import LayerStore
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, ImgdistError, TemporaryError
@@ -282,4 +283,34 @@ def test_twins_name_the_other_store(packs: Path, database: Database) -> None:
     store = chunks.create(LAYER.index_data)
     other = chunks.create(make_index([LAYER.chunks[1], LAYER.chunks[0], bytes(BLOCK)]))
     assert sorted(chunks.twins(other), key=lambda twin: twin[0]) == [(0, store, 1), (1, store, 0)]
+    chunks.close()
+
+
+def test_bodies_are_kept_for_other_agents_and_go_with_the_swarm(packs: Path, database: Database) -> None:
+    chunks = ChunkStore(packs, database, keep_frames=True)
+    store = chunks.create(LAYER.index_data)
+    assert store.frames is not None
+    store.frames.append(1, *LAYER.encoded[1])
+    chunks.close()
+    again = ChunkStore(packs, database, keep_frames=True)
+    (store,) = again.recover()
+    assert store.frames is not None and store.frames.find(1) is not None and store.frames.find(0) is None
+    again.close()
+    alone = ChunkStore(packs, database)
+    (store,) = alone.recover()
+    assert store.frames is None and not (store.directory / "frames").exists()
+    alone.close()
+
+
+def test_a_disk_that_refuses_to_keep_bodies_costs_nothing_else(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, boot_id: str) -> Frames:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("agent.chunkstore.Frames", refuse)
+    chunks = ChunkStore(packs, database, keep_frames=True)
+    store = chunks.create(LAYER.index_data)
+    put(store, 0)
+    assert store.frames is None and store.has(0)
     chunks.close()

@@ -8,7 +8,7 @@ from made_layers import MadeLayer
 from agent.swarm.bitset import bits_of
 from agent.swarm.policy import SourceKind
 from agent.transfer.fetch import Fetch, Kind, Landed
-from agent.transfer.flights import ENDGAME_S
+from agent.transfer.flights import ENDGAME_S, SOURCES_MAX
 from agent.transfer.gate import FillGate
 from agent.transfer.pace import BURST_S, Pace
 from agent.transfer.scheduler import Scheduler
@@ -174,6 +174,18 @@ def test_a_late_answer_to_a_reader_is_asked_for_elsewhere_and_only_once() -> Non
     scheduler.finished(hedge, 5.0, 0.001)
     scheduler.finished(slow, 6.0)
     assert scheduler.in_flight(2) == 0 and scheduler.incomplete() == [2]
+
+
+def test_a_reader_waits_for_a_few_sources_and_then_for_others() -> None:
+    scheduler = swarm({f"p{number}": ALL for number in range(20)}, supernodes=())
+    scheduler.miss(2, offset(3), 1, 0.0)
+    (fetch,) = scheduler.due(0.0)
+    assert len(fetch.sources) == SOURCES_MAX
+    for source in fetch.sources:
+        scheduler.policy.failed(source, 0.0)
+    scheduler.finished(fetch, 0.0)
+    (again,) = scheduler.due(0.06)
+    assert not set(again.sources) & set(fetch.sources)
 
 
 def test_a_hedge_that_fails_leaves_the_first_request_alone() -> None:
