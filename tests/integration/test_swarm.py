@@ -27,6 +27,8 @@ _SIZE = 12_000_000
 _FILES = {f"srv/{number}": random.Random(number).randbytes(1_000_000) for number in range(_SIZE // 1_000_000)}
 _SLOW = 3_000_000
 """Bytes a second of a fill that something is to happen in."""
+_MOSTLY = 0.65
+"""Of a layer, from peers: until they are known, some tenths of a second, the supernode is asked; and beside them."""
 _WAIT_S = 60.0
 
 
@@ -147,13 +149,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_a_third_node_takes_an_image_from_the_two_before_it(site: Site) -> None:
-    nodes = [site.agent(), site.agent(), site.agent(f"swarm.down_bytes_per_s={4 * _SLOW}")]
+    nodes = [site.agent(), site.agent(), site.agent(f"swarm.down_bytes_per_s={_SLOW}")]
     for node in nodes:
         node.mount()
         node.wait_complete()
         node.check()
     sources = nodes[2].layer()["sources"]
-    assert sources["peer"] > 0.8 * _SIZE, sources
+    assert sources["peer"] > _MOSTLY * _SIZE, sources
     assert sources["peer"] + sources["supernode"] < 1.1 * _SIZE, "nothing comes twice"
 
     peers = nodes[2].peers()
@@ -185,10 +187,10 @@ def test_the_swarm_outlives_its_supernode_and_is_back_soon_after_it(site: Site) 
         node.wait(lambda node=node: node.swarm()["tracker"], "a member again")
     assert time.monotonic() - started < 10.0
     assert site.members() == 3
-    late = site.agent(f"swarm.down_bytes_per_s={4 * _SLOW}")
+    late = site.agent(f"swarm.down_bytes_per_s={_SLOW}")
     late.mount()
     late.wait_complete()
-    assert late.layer()["sources"]["peer"] > 0.8 * _SIZE, late.layer()["sources"]
+    assert late.layer()["sources"]["peer"] > _MOSTLY * _SIZE, late.layer()["sources"]
 
 
 def test_a_peer_that_dies_costs_nobody_its_image(site: Site) -> None:
@@ -241,10 +243,10 @@ def test_one_that_nobody_reaches_takes_part_all_the_same(site: Site) -> None:
     seed = site.agent()
     seed.mount()
     seed.wait_complete()
-    hidden = site.agent(f"peer_advertise=127.0.0.1:{free_port()}", f"swarm.down_bytes_per_s={4 * _SLOW}")
+    hidden = site.agent(f"peer_advertise=127.0.0.1:{free_port()}", f"swarm.down_bytes_per_s={_SLOW}")
     hidden.wait(lambda: hidden.swarm()["reachable"] is False, "the tracker has found out")
     hidden.mount()
     hidden.wait_complete()
     hidden.check()
-    assert hidden.layer()["sources"]["peer"] > 0.7 * _SIZE, hidden.layer()["sources"]
+    assert hidden.layer()["sources"]["peer"] > _MOSTLY * _SIZE, hidden.layer()["sources"]
     assert [peer["address"] for peer in seed.peers().values()] == [None]
