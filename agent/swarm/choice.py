@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 from agent.swarm.asks import Ask, Limits
 from agent.swarm.bitset import bits_of, pick, without
-from agent.swarm.holdings import Table
+from agent.swarm.holdings import Holding, Table
 from agent.swarm.neighbours import Neighbour
 from agent.swarm.rarity import Rarity
 from agent.swarm.totals import Totals
@@ -118,8 +118,7 @@ class Choice:
         From a random place on, so that nodes which see the same do not all ask the same one.
         """
         pairs, limits, slow_rate = table.pairs, self._limits, self._totals.slow_rate
-        best: tuple[Neighbour, int] | None = None
-        least, tried = float("inf"), 0
+        able: list[tuple[float, Neighbour, Holding]] = []
         start = int(self._random() * len(pairs))
         for neighbour, holding in pairs[start:] + pairs[:start]:
             if neighbour.busy_until > now or neighbour.failing_until > now:
@@ -127,24 +126,19 @@ class Choice:
             outstanding = neighbour.outstanding
             if outstanding >= limits.per_source:
                 continue
-            useful = holding.bits & wanted
-            if not useful:
+            if neighbour.conviction.total and neighbour.conviction.until > now:
                 continue
-            if neighbour.conviction.total:
-                if neighbour.conviction.until > now:
-                    continue
-                useful = without(useful, neighbour.conviction.chunks(layer, now))
+            if outstanding and neighbour.rate is not None and neighbour.rate < slow_rate:
+                continue
             score = outstanding + (neighbour.queue_s(now) / _QUEUE_S if neighbour.queue_bytes else 0.0)
             if neighbour.near:
                 score -= 0.5
-            if outstanding and neighbour.rate is not None and neighbour.rate < slow_rate:
-                continue
-            if useful and score < least:
-                best, least = (neighbour, useful), score
-            tried += 1
-            if tried == _TRIED:
-                break
-        return best
+            able.append((score, neighbour, holding))
+            if len(able) == _TRIED:
+                if (found := _first_useful(able, layer, wanted, now)) is not None:
+                    return found
+                able.clear()
+        return _first_useful(able, layer, wanted, now)
 
     def _run(self, neighbour: Neighbour, rarity: Rarity, useful: int) -> tuple[int, ...]:
         """As many as one request should have: the rarest of the set, and where those are too few any.
@@ -232,6 +226,24 @@ class Choice:
         if table is None:
             return supernode.outstanding < limits.alone and self._totals.outstanding < limits.bulk
         return self._has_room(supernode) and not (supernode.outstanding and len(table.pairs) >= _MANY)
+
+
+def _first_useful(
+    able: list[tuple[float, Neighbour, Holding]], layer: Hashable, wanted: int, now: float
+) -> tuple[Neighbour, int] | None:
+    """The one with the least score that has some of the set, and what."""
+    able.sort(key=_score)
+    for _, neighbour, holding in able:
+        useful = holding.bits & wanted
+        if useful and neighbour.conviction.total:
+            useful = without(useful, neighbour.conviction.chunks(layer, now))
+        if useful:
+            return neighbour, useful
+    return None
+
+
+def _score(able: tuple[float, Neighbour, Holding]) -> float:
+    return able[0]
 
 
 def _parts(chunks: Sequence[int], size: int) -> list[Sequence[int]]:

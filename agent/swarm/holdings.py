@@ -7,10 +7,10 @@ from collections.abc import Hashable
 from agent.swarm.neighbours import Neighbour
 from agent.swarm.rarity import Rarity
 
-_RARITY_USES = 4
-"""Decisions made with one count of the neighbours' chunks: the count is a third of a decision's cost."""
-_RARITY_S = 0.02
-"""How old a count may get; have-lists are older (0.1 s)."""
+_RARITY_USES = 8
+"""Decisions made with one count of the neighbours' chunks: it costs as much as the rest of one."""
+_RARITY_S = 0.1
+"""How old a count may get: have-lists are as old [simulated: with 20 ms no better]."""
 
 
 class Holding:
@@ -38,6 +38,7 @@ class Table:
     def put(self, neighbour: Neighbour, holding: Holding) -> None:
         """A neighbour has these."""
         self._held[neighbour.source] = (neighbour, holding)
+        self._uses = _RARITY_USES
         self.pairs = tuple(self._held.values())
 
     def add(self, neighbour: Neighbour, chunks: int) -> None:
@@ -56,6 +57,7 @@ class Table:
     def drop(self, source: Hashable) -> None:
         """A source no longer serves the layer."""
         if self._held.pop(source, None) is not None:
+            self._uses = _RARITY_USES
             self.pairs = tuple(self._held.values())
 
     def of(self, source: Hashable) -> int:
