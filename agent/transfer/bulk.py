@@ -93,8 +93,9 @@ class Bulk:
         """When time alone may let more start."""
         yield self.flights.pace.ready_at
         if self._fill:
-            yield from self._fill.values()
-            yield from map(self.flights.fill_at, self._fill)
+            if max(self._fill.values()) > now:
+                yield from self._fill.values()
+            yield from map(self.flights.fill_at, self.flights.bulk_nodes() & self._fill.keys())
             yield self.gate.opens_at(now, self._is_start_going_on(now), self.flights.busy[Kind.FILL])
 
     def _unpark(self, now: float) -> None:

@@ -162,6 +162,10 @@ class Flights:
         asked = (flight.source for flight in self if flight.fetch.node == node and chunk in flight.chunks)
         return [source for source in asked if source is not None]
 
+    def bulk_nodes(self) -> set[int]:
+        """Layers of which something is under way that nobody waits for."""
+        return {flight.fetch.node for flight in self if flight.bulk_bytes}
+
     def in_flight(self, node: int) -> int:
         """Requests of a layer that are not over."""
         return sum(flight.fetch.node == node for flight in self)

@@ -180,7 +180,7 @@ class Landing:
                 self._ask(job, fetch, source, rest, told, outcome)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 _log.debug("%s", error)
-                outcome.explained = self._desk.source_lacks(job, source, rest)
+                outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
                 _log.debug("%s", error)
                 receivers = self._desk.receivers(source, error)

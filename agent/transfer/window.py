@@ -33,6 +33,8 @@ class Window:
         self._round_trips: dict[Hashable, deque[tuple[float, float]]] = {}  # (when, seconds), rising in both
         self._delivered = 0
         self._ratio = 0.5
+        self.size_bytes = WINDOW_MIN
+        """Body bytes to keep in flight."""
 
     @property
     def delivered(self) -> int:
@@ -43,13 +45,6 @@ class Window:
     def round_trip_s(self) -> float | None:
         """From a request to the first byte of its answer, serving included, at the nearest source; None before one."""
         return min((kept[0][1] for kept in self._round_trips.values()), default=None)
-
-    @property
-    def size_bytes(self) -> int:
-        """Body bytes to keep in flight."""
-        trips = self._round_trips
-        product = max((rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0)
-        return int(min(max(_GAIN * product, WINDOW_MIN), WINDOW_MAX))
 
     def estimate(self, raw_bytes: int) -> int:
         """Body bytes that so many raw bytes will be."""
@@ -76,3 +71,6 @@ class Window:
             kept.popleft()
         if finished > started:
             self._rates.append(((self._delivered - delivered_before) / (finished - started), source))
+        trips = self._round_trips
+        product = max((rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0)
+        self.size_bytes = int(min(max(_GAIN * product, WINDOW_MIN), WINDOW_MAX))
