@@ -3,31 +3,23 @@
 The registry is behind a shaped link. Plain containerd pulls, unpacks and runs. On the other side one agent with its
 embedded supernode reads the registry over the same link, converts while it downloads, and the container starts once the
 layers are sealed. Seconds run from the start of the pull to the first output of the demo image's program. Everything is
-plain HTTP.
+plain HTTP. With --nodes, as many nodes with one supernode do so at once (bench/first_pull_swarm.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from statistics import median
 
+from bench import first_pull_swarm
+from bench.first_pull_site import Site
 from bench.report import Report, Row
-from imgdist.demo import leftovers, machine
-from imgdist.demo.agent import Agent
-from imgdist.demo.containerd import Containerd, Install, newest
-from imgdist.demo.image import Image
-from imgdist.demo.interrupts import interrupted_once, shielded
-from imgdist.demo.link import Link
-from imgdist.demo.push import push
-from imgdist.demo.recipe import APPLICATION, demo_image
-from imgdist.demo.registry import registry
-from imgdist.demo.start import Start, cold_start
+from imgdist.demo import machine
+from imgdist.demo.containerd import newest
+from imgdist.demo.interrupts import interrupted_once
+from imgdist.demo.recipe import demo_image
+from imgdist.demo.start import Start
 
 LINK_BITS_PER_S = 200_000_000
 GOAL, ORIGIN_GOAL = 1.10, 1.01
@@ -35,15 +27,19 @@ GOAL, ORIGIN_GOAL = 1.10, 1.01
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="starts of each kind [default: 3]")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes that pull at once [default: one, nobody else]")
+    parser.add_argument("--rate-mbit", type=int, metavar="R", help="of each link, with --nodes [default: 400 / N]")
 
 
 def run(args: argparse.Namespace) -> Report:
     """Medians of `args.rounds` first pulls of each kind. Needs root and the demo's parts."""
+    if args.nodes is not None:
+        return first_pull_swarm.measure(args.nodes, args.rate_mbit or 400 // args.nodes, args.rounds, _say)
     with interrupted_once():
         machine.check()
         machine.install_missing(machine.PACKAGES, _say)
         image, install = demo_image(_say), newest()
-        with _Site(install, image) as site:
+        with Site(install, image, LINK_BITS_PER_S) as site:
             plain, lazy = [], []
             for _ in range(args.rounds):
                 plain.append(_told(site.plain()))
@@ -64,73 +60,6 @@ def run(args: argparse.Namespace) -> Report:
         "plain HTTP; bytes of the link's device, as it counts them"
     )
     return Report("first-pull", rows, note)
-
-
-class _Site:
-    """A registry behind a shaped link, and nodes in front of it; a context manager."""
-
-    def __init__(self, install: Install, image: Image) -> None:
-        self._install, self._image = install, image
-        self._rounds = 0
-        self._undo = ExitStack()
-
-    def __enter__(self) -> _Site:
-        with ExitStack() as undo:
-            # Not /tmp, which may be memory: dropping the page cache would not make that cold.
-            self.directory = Path(tempfile.mkdtemp(prefix="imgdist-", dir="/var/tmp"))
-            undo.callback(self._remove)
-            self._link = undo.enter_context(Link())
-            address = f"{self._link.far}:5000"
-            self._registry = undo.enter_context(
-                registry(self.directory / "registry", address, inside=self._link.inside, reached_at=address)
-            )
-            self._reference, _ = push(self._image, self._registry, "demo/app", "first", mark="first")
-            self._link.shape(LINK_BITS_PER_S)
-            self._undo = undo.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with shielded():
-            self._undo.close()
-
-    def plain(self) -> Start:
-        """An ordinary pull and start."""
-        with self._containerd("p") as containerd:
-            return self._start("plain", containerd)
-
-    def first(self) -> Start:
-        """The same through a fresh agent with a fresh supernode of its own."""
-        directory = self._fresh("a")
-        settings = ["stop_timeout_s=0"]
-        with (
-            Agent(directory, [], settings=settings, flags=["--plain-http", self._registry]) as agent,
-            self._containerd("c", agent) as containerd,
-        ):
-            return self._start("first pull", containerd)
-
-    def _start(self, what: str, containerd: Containerd) -> Start:
-        warm = [*self._programs(), self.directory / "registry"]
-        return cold_start(what, containerd, self._link.received_bytes, self._reference, APPLICATION, warm=warm)
-
-    @contextmanager
-    def _containerd(self, name: str, agent: Agent | None = None) -> Iterator[Containerd]:
-        lazily = {"snapshotter": agent.snapshotter, "exports_root": agent.root} if agent is not None else {}
-        with Containerd(self._install, self._fresh(name), plain_http=[self._registry], **lazily) as containerd:
-            yield containerd
-
-    def _programs(self) -> Sequence[Path]:
-        return [*self._install.programs, *(Path(found) for name in ("runc",) if (found := shutil.which(name)))]
-
-    def _fresh(self, name: str) -> Path:
-        self._rounds += 1
-        return self.directory / f"{name}{self._rounds}"
-
-    def _remove(self) -> None:
-        for pid in leftovers.processes_below(self.directory):
-            leftovers.kill_with_children(pid)
-        leftovers.unmount_below(self.directory)
-        leftovers.detach_loops_below(self.directory)
-        shutil.rmtree(self.directory)
 
 
 def _told(start: Start) -> Start:

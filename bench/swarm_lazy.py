@@ -57,11 +57,11 @@ class Starts:
         return quantile(self.waits, share)
 
 
-def start_all(nodes: Sequence[Node], published: Published, argv: Sequence[str]) -> Starts:
+def start_all(nodes: Sequence[Node], reference: str, argv: Sequence[str]) -> Starts:
     """Mount the image and run `argv` in it on all `nodes` at once. Raises ImgdistError for a program that fails."""
     machine = MachineTime()
     with ThreadPoolExecutor(len(nodes)) as pool:
-        each = tuple(pool.map(lambda node: _start(node, published.reference, argv), nodes))
+        each = tuple(pool.map(lambda node: _start(node, reference, argv), nodes))
     busy = machine.busy_share()
     return Starts(each, merged(_waits(node.agent.metrics()) for node in nodes), busy)
 

@@ -3,6 +3,7 @@ of the others, every link shaped."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -50,13 +51,17 @@ class Node:
 
 
 class Rig:
-    """A context manager. `spokes` are the nodes' namespaces; links are unshaped until `shape`."""
+    """A context manager. `spokes` are the nodes' namespaces; links are unshaped until `shape`.
 
-    def __init__(self, nodes: int) -> None:
-        self._star = Star(nodes)
+    `apart`: the supernode has a namespace and a link of its own, so that what it reads of the registry crosses both.
+    """
+
+    def __init__(self, nodes: int, *, apart: bool = False) -> None:
+        self._star = Star(nodes + apart)
         self._agents = 0
         self._undo = ExitStack()
-        self.datacenter, self.spokes = self._star.datacenter, self._star.nodes
+        self.datacenter, self.spokes = self._star.datacenter, self._star.nodes[:nodes]
+        self.seat = self._star.nodes[nodes] if apart else self._star.datacenter
         self.directory = self._star.directory
 
     def __enter__(self) -> Rig:
@@ -84,14 +89,20 @@ class Rig:
 
     def start_supernode(self) -> None:
         """Start it, or after `kill_supernode` another one on the same root; returns when it serves."""
-        listen = f"{self.datacenter.address}:{SUPERNODE_PORT}"
-        root, inside = self.directory / "supernode", self.datacenter.inside
+        listen = f"{self.seat.address}:{SUPERNODE_PORT}"
+        root, inside = self.directory / "supernode", self.seat.inside
         self.supernode = Supernode(root, listen, plain_http=[self.registry], inside=inside)
         self.supernode.__enter__()
 
     def restart_supernode(self) -> None:
         """Another one on the same root: it knows nothing of the agents that the last one had."""
         self.supernode.stop()
+        self.start_supernode()
+
+    def renew_supernode(self) -> None:
+        """Another one that has nothing converted."""
+        self.supernode.stop()
+        shutil.rmtree(self.supernode.root)
         self.start_supernode()
 
     def kill_supernode(self) -> None:
@@ -126,12 +137,16 @@ class Rig:
 
     def shape(self, bits_per_s: int) -> None:
         """Every link, the datacenter's as well, gets this rate each way."""
-        for spoke in (self.datacenter, *self.spokes):
+        for spoke in self._linked:
             spoke.shape(bits_per_s)
 
     def unshape(self) -> None:
-        for spoke in (self.datacenter, *self.spokes):
+        for spoke in self._linked:
             spoke.unshape()
+
+    @property
+    def _linked(self) -> Sequence[Spoke]:
+        return (self._star.datacenter, *self._star.nodes)
 
     @contextmanager
     def agents(self, spokes: Sequence[Spoke], settings: Sequence[str] = ()) -> Iterator[list[Node]]:

@@ -69,7 +69,7 @@ class _Starts:
         published = self._publish(tag)
         self._cluster.shape()
         with self._rig.agents(self._cluster.spokes[:1]) as nodes:
-            start_all(nodes, published, argv)
+            start_all(nodes, published.reference, argv)
             # An agent that stops tells what it has not told yet.
             wait_until(lambda: self._trace(published) is not None, f"trace of {tag}", _TRACE_S)
         return published
@@ -87,7 +87,7 @@ class _Starts:
         self._rig.restart_supernode()
         self._cluster.shape()
         with self._rig.agents(self._cluster.spokes[:nodes]) as running:
-            starts = start_all(running, published, APPLICATION)
+            starts = start_all(running, published.reference, APPLICATION)
         told = " ".join(f"{start.seconds:.1f}" for start in starts.each)
         self._cluster.say(f"{what}, {published.reference.rpartition(':')[2]}: first output after {told} s")
         return starts
