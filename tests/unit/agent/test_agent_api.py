@@ -103,6 +103,7 @@ async def test_layers_of_every_state_each_once(world: World) -> None:
         KnownImage(reference="r", name="n", manifest_digest="m", platform="p", layers=(twice, known(7), known(8)))
     ]
     world.images.indexing = {known(7).digest: known(7)}
+    world.early[known(7).digest] = SimpleNamespace(size_bytes=8192, received=Counter(peer=3))
     world.images.plain = {
         known(8).digest: PlainLayer(known(8), "a hard link"),
         twice.digest: PlainLayer(twice, "was away for a moment"),
@@ -124,6 +125,7 @@ async def test_layers_of_every_state_each_once(world: World) -> None:
         "sources": {"supernode": 9},
     }
     assert rows[1]["pack_id"] == unknown.pack_id
+    assert (rows[2]["present_bytes"], rows[2]["sources"]) == (8192, {"peer": 3}), "before its seal"
     assert rows[3] == {
         "digest": known(8).digest,
         "diff_id": "sha256:d",
