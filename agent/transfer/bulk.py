@@ -12,6 +12,7 @@ from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.flights import Flights
 from agent.transfer.gate import FillGate
 from agent.transfer.layerstate import FLYING, MISSING
+from agent.transfer.lead import Lead
 from agent.transfer.urgent import Urgent
 
 TRACE_TRIES = 3
@@ -33,6 +34,7 @@ class Bulk:
     flights: Flights
     urgent: Urgent
     gate: FillGate
+    lead: Lead = field(default_factory=Lead)
     _ahead: _Queue = field(default_factory=lambda: deque(maxlen=_AHEAD_QUEUE))
     _trace: _Queue = field(default_factory=deque)
     _parked: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # the trace of layers that back off
@@ -44,7 +46,10 @@ class Bulk:
 
     def trace(self, node: int, chunk: int) -> None:
         """A start is expected to touch the chunk, after those told before."""
+        if not self._trace and not self._parked:
+            self.lead.begin()
         self._trace.append((node, chunk))
+        self.lead.named(node, chunk, self.flights.layers[node].layout.size(chunk))
 
     def trace_again(self, node: int, chunks: Iterable[int]) -> None:
         """Chunks that a trace names did not come: back to their place, unless they failed too often."""
@@ -72,6 +77,7 @@ class Bulk:
         """Forget a layer; its entries in the queues are stepped over."""
         self.filled(node)
         self._parked.pop(node, None)
+        self.lead.removed(node)
 
     @property
     def has_work(self) -> bool:
@@ -84,7 +90,7 @@ class Bulk:
             self._unpark(now)
         if self._ahead:
             self._start_queued(self._ahead, now, fetches)
-        if self._trace:
+        if self._trace and self.lead.is_left:
             self._start_queued(self._trace, now, fetches)
         if self._fill:
             self._start_fill(now, fetches)
@@ -169,7 +175,11 @@ class Bulk:
     def _is_start_going_on(self, now: float) -> bool:
         """Whether there is more urgent work than fill that is under way or could be."""
         busy = self.flights.busy
-        if self._ahead or self._trace or any(busy[kind] for kind in (Kind.DEMAND, Kind.NOW, Kind.TRACE)):
+        if (
+            self._ahead
+            or (self._trace and self.lead.is_left)
+            or any(busy[kind] for kind in (Kind.DEMAND, Kind.NOW, Kind.TRACE))
+        ):
             return True
         return any(self._is_on_its_way(node, chunk, now) for node, chunk in self.urgent)
 

@@ -21,6 +21,7 @@ from agent.transfer.layerstate import HERE, MISSING, RESTING, LayerState, Layout
 from agent.transfer.pace import Pace
 from agent.transfer.urgent import Urgent
 from agent.transfer.window import Window
+from imgdist.pack import BLOCK
 
 AHEAD_CHUNKS = 4
 """Fetched behind a miss where no trace is known. [measured: misses 901 -> 400-450, +30 % bytes; 8: 430, +59 %]"""
@@ -115,13 +116,18 @@ class Scheduler:
             self._urgent.read(node, chunk, now)
             self._hurry(node, chunk)
         self.gate.read(now)
-        if not layer.traced and self._is_far:
+        if self._is_far and not (layer.traced and self._bulk.lead.is_left):
             self._guess_behind(node, layer, chunks[-1] + 1)
         return True
 
-    def touched(self, now: float) -> None:
-        """A reader read what nobody had before, here already or not: something starts."""
+    def touched(self, touches: Iterable[tuple[int, int, int]], now: float) -> None:
+        """(node, first block, blocks) that nobody had read before, here already or not: something starts."""
         self.gate.read(now)
+        for node, first, count in touches:
+            layer = self._layers.get(node)
+            if layer is not None and layer.traced:
+                for chunk in layer.layout.chunks_between(first * BLOCK, (first + count) * BLOCK):
+                    self._bulk.lead.touched(node, chunk)
 
     def want(self, node: int, chunks: Iterable[int]) -> list[int]:
         """A job waits for these chunks; returns those that are not here yet."""
@@ -175,6 +181,8 @@ class Scheduler:
         if layer is None or layer.state[chunk] == HERE:
             return Landed(None, False)
         layer.came(chunk)
+        if layer.traced:
+            self._bulk.lead.landed(node, chunk)
         self._backing_off.discard(node)
         if layer.is_whole:
             self._bulk.filled(node)

@@ -188,10 +188,12 @@ class Transfers:
             self._view.written(node, start, start + length)
 
     def touched(self, touches: Sequence[tuple[int, int, int]]) -> None:
-        """The view: (node, first block, blocks) were read for the first time. Fill waits until that is over."""
+        """The view: (node, first block, blocks) were read for the first time. Fill waits until that is over; what a
+        trace predicts may go on."""
         if touches:
             with self._lock:
-                self._scheduler.touched(self._clock())
+                self._scheduler.touched(touches, self._clock())
+                self._pump()
 
     def fetch_now(self, store: LayerStore, chunks: Iterable[int], deadline_s: float = NOW_DEADLINE_S) -> Future[None]:
         """Fetch chunks that a job waits for, nearly as urgent as a miss, in runs.

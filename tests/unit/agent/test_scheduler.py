@@ -15,9 +15,11 @@ from agent.transfer.bulk import TRACE_TRIES
 from agent.transfer.fetch import RUN_CHUNKS, Fetch, Kind, Landed
 from agent.transfer.flights import BULK_SLOTS
 from agent.transfer.gate import HOLD_S, LOW_SHARE, QUIET_S
+from agent.transfer.lead import LEAD_BYTES
 from agent.transfer.scheduler import AHEAD_CHUNKS, Scheduler
 from agent.transfer.urgent import DEMAND_SLOTS, NOW_SLOTS
 from agent.transfer.window import WINDOW_MIN
+from imgdist.pack import BLOCK, CHUNK_MAX
 
 LAYER = MadeLayer([64] * 40 + [1])  # 40 chunks of 256 KiB, one of metadata
 COUNT = LAYER.index.chunk_count
@@ -130,6 +132,40 @@ def test_the_window_grows_to_link_times_round_trip(scheduler: Scheduler) -> None
         window.answered(before, now, round_trip, now + took)
         now += took
     assert 5e6 <= window.size_bytes <= 12e6
+
+
+def _large(chunks: int) -> tuple[Scheduler, MadeLayer]:
+    """One layer of so many chunks, far from its source, and a trace that names them all."""
+    large = MadeLayer([64] * chunks + [1])
+    scheduler = Scheduler(lambda: 0.5)
+    scheduler.window.answered(0, 0.0, 0.01, 0.02)
+    scheduler.add(2, large.index, range(large.index.chunk_count))
+    scheduler.trace([(2, chunk) for chunk in range(chunks)])
+    return scheduler, large
+
+
+def test_a_trace_that_nobody_reads_stops_and_fill_goes_on_without_it() -> None:
+    lead = LEAD_BYTES // CHUNK_MAX
+    scheduler, large = _large(3 * lead)
+    asked = drive(scheduler, 0.0, scheduler.due(0.0))
+    assert lead <= len(asked) + BULK_SLOTS * RUN_CHUNKS <= lead + 2 * BULK_SLOTS * RUN_CHUNKS
+    scheduler.miss(2, large.index.start(3 * lead - 10), 1, 1.0)
+    fetches = scheduler.due(1.0)
+    assert fetches[0].kind is Kind.DEMAND
+    assert len(fetches) > 1, "the trace is wrong: what is behind a miss is fetched as if there were none"
+    drive(scheduler, 1.0, fetches)
+    scheduler.fill(2)
+    (first, *_) = scheduler.due(1.1 + QUIET_S)
+    assert first.kind is Kind.FILL, "a trace that stopped does not keep fill waiting"
+
+
+def test_a_trace_that_is_read_goes_on() -> None:
+    lead = LEAD_BYTES // CHUNK_MAX
+    scheduler, large = _large(3 * lead)
+    drive(scheduler, 0.0, scheduler.due(0.0))
+    assert scheduler.due(0.5) == []
+    scheduler.touched([(2, large.index.start(0) // BLOCK, 64 * lead)], 1.0)
+    assert len(drive(scheduler, 1.0, scheduler.due(1.0))) >= lead
 
 
 def test_what_a_job_waits_for_comes_before_traces_and_leaves_slots_to_misses(scheduler: Scheduler) -> None:
@@ -311,10 +347,10 @@ def test_a_source_of_nothing_but_wrong_chunks_is_not_asked_for_all_of_them_at_on
 def test_first_touches_close_the_gate_at_once_and_end_with_quiet(scheduler: Scheduler) -> None:
     scheduler.fill(2)
     (first, *_) = scheduler.due(0.0)
-    scheduler.touched(1.0)
+    scheduler.touched([(2, 1, 1)], 1.0)
     land(scheduler, first, 1.0)
     assert scheduler.due(1.0) == []
-    scheduler.touched(1.2)
+    scheduler.touched([(2, 2, 1), (9, 1, 1)], 1.2)
     assert scheduler.due(1.1 + QUIET_S) == []
     assert scheduler.wake_at(1.1 + QUIET_S) == pytest.approx(1.2 + QUIET_S)
     assert scheduler.due(1.21 + QUIET_S)[0].kind is Kind.FILL
