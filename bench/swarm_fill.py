@@ -34,7 +34,8 @@ class Event:
 @dataclass(slots=True)
 class Fill:
     """What happened. Seconds since the nodes were told (`told_at` on the monotonic clock); CPU time and memory of each
-    node's processes by role; `samples`: (seconds, share of the image each node has).
+    node's processes by role; shares of all cores in use, and in use by
+    processes that are not the rig's; `samples`: (seconds, share of the image each node has).
     """
 
     told_at: float
@@ -44,6 +45,7 @@ class Fill:
     datacenter: Traffic
     registry_bytes: int
     busy: float
+    others: float
     cpu_s: list[dict[str, float]]
     peak_rss_mib: list[dict[str, float]]
     wrong_bytes: int = 0
@@ -89,7 +91,7 @@ def fill(rig: Rig, nodes: Sequence[Node], reference: str, events: Sequence[Event
     """
     traffic = [node.spoke.traffic() for node in nodes]
     datacenter, cpu = rig.datacenter.traffic(), [node.processes.cpu_s() for node in nodes]
-    registry, machine = rig.registry_wrote_bytes(), MachineTime()
+    registry, machine = rig.registry_wrote_bytes(), MachineTime(rig.namespaces)
     with ThreadPoolExecutor(len(nodes)) as pool:
         watch = _Watch(nodes, events)
         mounting = [pool.submit(watch.mount, number, reference) for number in range(len(nodes))]
@@ -104,6 +106,7 @@ def fill(rig: Rig, nodes: Sequence[Node], reference: str, events: Sequence[Event
             datacenter=rig.datacenter.traffic() - datacenter,
             registry_bytes=rig.registry_wrote_bytes() - registry,
             busy=machine.busy_share(),
+            others=machine.others_share(),
             cpu_s=[
                 {role: spent - before[role] for role, spent in node.processes.cpu_s().items()}
                 for node, before in zip(nodes, cpu, strict=True)

@@ -32,11 +32,14 @@ _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One node's start: seconds to the first output, bytes its link had received by then, and what it printed."""
+    """One node's start: seconds to the first output, bytes its link had received by then, what it printed; CPU time of
+    the program to its end, and of the node's processes meanwhile."""
 
     seconds: float
     received_bytes: int
     output: bytes
+    program_cpu_s: float
+    node_cpu_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ class Starts:
     @property
     def slowest_s(self) -> float:
         return max(start.seconds for start in self.each)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of all of them, programs and nodes; without what the kernel does outside of processes."""
+        return sum(start.program_cpu_s + start.node_cpu_s for start in self.each)
 
     def wait_s(self, share: float) -> float:
         """So long at most did `share` of the reads that missed wait."""
@@ -75,7 +83,7 @@ def touched_bytes(supernode: Supernode, published: Published) -> int:
 
 
 def _start(node: Node, reference: str, argv: Sequence[str]) -> Start:
-    before, started = node.spoke.traffic(), time.monotonic()
+    before, cpu_before, started = node.spoke.traffic(), node.processes.cpu_s(), time.monotonic()
     node.agent.mount(reference, node.tree)
     unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={node.tree}", "--mount-proc=/proc")
     command = [*node.spoke.inside, *unshare, "--", *argv]
@@ -87,9 +95,12 @@ def _start(node: Node, reference: str, argv: Sequence[str]) -> Start:
         took = time.monotonic() - started
         received = (node.spoke.traffic() - before).received
         output = first + process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise ImgdistError(f"{' '.join(argv)} in {node.tree}: exit {process.returncode}: {output[-500:]!r}")
-    return Start(took, received, output)
+    node_cpu_s = sum(node.processes.cpu_s().values()) - sum(cpu_before.values())
+    return Start(took, received, output, usage.ru_utime + usage.ru_stime, node_cpu_s)
 
 
 def _first_output(process: subprocess.Popen[bytes]) -> bytes:

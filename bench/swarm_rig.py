@@ -83,6 +83,11 @@ class Rig:
             self._undo.close()
 
     @property
+    def namespaces(self) -> list[str]:
+        """All in which something of the rig runs."""
+        return [spoke.namespace for spoke in self._linked]
+
+    @property
     def can_delay(self) -> bool:
         """Whether links can be given a delay (netem)."""
         return self._star.can_delay

@@ -33,7 +33,8 @@ def _plain(cluster: Cluster) -> list[Row]:
         *_judged("plain", cluster, done, PLAIN_GOAL),
         Row("plain: from the registry / image", origin / published.registry_bytes, ORIGIN_GOAL),
         Row("plain: last node mounted", max(done.mounted_s), unit="s"),
-        Row("plain: machine busy", 100 * done.busy, unit="%"),
+        Row("plain: cores busy", 100 * done.busy, unit="%"),
+        Row("plain: cores busy with what is not the swarm's", 100 * done.others, unit="%"),
         *(
             Row(f"plain: {role} CPU, a GB received or sent", spent / crossed_gb, unit="s/GB")
             for role, spent in cpu.items()

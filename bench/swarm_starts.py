@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from bench.report import Row
@@ -27,6 +28,7 @@ def lazy(cluster: Cluster) -> list[Row]:
     together, together_traced = starts.together(starts.fresh()), starts.together(traced)
     misled = starts.together(foreign)
     runs = (alone, alone_traced, together, together_traced, misled)
+    cores = os.cpu_count() or 1
     fetched = max(start.received_bytes for start in together_traced.each)
     return [
         Row("lazy: slowest / alone, without trace", together.slowest_s / alone.slowest_s, SLOWEST_GOAL),
@@ -44,8 +46,9 @@ def lazy(cluster: Cluster) -> list[Row]:
         Row("lazy: slowest, without trace", together.slowest_s, unit="s"),
         Row("lazy: slowest, with trace", together_traced.slowest_s, unit="s"),
         Row("lazy: touched", touched / 1e6, unit="MB"),
-        Row("lazy: machine busy, without trace", 100 * together.busy, unit="%"),
-        Row("lazy: machine busy, alone without trace", 100 * alone.busy, unit="%"),
+        Row("lazy: CPU of all, without trace, over all cores", together.cpu_s / cores, unit="s"),
+        Row("lazy: CPU of the program, alone", alone.each[0].program_cpu_s, unit="s"),
+        Row("lazy: CPU of agent, view and holder, alone", alone.each[0].node_cpu_s, unit="s"),
     ]
 
 
