@@ -187,8 +187,8 @@ def test_a_layer_that_cannot_be_lazy_fails_the_mount_and_leaves_nothing(site: Si
     assert agent.states()[image.layer_digests[-1]] == "plain"
     assert agent.json("status")["mounts"] == []
     assert agent.stop() == 0
-    agent.start(*_QUICK)  # nobody came to use the layers that could be had
-    assert agent.mounts() == [agent.run / "view"]
+    agent.start(*_QUICK)  # nobody came to use the layers that could be had; it serves before it unmounts them
+    wait_until(lambda: agent.mounts() == [agent.run / "view"], "layers unmounted", 10)
     wait_until(lambda: not agent.loops(), "loop devices gone", 10)
 
 
