@@ -66,8 +66,8 @@ class Policy:
         self._totals.left(neighbour)
         if neighbour in self._supernodes:
             self._supernodes.remove(neighbour)
-        for table in self._tables.values():
-            table.drop(source)
+        for layer in list(self._tables):
+            self.closed(source, layer)
         if neighbour.conviction.total:
             self._convicts[source] = neighbour.conviction
             while len(self._convicts) > _CONVICTS:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent.swarm.simulation.actors import Tally
 from agent.swarm.simulation.scenario import Scenario
 from agent.swarm.simulation.tracker import control
-from agent.swarm.simulation.world import Tally
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 """Of the nodes, for percentiles of when they are complete."""

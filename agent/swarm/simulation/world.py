@@ -14,16 +14,14 @@ from __future__ import annotations
 import gc
 import heapq
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from agent.swarm.asks import Ask
 from agent.swarm.bitset import bits_of
-from agent.swarm.holdings import Holding
 from agent.swarm.policy import Policy, SourceKind
+from agent.swarm.simulation.actors import Node, Request, Source, Tally
 from agent.swarm.simulation.graph import neighbours
 from agent.swarm.simulation.scenario import Scenario
 from agent.swarm.simulation.seeder import Seeder
@@ -45,87 +43,6 @@ _STALL_S = 0.2
 
 
 _Event = tuple[float, int, Callable[[float, Any], None], object]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of a run. Bytes are of chunk bodies, times in seconds from the start and rising; `fast_done_at`: of the
-    nodes that are not slow."""
-
-    done_at: list[float] = field(default_factory=list)
-    fast_done_at: list[float] = field(default_factory=list)
-    supernode_bytes: int = 0
-    supernode_requests: int = 0
-    supernode_busy: int = 0
-    peer_bytes: int = 0
-    peer_requests: int = 0
-    peer_busy: int = 0
-    flushes: int = 0
-    duplicate_bytes: int = 0
-    died: int = 0
-    links: int = 0
-
-
-class _Source:
-    """An uplink, with what stands behind it. A supernode has a `seeder`; `have` is what a peer's neighbours know of."""
-
-    __slots__ = ("died_at", "free_at", "have", "queue", "rate", "seeder")
-
-    def __init__(self, rate: float, seeder: Seeder | None = None) -> None:
-        self.rate = rate
-        self.free_at = 0.0
-        self.queue: deque[float] = deque()  # when each answer that was taken on will have left
-        self.have = Holding()
-        self.seeder = seeder
-        self.died_at = float("inf")
-
-
-class _Node:
-    """A downlink, and what comes over it. `lacks`: neither here nor asked for. Times infinite: nothing is planned."""
-
-    __slots__ = (
-        "flush_at",
-        "flushed_at",
-        "free_at",
-        "have",
-        "is_slow",
-        "lacks",
-        "look_at",
-        "missing",
-        "policy",
-        "rate",
-        "requests",
-        "source",
-        "unflushed",
-    )
-
-    def __init__(self, chunks: int, rate: float, is_slow: bool, source: _Source, policy: Policy) -> None:
-        self.rate = rate
-        self.is_slow = is_slow
-        self.source = source
-        self.policy = policy
-        self.free_at = 0.0
-        self.have = 0
-        self.lacks = (1 << chunks) - 1
-        self.missing = chunks
-        self.requests: set[_Request] = set()
-        self.unflushed = 0
-        self.flushed_at = float("-inf")
-        self.flush_at = float("inf")
-        self.look_at = float("inf")
-
-
-class _Request:
-    __slots__ = ("asked_at", "bits", "chunks", "node", "sent_at", "size", "source")
-
-    def __init__(self, node: _Node, source: _Source, chunks: Sequence[int], size: int, asked_at: float) -> None:
-        self.node = node
-        self.source = source
-        self.chunks = chunks
-        self.bits = bits_of(chunks)
-        self.size = size
-        self.asked_at = asked_at
-        self.sent_at = 0.0  # when its last byte has left
 
 
 class World:
@@ -158,9 +75,12 @@ class World:
             self._at(0.0, self._report, self._watch)
         events, pop = self._events, heapq.heappop
         gc.freeze()  # what stays for long is not looked through again and again
-        while self._left and events:
-            now, _, act, what = pop(events)
-            act(now, what)
+        try:
+            while self._left and events:
+                now, _, act, what = pop(events)
+                act(now, what)
+        finally:
+            gc.unfreeze()
         return self.tally
 
     def _report(self, now: float, watch: Callable[[float, float], None]) -> None:
@@ -170,19 +90,19 @@ class World:
 
     # Making it.
 
-    def _new_supernode(self) -> _Source:
+    def _new_supernode(self) -> Source:
         scenario = self._scenario
         seeder = Seeder(scenario.chunks, self._random.random, scenario.super_seeding)
-        return _Source(scenario.supernode_bits * (1.0 - scenario.loss) / 8, seeder)
+        return Source(scenario.supernode_bits * (1.0 - scenario.loss) / 8, seeder)
 
-    def _new_node(self, number: int, goodput: float) -> _Node:
+    def _new_node(self, number: int, goodput: float) -> Node:
         scenario = self._scenario
         is_slow = number < scenario.slow_nodes
         factor = scenario.slow_factor * goodput if is_slow else goodput
         policy = Policy(self._random.random, scenario.limits)
         policy.join(self._supernode, SourceKind.SUPERNODE)
-        source = _Source(scenario.up_bits * factor)
-        return _Node(scenario.chunks, scenario.down_bits * factor, is_slow, source, policy)
+        source = Source(scenario.up_bits * factor)
+        return Node(scenario.chunks, scenario.down_bits * factor, is_slow, source, policy)
 
     def _mesh(self) -> None:
         scenario = self._scenario
@@ -198,12 +118,12 @@ class World:
 
     # What happens.
 
-    def _look(self, now: float, node: _Node) -> None:
+    def _look(self, now: float, node: Node) -> None:
         if node.look_at <= now:
             node.look_at = float("inf")
         self._ask(now, node)
 
-    def _ask(self, now: float, node: _Node) -> None:
+    def _ask(self, now: float, node: Node) -> None:
         """Start what the policy lets start; look again soon if that is nothing."""
         policy = node.policy
         while node.missing and node.source.died_at > now:
@@ -221,9 +141,9 @@ class World:
                 node.look_at = again
                 self._at(again, self._look, node)
 
-    def _late(self, node: _Node, now: float) -> dict[int, list[_Source]]:
+    def _late(self, node: Node, now: float) -> dict[int, list[Source]]:
         """Of a node's last chunks those that are in flight for long, and at whom."""
-        flying: dict[int, list[_Source]] = {}
+        flying: dict[int, list[Source]] = {}
         if node.missing <= self._scenario.limits.endgame:
             for request in node.requests:
                 for chunk in request.chunks:
@@ -235,10 +155,10 @@ class World:
                         flying.pop(chunk, None)
         return flying
 
-    def _send(self, now: float, node: _Node, ask: Ask) -> None:
+    def _send(self, now: float, node: Node, ask: Ask) -> None:
         """A request goes out; what becomes of it is known as soon as it reaches the source's queue."""
         scenario, tally, source = self._scenario, self.tally, ask.source
-        assert isinstance(source, _Source)
+        assert isinstance(source, Source)
         there_at = now + scenario.latency_s
         starts_at = max(there_at, source.free_at)
         is_there = source.died_at > now
@@ -249,7 +169,7 @@ class World:
             if not chunks:
                 retry_s = _RECENT_RETRY_S
         size = (len(chunks) or ask.count) * scenario.chunk_bytes
-        request = _Request(node, source, chunks, size, now)
+        request = Request(node, source, chunks, size, now)
         node.requests.add(request)
         node.policy.started(source, len(chunks) or ask.count, size, False, now)
         if source.seeder is None:
@@ -269,7 +189,7 @@ class World:
             stall = _STALL_S if scenario.loss and self._random.random() < scenario.loss else 0.0
             self._at(starts_at + scenario.latency_s + stall, self._head, request)
 
-    def _refusal(self, source: _Source, now: float) -> float | None:
+    def _refusal(self, source: Source, now: float) -> float | None:
         """When a busy source wants to be asked again, as imgdist/wire/slots.py says it; None: it takes the request."""
         queue = source.queue
         while queue and queue[0] <= now:
@@ -279,7 +199,7 @@ class World:
             return None
         return min(max(excess, _BUSY_RETRY_S[0]), _BUSY_RETRY_S[1])
 
-    def _refused(self, now: float, refusal: tuple[_Request, float]) -> None:
+    def _refused(self, now: float, refusal: tuple[Request, float]) -> None:
         request, retry_s = refusal
         node, source = request.node, request.source
         node.requests.discard(request)
@@ -287,7 +207,7 @@ class World:
         node.policy.ended(source, request.size, False, now)
         self._ask(now, node)
 
-    def _head(self, now: float, request: _Request) -> None:
+    def _head(self, now: float, request: Request) -> None:
         """The first byte of an answer: from here on it queues for the downlink."""
         node, source = request.node, request.source
         queue = int((source.free_at - request.sent_at) * source.rate)
@@ -295,7 +215,7 @@ class World:
         node.free_at = max(now, node.free_at) + request.size / node.rate
         self._at(max(node.free_at, request.sent_at + self._scenario.latency_s), self._came, request)
 
-    def _came(self, now: float, request: _Request) -> None:
+    def _came(self, now: float, request: Request) -> None:
         """An answer's last byte."""
         node, source, size = request.node, request.source, request.size
         if source.died_at < request.sent_at:
@@ -323,7 +243,7 @@ class World:
                 self.tally.fast_done_at.append(now)
             self._left -= 1
 
-    def _failed(self, now: float, request: _Request) -> None:
+    def _failed(self, now: float, request: Request) -> None:
         """Nothing came for long, or its source was given up."""
         node, source = request.node, request.source
         if request not in node.requests:
@@ -338,7 +258,7 @@ class World:
 
     # Have-lists, as agent/swarm/news.py tells them.
 
-    def _tell(self, now: float, node: _Node) -> None:
+    def _tell(self, now: float, node: Node) -> None:
         scenario = self._scenario
         is_much = node.unflushed >= scenario.flush_chunks or not node.missing
         wait = node.flushed_at + (scenario.flush_least_s if is_much else scenario.flush_s) - now
@@ -348,13 +268,13 @@ class World:
             node.flush_at = now + wait
             self._at(now + wait, self._flush_due, node)
 
-    def _flush_due(self, now: float, node: _Node) -> None:
+    def _flush_due(self, now: float, node: Node) -> None:
         if node.flush_at <= now:
             node.flush_at = float("inf")
             if node.unflushed:
                 self._flush(now, node)
 
-    def _flush(self, now: float, node: _Node) -> None:
+    def _flush(self, now: float, node: Node) -> None:
         node.source.have.bits = node.have
         node.unflushed = 0
         node.flushed_at = now
@@ -362,18 +282,18 @@ class World:
 
     # Deaths.
 
-    def _die(self, now: float, node: _Node) -> None:
+    def _die(self, now: float, node: Node) -> None:
         """A node vanishes."""
         node.source.died_at = now
         if node.missing:
             self._left -= 1
         self.tally.died += 1
 
-    def _kill_supernode(self, now: float, supernode: _Source) -> None:
+    def _kill_supernode(self, now: float, supernode: Source) -> None:
         supernode.died_at = now
         self._at(now + self._scenario.replaced_after_s, self._replace_supernode, supernode)
 
-    def _replace_supernode(self, now: float, old: _Source) -> None:
+    def _replace_supernode(self, now: float, old: Source) -> None:
         new = self._new_supernode()
         for node in self._nodes:
             for request in [request for request in node.requests if request.source is old]:

@@ -341,6 +341,13 @@ def test_a_supernode_with_more_requests_than_it_should_have_gets_no_window() -> 
 # Coming and going.
 
 
+def test_a_node_whose_neighbours_left_is_alone_again() -> None:
+    policy = _policy({name: [1] for name in "abcdef"})
+    for name in "abcdef":
+        policy.leave(name)
+    assert [ask.chunks for ask in policy.spread(LAYER, [5, 6], 0.0)] == [(5, 6)]
+
+
 def test_sources_that_left_are_not_asked_and_their_requests_no_longer_count() -> None:
     policy = _policy({"a": list(range(9)), "b": list(range(9))}, supernodes=())
     for _ in range(2):
