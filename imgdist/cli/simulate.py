@@ -28,6 +28,7 @@ _SAY_S = 5.0
 @click.option("--slow", metavar="SHARE", type=click.FloatRange(0, 1), default=0.0, help="Of nodes: half the rates.")
 @click.option("--dying", metavar="SHARE", type=click.FloatRange(0, 0.9), default=0.0, help="Of nodes: vanish.")
 @click.option("--supernode-dies", metavar="T", type=click.FloatRange(0), help="When, in T*; replaced a second later.")
+@click.option("--start-within", metavar="S", type=click.FloatRange(0), default=0.0, help="Nodes start at random in it.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of everything random.")
 @click.option("--svg", metavar="FILE", type=click.Path(dir_okay=False), help="When nodes were complete, as a picture.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -52,6 +53,7 @@ def simulate(as_json: bool, svg: str | None, **flags: Any) -> int:
         slow_share=flags["slow"],
         dying_share=flags["dying"],
         supernode_dies_at=flags["supernode_dies"],
+        start_jitter_s=flags["start_within"],
         seed=flags["seed"],
     )
     outcome = simulation.simulate(scenario, _Progress().told)

@@ -30,7 +30,12 @@ def test_a_document_and_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("simulate", "--nodes", "8", "--chunks", "40", "--slow", "0.25", "--dying", "0.125") == 0
+    assert (
+        _run(
+            "simulate", "--nodes", "8", "--chunks", "40", "--slow", "0.25", "--dying", "0.125", "--start-within", "0.1"
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "8 nodes, 40 chunks" in out and "T*" in out and "vanished" in out and "nodes not slow" in out
 
