@@ -48,6 +48,10 @@ class TemporaryError(ImgdistError):
         self.retry_after_s = retry_after_s
 
 
+class NotYetError(TemporaryError):
+    """What was asked for may be had in a moment, here or elsewhere: the other side is neither busy nor broken."""
+
+
 class UnreachableError(TemporaryError):
     """Nobody is there, or not any more: refused, no route, connection cut. It may be somewhere else by now."""
 

@@ -13,7 +13,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
-from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.errors import NotFoundError, NotYetError
 from imgdist.wire.answer import ChunkReader
 
 RECEIVERS = 8
@@ -145,7 +145,7 @@ class Seeding:
     def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> list[int]:
         """Up to `count` of the missing chunks, the least sent ones first: nobody gets what others can pass on.
 
-        Raises NotFoundError if none is there (yet), TemporaryError if a member lacks only what others just got.
+        Raises NotFoundError if none is there (yet), NotYetError if a member lacks only what others just got.
         """
         there = lacks & ((1 << reader.count) - 1)
         if not there:
@@ -155,7 +155,7 @@ class Seeding:
             if node is not None:
                 there ^= there & pack.recent(now)
             if not there:
-                raise TemporaryError(f"pack {name}: others got these only just now", RETRY_S)
+                raise NotYetError(f"pack {name}: others got these only just now", RETRY_S)
             chosen: list[int] = []
             while there and len(chosen) < count:
                 chosen.append(pack.least_sent(there, self._dice))

@@ -91,6 +91,8 @@ class Choice:
         run = self._limits.run
         if table is None:
             return [Ask(supernode.source, tuple(part)) for part in _parts(orphans, run)[:room]]
+        if supernode.waits.get(layer, 0.0) > now:
+            return []
         room = max(0, min(room, self._limits.per_source - supernode.outstanding))
         segments = _parts(orphans, run * _SEGMENT)[:room]
         return [Ask(supernode.source, any_of=bits_of(part), count=min(run, len(part))) for part in segments]
@@ -160,7 +162,7 @@ class Choice:
 
     def _any(self, supernode: Neighbour | None, layer: Hashable, among: int, now: float) -> Ask | None:
         """Let the supernode choose; not twice at once among a few, for it may choose the same again."""
-        if supernode is None:
+        if supernode is None or supernode.waits.get(layer, 0.0) > now:
             return None
         if supernode.conviction.total:
             among = without(among, supernode.conviction.chunks(layer, now))

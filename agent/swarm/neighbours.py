@@ -65,6 +65,7 @@ class Neighbour:
         "serving_since",
         "source",
         "urgent",
+        "waits",
     )
 
     def __init__(self, source: Hashable, kind: SourceKind, near: bool) -> None:
@@ -87,6 +88,7 @@ class Neighbour:
         self.failures = 0
         self.failures_total = 0
         self.conviction = Conviction(kind is SourceKind.PEER)
+        self.waits: dict[Hashable, float] = {}  # layers of which it has nothing for us, until then
 
     def started(self, size_bytes: int, urgent: bool, now: float) -> None:
         """A request went out."""

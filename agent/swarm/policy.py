@@ -159,6 +159,14 @@ class Policy:
             neighbour.busy_times = min(neighbour.busy_times + 1, 16)
         neighbour.busy_until = now + max(pause, retry_after_s or 0.0)
 
+    def waits(self, source: Source, layer: Layer, now: float, retry_after_s: float) -> None:
+        """A source has nothing of a layer for us just now: others got it, or it is not there yet. It may serve other
+        layers meanwhile."""
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            neighbour.waits = {other: until for other, until in neighbour.waits.items() if until > now}
+            neighbour.waits[layer] = now + retry_after_s * (0.5 + self._random())
+
     def lied(self, source: Source, layer: Layer, chunk: int, now: float) -> bool:
         """Bytes of a source were not the chunk's, or no protocol. True: the source is in quarantine from now on."""
         self._suspicion.lied(source)
@@ -227,7 +235,10 @@ class Policy:
     def next_at(self, now: float) -> float | None:
         """When a decision may change by time alone: a pause or a quarantine ends."""
         times = [
-            at for n in self._all.values() for at in (n.busy_until, n.failing_until, n.conviction.until) if at > now
+            at
+            for n in self._all.values()
+            for at in (n.busy_until, n.failing_until, n.conviction.until, *n.waits.values())
+            if at > now
         ]
         return min(times, default=None)
 

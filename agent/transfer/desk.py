@@ -12,10 +12,13 @@ from agent.transfer.landing import Job
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.waiters import Waiters
-from imgdist.errors import TemporaryError
+from imgdist.errors import NotYetError, TemporaryError
 from imgdist.wire.client import RedirectedError, Told
 
 _log = logging.getLogger("imgdist.agent")
+
+NOT_YET_S = 0.05
+"""How long a source is not asked for more of a layer of which it has nothing yet, if it does not say (a guess)."""
 
 OnHere = Callable[[int, int], None]
 """Told (node, chunk) of every chunk that became present; called in any thread, must not wait or call back."""
@@ -72,6 +75,11 @@ class Desk:
         with self._lock:
             self._policy.busy(source, self._clock(), error.retry_after_s)
             return self._sources.at(error.addresses)
+
+    def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
+        """A source has nothing of the layer for us just now."""
+        with self._lock:
+            self._policy.waits(source, job.node, self._clock(), error.retry_after_s or NOT_YET_S)
 
     def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""

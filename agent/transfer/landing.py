@@ -14,7 +14,7 @@ from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.sources import ChunkSource
-from imgdist.errors import CorruptError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from imgdist.errors import CorruptError, ImgdistError, NotFoundError, NotYetError, ProtocolError, TemporaryError
 from imgdist.pack import CHUNK_MAX
 from imgdist.pack.codec import decode_into
 from imgdist.wire.client import RedirectedError, Told
@@ -91,6 +91,9 @@ class Desk(Protocol):
 
     def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
         """A busy source says who else has the chunks."""
+
+    def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
+        """A source has nothing of the layer for us just now."""
 
     def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
@@ -185,6 +188,10 @@ class Landing:
                 _log.debug("%s", error)
                 receivers = self._desk.receivers(source, error)
                 sources.extendleft(other for other in reversed(receivers) if other not in asked)
+                outcome.explained = True
+            except NotYetError as error:
+                _log.debug("%s", error)
+                self._desk.source_waits(job, source, error)
                 outcome.explained = True
             except TemporaryError as error:
                 _log.debug("%s", error)

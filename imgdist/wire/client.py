@@ -6,7 +6,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError, UnreachableError
+from imgdist.errors import (
+    ImgdistError,
+    NotFoundError,
+    NotYetError,
+    ProtocolError,
+    TemporaryError,
+    UnreachableError,
+)
 from imgdist.wire.address import Address
 from imgdist.wire.connection import Connection
 from imgdist.wire.messages import FRAME_SIZE, Priority, decode_frame
@@ -187,6 +194,8 @@ class ChunkClient:
         if head.length > _REFUSAL_MAX:
             raise ProtocolError(f"{self.address}: status {head.status} with {head.length} bytes")
         text = bytes(connection.read(head.length)).decode("utf-8", "replace").strip()
+        if head.status == 404 and head.retry_after_s is not None:
+            return NotYetError(f"{self.address}: pack {name}: {text}", head.retry_after_s)
         if head.status == 404:
             return NotFoundError(f"{self.address}: pack {name}: {text}")
         if head.status == 307 and head.addresses:

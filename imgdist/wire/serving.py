@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.errors import NotFoundError, NotYetError, TemporaryError
 from imgdist.wire.answer import Answer, ChunkReader
 from imgdist.wire.load import Load
 from imgdist.wire.messages import Priority
@@ -31,7 +31,7 @@ class Seeder(Protocol):
     """Chooses what goes out, and knows who got what. Called by several threads at once; `node` as in ChunkRequest."""
 
     def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> Sequence[int]:
-        """Up to `count` chunks of the set `lacks`. Raises NotFoundError if none is there, TemporaryError with a time to
+        """Up to `count` chunks of the set `lacks`. Raises NotFoundError if none is there, NotYetError with a time to
         retry if others are about to have them."""
 
     def begun(self, name: str, reader: ChunkReader, numbers: Sequence[int], node: str | None) -> None:
@@ -74,6 +74,9 @@ class Serving:
             except NotFoundError as error:
                 self.release(session)
                 return session.refuse(404, str(error)) and request.keep_alive
+            except NotYetError as error:
+                self.release(session)
+                return session.refuse(404, str(error), error.retry_after_s) and request.keep_alive
             except TemporaryError as error:
                 self.release(session)
                 return session.refuse(503, str(error), error.retry_after_s) and request.keep_alive

@@ -20,7 +20,7 @@ from agent.early import EarlyLayers
 from agent.earlystore import EarlyStore, layer_name
 from agent.imagefile import ImageFile
 from agent.transfer.transfers import Transfers
-from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.errors import NotFoundError, NotYetError, TemporaryError
 from imgdist.pack.index import Index, IndexFollower
 from imgdist.pack.records import offset_of
 
@@ -265,6 +265,32 @@ async def test_a_supernode_that_has_it_not_yet_is_asked_again_soon(node: Node) -
         layer.progress(Stream().feed(2))
         await node.came(0, 1)
         assert asyncio.get_running_loop().time() - started < 3.0
+
+
+async def test_a_layer_of_which_others_just_got_all_keeps_no_other_layer_waiting(node: Node) -> None:
+    """Else each node takes the first of several layers that are converted at once, and nothing of the rest."""
+    first, second = layer_name("sha256:" + "11" * 32), layer_name("sha256:" + "22" * 32)
+    node.supernode.layers[second] = LAYER
+    refused = 0
+
+    def before(numbers: tuple[int, ...], priority: Any) -> None:
+        nonlocal refused
+        if node.supernode.asked[-1][0] == first:
+            refused += 1
+            raise NotYetError("others got these only just now", 3600.0)
+
+    node.supernode.before = before
+    member = Transfers(FakeView(), [node.supernode], swarm=True, registry=CollectorRegistry())
+    try:
+        early = EarlyLayers(node.chunks, member, Tasks())  # type: ignore[arg-type]
+        async with early.layer("sha256:" + "11" * 32) as one, early.layer("sha256:" + "22" * 32) as two:
+            one.progress(Stream().feed(5))
+            await until(lambda: refused)
+            two.progress(Stream().feed(5))
+            await until(lambda: (store := early.of("sha256:" + "22" * 32)) and all(map(store.has, range(5))))
+            assert refused == 1
+    finally:
+        member.stop()
 
 
 async def test_a_stop_does_not_wait_for_layers_without_a_seal(node: Node) -> None:

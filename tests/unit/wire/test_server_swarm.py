@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from imgdist.errors import NotFoundError, ProtocolError, TemporaryError
+from imgdist.errors import NotFoundError, NotYetError, ProtocolError, TemporaryError
 from imgdist.wire import mesh
 from imgdist.wire import slots as slots_module
 from imgdist.wire.address import Address
@@ -212,6 +212,10 @@ def test_the_server_chooses_and_keeps_account(pack: Pack) -> None:
         with pytest.raises(TemporaryError, match="only just") as caught:
             ask(1)
         assert caught.value.retry_after_s == 0.125
+        seeder.chosen = NotYetError("others got it", 0.1)
+        with pytest.raises(NotYetError, match="others got it") as caught:
+            ask(1)
+        assert caught.value.retry_after_s == 0.1
         seeder.chosen = NotFoundError("nothing of that")
         with pytest.raises(NotFoundError, match="nothing of that"):
             ask(1)
