@@ -91,8 +91,7 @@ class Connection(asyncio.Protocol):
                 if self.left or self.is_closing:
                     return
         except ProtocolError as error:
-            self.fault = error
-            self.abort()
+            self.break_off(error)
 
     def pause_writing(self) -> None:
         self.is_full = True
@@ -127,6 +126,11 @@ class Connection(asyncio.Protocol):
         self.left = True
         if self._transport is not None:
             self._transport.close()
+
+    def break_off(self, fault: ProtocolError) -> None:
+        """Close at once: the other side did what it must not."""
+        self.fault = fault
+        self.abort()
 
     def abort(self) -> None:
         """Close at once."""

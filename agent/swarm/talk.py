@@ -13,6 +13,7 @@ from agent.swarm.neighbours import SourceRow
 from agent.swarm.pruning import Use
 from agent.swarm.swarms import Heard, Own, OwnSwarms, Theirs
 from agent.transfer.sources import ChunkSource
+from imgdist.errors import ProtocolError
 from imgdist.wire import mesh as wire
 from imgdist.wire.mesh import Close, Have, Hello, Message, Open, Sealed
 from imgdist.wire.tracker import Share
@@ -129,7 +130,7 @@ class Talk:
             return
         for partner in self._partners:
             self._open(partner, own)
-            self._told(partner, own, partner.heard.join(own))
+            self._told(partner, own, self._join(partner, own))
         self._changed()
 
     def sealed(self, before: int, node: int, pack: str, count: int, bits: int) -> None:
@@ -140,7 +141,7 @@ class Talk:
         for partner in self._partners:
             self._closed(partner, before)
             partner.send(Sealed(own.number, pack, count))
-            self._told(partner, own, partner.heard.join(own))
+            self._told(partner, own, self._join(partner, own))
         self._changed()
 
     def close(self, node: int) -> None:
@@ -188,6 +189,15 @@ class Talk:
             own = partner.heard.closed(message.swarm)
             if own is not None:
                 self._closed(partner, own.node)
+
+    def _join(self, partner: Partner, own: Own) -> Theirs | None:
+        """The partner's side of a swarm of ours. What it said of it may turn out wrong only now: that ends the
+        connection, and is no trouble of whoever opened the layer."""
+        try:
+            return partner.heard.join(own)
+        except ProtocolError as error:
+            partner.connection.break_off(error)
+            return None
 
     def _told(self, partner: Partner, own: Own | None, theirs: Theirs | None) -> None:
         """A swarm is shared, or more is known of it: the transfers may ask, and the partner wants our news."""

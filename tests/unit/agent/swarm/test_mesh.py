@@ -228,6 +228,24 @@ async def test_one_that_breaks_the_rules_is_cut_and_kept_out(world: Rig, lies: l
     assert await again.hear(Bye) == Bye() and await again.ended()
 
 
+@pytest.mark.parametrize("lie", [Open(1, name(7), pack(7), 9), Open(1, name(7), "", 9, b"\xff\x01")])
+async def test_one_that_was_wrong_about_a_layer_opened_later_is_no_trouble_of_whoever_opens_it(
+    world: Rig, lie: wire.Message
+) -> None:
+    one = world.node(1)
+    liar = await world.stranger(one, number=2, address="127.0.0.1:9")
+    honest = world.node(3)
+    honest.mesh.open(9, name(7), pack(7), 8, 0b10)
+    one.mesh.learn([honest.peer])
+    await until(lambda: one.neighbours == {"s2", "n3"})
+    liar.say(lie)
+    heard = {partner.hello.name: partner.heard for partner in one.mesh._company}
+    await until(lambda: list(heard["s2"]) and list(heard["n3"]))
+    one.mesh.open(5, name(7), pack(7), 8, 0)
+    assert await liar.ended()
+    await until(lambda: one.neighbours == {"n3"} and one.knows(honest, 5) == 0b10)
+
+
 async def test_a_first_word_other_than_hello_is_the_end(world: Rig) -> None:
     one = world.node(1)
     stranger = await world.stranger(one)
