@@ -151,11 +151,12 @@ class Flights:
             self.policy.ended(flight.source, flight.size_bytes, fetch.kind.is_urgent, now)
         if round_trip_s is not None:
             self.window.answered(flight.delivered, flight.started, round_trip_s, now, flight.source)
+        alone = [chunk for chunk in flight.chunks if not self._is_asked_elsewhere(fetch.node, chunk)]
         layer = self.layers.get(fetch.node)
         if layer is None:
             return flight, []
         layer.asked_any -= flight.unnamed
-        return flight, [chunk for chunk in flight.chunks if self._is_over(layer, fetch.node, chunk)]
+        return flight, [chunk for chunk in alone if layer.state[chunk] == FLYING]
 
     def sources_of(self, node: int, chunk: int) -> list[Hashable]:
         """Whom a chunk is asked of at the moment."""
@@ -199,9 +200,9 @@ class Flights:
         else:
             layer.put(chunk, FLYING)
 
-    def _is_over(self, layer: LayerState, node: int, chunk: int) -> bool:
-        """Whether a chunk did not come, and nobody else was asked for it."""
+    def _is_asked_elsewhere(self, node: int, chunk: int) -> bool:
+        """Whether a chunk of a request that is over is still asked for by another one."""
         others = self._extra.pop((node, chunk), 0)
         if others > 1:
             self._extra[node, chunk] = others - 1
-        return not others and layer.state[chunk] == FLYING
+        return others > 0

@@ -200,6 +200,21 @@ def test_a_hedge_that_fails_leaves_the_first_request_alone() -> None:
     assert [fetch.chunks for fetch in scheduler.due(0.2)] == [(3,)]
 
 
+def test_a_layer_removed_while_a_chunk_is_asked_of_two_is_as_new_when_it_comes_again() -> None:
+    scheduler = swarm({"a": ALL})
+    scheduler.miss(2, offset(3), 1, 0.0)
+    (slow,) = scheduler.due(0.0)
+    (hedge,) = scheduler.due(0.02)
+    scheduler.remove(2)
+    scheduler.finished(hedge, 0.03)
+    scheduler.finished(slow, 0.03)
+    scheduler.add(2, LAYER.index, range(COUNT))
+    scheduler.miss(2, offset(3), 1, 1.0)
+    (fetch,) = scheduler.due(1.0)
+    scheduler.finished(fetch, 1.01)
+    assert [again.chunks for again in scheduler.due(1.2)] == [(3,)], "it is not in flight for ever"
+
+
 def test_a_reader_who_comes_while_fill_brings_the_chunk_too_slowly_is_helped() -> None:
     scheduler = swarm({"a": bits_of([3]), "b": bits_of([3])}, supernodes=())
     scheduler.fill(2)
