@@ -31,7 +31,7 @@ class Limits:
     hedge_share: float = 0.05
     """A second source is asked after this quantile of the answers, not earlier, of that share of the requests."""
     busy_s: tuple[float, float] = (0.02, 5.0)
-    """How long a busy source is left alone: first time, at most; fourfold each time, jittered, never less than it said
+    """How long a busy source is left alone: first time, at most; fourfold each time, jittered, or what it said if more
     [simulated, 300 nodes: a third fewer requests refused than by doubling, T/T* the same]."""
     slow: float = 0.25
     """A peer below this share of the peers' median rate gets one request at a time."""

@@ -149,7 +149,8 @@ class Policy:
             neighbour.failed(now, retry_after_s)
 
     def busy(self, source: Source, now: float, retry_after_s: float | None = None) -> None:
-        """A source has too much to send: leave it alone for longer and longer, unless it is about to serve us."""
+        """A source has too much to send: leave it alone for longer and longer, unless it is about to serve us. What it
+        says counts as far as that may take: nobody keeps this node waiting for hours."""
         neighbour = self._all.get(source)
         if neighbour is None:
             return
@@ -157,7 +158,7 @@ class Policy:
         pause = min(first * 4.0**neighbour.busy_times, most) * (0.5 + self._random())
         if neighbour.outstanding + neighbour.urgent <= 1:
             neighbour.busy_times = min(neighbour.busy_times + 1, 16)
-        neighbour.busy_until = now + max(pause, retry_after_s or 0.0)
+        neighbour.busy_until = now + max(pause, min(retry_after_s or 0.0, most))
 
     def waits(self, source: Source, layer: Layer, now: float, retry_after_s: float) -> None:
         """A source has nothing of a layer for us just now: others got it, or it is not there yet. It may serve other
@@ -165,7 +166,7 @@ class Policy:
         neighbour = self._all.get(source)
         if neighbour is not None:
             neighbour.waits = {other: until for other, until in neighbour.waits.items() if until > now}
-            neighbour.waits[layer] = now + retry_after_s * (0.5 + self._random())
+            neighbour.waits[layer] = now + min(retry_after_s, self.limits.busy_s[1]) * (0.5 + self._random())
 
     def lied(self, source: Source, layer: Layer, chunk: int, now: float) -> bool:
         """Bytes of a source were not the chunk's, or no protocol. True: the source is in quarantine from now on."""

@@ -67,8 +67,9 @@ class Desk:
         with self._lock:
             now = self._clock()
             self._policy.answered(source, told.round_trip_s, told.queue_bytes, now, fetch.kind.is_urgent)
-            if told.have:
-                self._policy.got(source, job.node, told.have)
+            if told.have:  # whatever it says: a set of chunks takes as much memory as its largest number says
+                count = job.store.index.chunk_count
+                self._policy.got(source, job.node, [chunk for chunk in told.have if chunk < count])
 
     def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
         """A busy source says who else has the chunks."""

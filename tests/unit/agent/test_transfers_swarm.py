@@ -15,10 +15,11 @@ from agent.database import Database
 from agent.frames import Frames
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
+from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource
 from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, TemporaryError, UnreachableError
-from imgdist.wire.client import RedirectedError
+from imgdist.wire.client import RedirectedError, Told
 from imgdist.wire.messages import Priority
 
 LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
@@ -142,6 +143,15 @@ def test_what_a_peer_gets_meanwhile_is_taken_from_it(make_node: MakeNode) -> Non
     node.transfers.got(other, node.store.node, [0, 1, 2])
     node.transfers.got(other, node.store.node, [4, 5])
     assert node.complete.wait(10)
+
+
+def test_what_a_peer_says_to_have_beyond_the_layer_takes_no_memory(make_node: MakeNode) -> None:
+    node, other = make_node(MemorySource(LAYER)), peer("a")
+    node.meet(other, have=0)
+    transfers, number = node.transfers, node.store.node
+    fetch = Fetch(number, (1,), Kind.DEMAND)
+    transfers._desk.answered(transfers._jobs[number], fetch, other, Told(0.001, 0, (1, (1 << 32) - 1)))
+    assert transfers._policy._tables[number].of(other) == 0b10
 
 
 def test_bodies_are_kept_as_they_came_for_others(make_node: MakeNode) -> None:

@@ -148,6 +148,15 @@ def test_a_busy_source_is_left_alone_longer_and_longer_until_it_answers() -> Non
     assert policy.next_at(now) <= now + 0.03  # type: ignore[operator]
 
 
+def test_a_source_cannot_keep_a_node_waiting_for_hours() -> None:
+    policy = _policy({})
+    policy.busy("S", 0.0, 86400.0)
+    assert policy.fill(LAYER, 0b1, policy.limits.busy_s[1] - 0.1) is None
+    assert policy.fill(LAYER, 0b1, policy.limits.busy_s[1] + 0.1) is not None
+    policy.waits("S", LAYER, 10.0, 86400.0)
+    assert (policy.next_at(10.0) or 0.0) <= 10.0 + 1.5 * policy.limits.busy_s[1]
+
+
 def test_requests_in_flight_are_few_in_all_and_at_a_source() -> None:
     policy = _policy({name: list(range(100)) for name in "abcdef"}, supernodes=())
     sources = []
