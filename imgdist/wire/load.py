@@ -17,6 +17,10 @@ SLICE_S = 0.05
 """Of time with something to send, after which its rate is believed a little..."""
 SHARE = 0.25
 """...so much, so that a change of the link shows within 0.3 s (a guess)."""
+STALLED_S = 0.5
+"""An answer whose reader made no room for so long waits for the reader, not for us, and counts for nobody: else four
+slow ones are four busy slots to all others. Longer than a full buffer takes when a link of 6 Mbit/s is ours (a guess).
+"""
 
 _ORDER = list(Priority)
 
@@ -34,6 +38,7 @@ class Load:
         self._busy_since: float | None = None
         self._busy_s = 0.0
         self._sent_bytes = 0
+        self._paused: dict[Ticket, float] = {}  # since when, the longest first
 
     def take_on(self, priority: Priority, chunks: int) -> Ticket:
         """A request for so many chunks is to be answered."""
@@ -47,15 +52,27 @@ class Load:
 
     def requests(self, priority: Priority) -> int:
         """Requests of this priority that wait or are being answered."""
+        self._set_aside()
         return self._requests[_ORDER.index(priority)]
 
     def ahead_bytes(self, priority: Priority) -> int:
         """What waits with this urgency or a higher one."""
+        self._set_aside()
         return sum(self._bytes[: _ORDER.index(priority) + 1])
 
     def wait_s(self, priority: Priority) -> float:
         """How long that takes at the rate of late."""
         return self.ahead_bytes(priority) / self._rate
+
+    def pause(self, ticket: Ticket) -> None:
+        """Its reader has no room."""
+        with self._lock:
+            self._paused[ticket] = self._clock()
+
+    def resume(self, ticket: Ticket) -> None:
+        """It has room again."""
+        with self._lock:
+            self._bring_back(ticket)
 
     def settle(self, ticket: Ticket, size_bytes: int, chunks: int) -> None:
         """What is to be sent is known now."""
@@ -77,12 +94,37 @@ class Load:
         """Nothing more of it will be sent; again is no harm."""
         with self._lock:
             if ticket.is_open:
+                self._bring_back(ticket)
                 ticket.is_open = False
                 self._change(ticket, -ticket.left_bytes)
-                self._requests[ticket.rank] -= 1
-                if not any(self._requests):
-                    self._take_time()
-                    self._busy_since = None
+                self._take_off(ticket)
+
+    def _set_aside(self) -> None:
+        """Those whose readers have stalled."""
+        if not self._paused:
+            return
+        with self._lock:
+            before = self._clock() - STALLED_S
+            while self._paused and (ticket := next(iter(self._paused))) and self._paused[ticket] <= before:
+                del self._paused[ticket]
+                ticket.is_aside = True
+                self._bytes[ticket.rank] -= ticket.left_bytes
+                self._take_off(ticket)
+
+    def _bring_back(self, ticket: Ticket) -> None:
+        self._paused.pop(ticket, None)
+        if ticket.is_aside:
+            ticket.is_aside = False
+            self._bytes[ticket.rank] += ticket.left_bytes
+            self._requests[ticket.rank] += 1
+            if self._busy_since is None:
+                self._busy_since = self._clock()
+
+    def _take_off(self, ticket: Ticket) -> None:
+        self._requests[ticket.rank] -= 1
+        if not any(self._requests):
+            self._take_time()
+            self._busy_since = None
 
     def _take_time(self) -> None:
         if self._busy_since is not None:
@@ -97,9 +139,10 @@ class Load:
 class Ticket:
     """One request's part of the load."""
 
-    __slots__ = ("is_open", "left_bytes", "rank")
+    __slots__ = ("is_aside", "is_open", "left_bytes", "rank")
 
     def __init__(self, load: Load, rank: int) -> None:
         self.rank = rank
         self.left_bytes = 0
         self.is_open = True
+        self.is_aside = False

@@ -39,14 +39,20 @@ class ChunkRequest:
 
 @dataclass(frozen=True, slots=True)
 class AnyRequest:
-    """For `count` chunks of the pack `name`, chosen by the server among the set `lacks` (bit i: chunk i)."""
+    """For `count` chunks of the pack `name`, chosen by the server among the set `lacks`. It is kept as it came
+    (`parse_lacks` takes `missing`): a few bytes can name chunks whose set takes 512 KiB."""
 
     name: str
-    lacks: int
+    missing: bytes
     count: int
     priority: Priority
     keep_alive: bool = True
     node: str | None = None
+
+    @property
+    def lacks(self) -> int:
+        """Bit i: chunk i."""
+        return parse_lacks(self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +146,9 @@ def _parse_chunks(target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -
         raise ProtocolError(f"request: expected /v1/chunks/<name>/<numbers>?p=demand|trace|fill, got {target[:120]!r}")
     name, node = match[1].decode(), _parse_node(fields.get(b"imgdist-node"))
     if match[2] is None:
-        lacks = parse_lacks(fields.get(b"imgdist-lacks", b""))
-        return AnyRequest(name, lacks, int(match[5]), _PRIORITIES[match[4]], keep_alive, node)
+        missing = fields.get(b"imgdist-lacks", b"")
+        parse_lacks(missing)
+        return AnyRequest(name, missing, int(match[5]), _PRIORITIES[match[4]], keep_alive, node)
     priority = _PRIORITIES[match[3]] if match[3] else Priority.DEMAND
     return ChunkRequest(name, parse_numbers(match[2].decode()), priority, keep_alive, node)
 

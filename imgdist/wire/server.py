@@ -130,7 +130,9 @@ class ChunkServer:
     def park(self, session: Session) -> None:
         """An answer waits for room."""
         if session.answer is not None:
-            session.parked_until = session.answer.deadline + SWEEP_S  # surely after the next line
+            session.parked_until = session.answer.deadline + SWEEP_S  # surely after the next lines
+            if session.ticket is not None:
+                self._serving.load.pause(session.ticket)
             self._watch_for(session, select.EPOLLOUT)
 
     def close(self, session: Session) -> None:
@@ -220,9 +222,11 @@ class ChunkServer:
             self._sessions.pop(session.fd, None)
         with contextlib.suppress(OSError):
             self._poll.unregister(session.fd)
+        if not session.say(SWITCHING):  # whoever did not read what it asked for before does not get to hold us up
+            session.socket.close()
+            return
         try:
             set_timeouts(session.socket, 0, 0)
-            session.socket.sendall(SWITCHING)  # into an empty buffer
             on_mesh(session.socket, leftover)
         except (OSError, ImgdistError) as error:
             _log.info("%s: no mesh connection: %s", session.peer or "a unix socket", error)

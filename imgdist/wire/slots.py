@@ -103,6 +103,8 @@ class Slots:
             if session.ticket is None:
                 chunks = len(request.numbers) if isinstance(request, ChunkRequest) else request.count
                 session.ticket = self._serving.load.take_on(priority, chunks)
+            else:
+                self._serving.load.resume(session.ticket)
             self._waiting[key] += 1
         self._queues[priority].put(session)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imgdist.wire.load import BODY_BYTES, RATE_BYTES_PER_S, SLICE_S, Load
+from imgdist.wire.load import BODY_BYTES, RATE_BYTES_PER_S, SLICE_S, STALLED_S, Load
 from imgdist.wire.messages import Priority
 
 
@@ -66,3 +66,36 @@ def test_a_link_that_stops_shows_soon(load: Load, clock: Clock) -> None:
         clock.now += SLICE_S
         load.sent(ticket, 1000)
     assert load.wait_s(Priority.FILL) > 10 * before
+
+
+def test_answers_whose_readers_stalled_count_for_nobody_until_they_go_on(load: Load, clock: Clock) -> None:
+    tickets = [load.take_on(Priority.FILL, 1) for _ in range(4)]
+    other = load.take_on(Priority.DEMAND, 1)
+    for ticket in tickets:
+        load.pause(ticket)
+    load.resume(tickets[3])
+    clock.now += STALLED_S * 0.9
+    assert (load.requests(Priority.FILL), load.ahead_bytes(Priority.FILL)) == (4, 5 * BODY_BYTES)
+    clock.now += STALLED_S * 0.2
+    assert (load.requests(Priority.FILL), load.ahead_bytes(Priority.FILL)) == (1, 2 * BODY_BYTES)
+    load.resume(tickets[0])
+    load.done(tickets[1])
+    load.done(tickets[1])
+    assert (load.requests(Priority.FILL), load.ahead_bytes(Priority.FILL)) == (2, 3 * BODY_BYTES)
+    for ticket in (*tickets, other):
+        load.done(ticket)
+    assert (load.requests(Priority.FILL), load.ahead_bytes(Priority.FILL)) == (0, 0)
+
+
+def test_what_only_stalled_readers_wait_for_is_no_busy_time(load: Load, clock: Clock) -> None:
+    ticket = load.take_on(Priority.FILL, 8)
+    load.pause(ticket)
+    clock.now += STALLED_S
+    assert load.requests(Priority.FILL) == 0
+    clock.now += 1000.0
+    load.resume(ticket)
+    load.settle(ticket, 1_000_000, 8)
+    clock.now += SLICE_S
+    load.sent(ticket, 1_000_000)
+    load.settle(load.take_on(Priority.DEMAND, 1), 1_000_000, 1)
+    assert load.wait_s(Priority.DEMAND) < 0.2, "the rate is of busy time"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from imgdist.errors import ProtocolError
 from imgdist.wire import mesh
 from imgdist.wire.messages import HEAD_MAX, Priority
+from imgdist.wire.numbers import format_lacks
 from imgdist.wire.requests import (
     ANY_MAX,
     PIPELINED_MAX,
@@ -32,7 +34,7 @@ CHUNKS = st.builds(
     NUMBERS, st.sampled_from(Priority), NODES,
 )  # fmt: skip
 ANY = st.builds(
-    lambda lacks, count, priority, node: AnyRequest(PACK, lacks, count, priority, node=node),
+    lambda lacks, count, priority, node: AnyRequest(PACK, format_lacks(lacks).encode(), count, priority, node=node),
     st.integers(1, 2**500 - 1), st.integers(1, ANY_MAX), st.sampled_from([Priority.TRACE, Priority.FILL]), NODES,
 )  # fmt: skip
 
@@ -119,13 +121,21 @@ def test_an_endless_head_is_refused() -> None:
 
 def test_more_than_some_requests_at_once_are_refused() -> None:
     one = encode_any(PACK, 1 << 4_000_000, 1, Priority.FILL)  # of few bytes, and half a megabyte when decoded
-    assert len(RequestDecoder().feed(one * PIPELINED_MAX)) == PIPELINED_MAX
+    tracemalloc.start()
+    try:
+        assert len(RequestDecoder().feed(one * PIPELINED_MAX)) == PIPELINED_MAX
+        kept = RequestDecoder().feed(one * PIPELINED_MAX)
+        assert tracemalloc.get_traced_memory()[0] < 64 * 1024, "what waits takes as much as was sent"
+        assert kept[0].lacks == 1 << 4_000_000  # type: ignore[union-attr]
+    finally:
+        tracemalloc.stop()
     with pytest.raises(ProtocolError, match="before an answer"):
         RequestDecoder().feed(one * (PIPELINED_MAX + 1))
 
 
 def test_the_longest_request_fits() -> None:
-    request = AnyRequest("sha256-" + PACK + "-v10000", (1 << 32768) - 1, 8, Priority.FILL, node="n" * 253 + ":65535")
+    lacks = format_lacks((1 << 32768) - 1).encode()
+    request = AnyRequest("sha256-" + PACK + "-v10000", lacks, 8, Priority.FILL, node="n" * 253 + ":65535")
     assert RequestDecoder().feed(encoded(request)) == [request]
 
 

@@ -3,13 +3,17 @@ hands over the mesh. Over real sockets."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import struct
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +39,7 @@ class Pack:
     identity, count = 1, 100
 
     def __init__(self) -> None:
+        self.length = len(BODY)
         self.arrivals = Arrivals()
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the fixture
         self.file.write(BODY)
@@ -42,7 +47,7 @@ class Pack:
         self.on_open: Callable[[], None] = lambda: None
 
     def row(self, number: int) -> Row:
-        return Row(self.file.fileno(), 0, len(BODY), 0)
+        return Row(self.file.fileno(), 0, self.length, 0)
 
     def open(self, name: str) -> Pack | None:
         self.on_open()
@@ -318,3 +323,66 @@ def test_a_mesh_that_refuses_costs_one_connection(pack: Pack) -> None:
         with address.connect(5) as sock:
             assert exchange(sock, mesh.upgrade_request("a:1"), 10**6) == SWITCHING
         fetch(client, Priority.DEMAND)
+
+
+def test_who_reads_nothing_and_asks_for_the_mesh_holds_nobody_up(pack: Pack, tmp_path: Path) -> None:
+    """Its buffer is full of answers that it did not read: 101 finds no room there."""
+    path = str(tmp_path / "s")
+    pack.length = 1000
+    listener = Address(path=path).listen()
+    slots = dict.fromkeys(Priority, 1)
+    server = ChunkServer(pack, [listener], on_mesh=lambda sock, leftover: sock.close(), slots=slots)
+    server.start()
+    request = f"GET /v1/chunks/{PACK}/1 HTTP/1.1\r\n\r\n".encode()
+    try:
+        with Address(path=path).connect(5) as sock:
+            room = fill_unread(sock, request, 10**6)
+        with Address(path=path).connect(5) as sock, Address(path=path).connect(5) as other:
+            assert fill_unread(sock, request, room) == room
+            sock.sendall(mesh.upgrade_request("a:1"))
+            other.settimeout(5)
+            for _ in range(3):
+                assert exchange(other, request, 1000).startswith(b"HTTP/1.1 200 ")
+    finally:
+        server.stop()
+
+
+def fill_unread(sock: socket.socket, request: bytes, most: int) -> int:
+    """Ask, one by one, without reading; how many answers of more than 1000 bytes there was room for."""
+    for count in range(most):
+        before = unread(sock)
+        sock.sendall(request)
+        deadline = time.monotonic() + 0.5
+        while unread(sock) <= before + 1000:
+            if time.monotonic() > deadline:
+                return count
+            time.sleep(0.001)
+    return most
+
+
+def unread(sock: socket.socket) -> int:
+    (size,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+    return int(size)
+
+
+def test_readers_that_stall_do_not_make_a_server_busy(pack: Pack) -> None:
+    slots = {Priority.DEMAND: 1, Priority.TRACE: 1, Priority.FILL: 2}
+    request = f"GET /v1/chunks/{PACK}/0-63?p=fill HTTP/1.1\r\n\r\n".encode()
+    with serving(pack, busy_after_s=0.05, slots=slots) as address, asking(address, node="") as member:
+        stalled = [address.connect(5) for _ in range(2)]
+        try:
+            for sock in stalled:
+                sock.sendall(request)
+                assert sock.recv(9) == b"HTTP/1.1 "
+            refused, deadline = 0, time.monotonic() + 5.0
+            while True:
+                try:
+                    fetch(member, Priority.FILL)
+                    break
+                except TemporaryError as error:
+                    assert time.monotonic() < deadline, f"refused {refused} times: {error}"
+                    refused += 1
+                    time.sleep(error.retry_after_s or 0.0)
+        finally:
+            for sock in stalled:
+                sock.close()
