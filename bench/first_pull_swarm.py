@@ -7,6 +7,7 @@ pull, by containerd on one node, from the start of the pull.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from statistics import median
 
@@ -52,6 +53,8 @@ def measure(nodes: int, rate_mbit: int, rounds: int, say: Callable[[str], None])
         Row("plain", alone, unit="s"),
         Row("slowest", slowest, unit="s"),
         Row("fastest", median(min(start.seconds for start in starts.each) for starts in together), unit="s"),
+        Row("mounted, last", median(max(one.mounted_s for one in starts.each) for starts in together), unit="s"),
+        Row("CPU of nodes and programs over all cores", _cpu_s(together), unit="s"),
         Row("machine busy meanwhile", 100 * median(starts.busy for starts in together), unit="%"),
         Row("image, compressed", image.layers_bytes / 1e6, unit="MB"),
     )
@@ -59,6 +62,11 @@ def measure(nodes: int, rate_mbit: int, rounds: int, say: Callable[[str], None])
         f"{nodes} nodes, each link {rate_mbit} Mbit/s each way, medians of {rounds}, plain HTTP; no runc in the swarm"
     )
     return Report("first-pull", rows, note)
+
+
+def _cpu_s(together: list[Starts]) -> float:
+    """What the starts would take if nothing but the machine's cores held them up, without the supernode's share."""
+    return median(starts.cpu_s for starts in together) / (os.cpu_count() or 1)
 
 
 def _first(rig: Rig, image: Image, tag: str, bits_per_s: int) -> tuple[Starts, int]:

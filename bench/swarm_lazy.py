@@ -32,10 +32,11 @@ _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One node's start: seconds to the first output, bytes its link had received by then, what it printed; CPU time of
-    the program to its end, and of the node's processes meanwhile."""
+    """One node's start: seconds to the first output and until the image was mounted, bytes its link had received by the
+    output, what it printed; CPU time of the program to its end, and of the node's processes meanwhile."""
 
     seconds: float
+    mounted_s: float
     received_bytes: int
     output: bytes
     program_cpu_s: float
@@ -85,6 +86,7 @@ def touched_bytes(supernode: Supernode, published: Published) -> int:
 def _start(node: Node, reference: str, argv: Sequence[str]) -> Start:
     before, cpu_before, started = node.spoke.traffic(), node.processes.cpu_s(), time.monotonic()
     node.agent.mount(reference, node.tree)
+    mounted = time.monotonic() - started
     unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={node.tree}", "--mount-proc=/proc")
     command = [*node.spoke.inside, *unshare, "--", *argv]
     with subprocess.Popen(
@@ -100,7 +102,7 @@ def _start(node: Node, reference: str, argv: Sequence[str]) -> Start:
     if process.returncode:
         raise ImgdistError(f"{' '.join(argv)} in {node.tree}: exit {process.returncode}: {output[-500:]!r}")
     node_cpu_s = sum(node.processes.cpu_s().values()) - sum(cpu_before.values())
-    return Start(took, received, output, usage.ru_utime + usage.ru_stime, node_cpu_s)
+    return Start(took, mounted, received, output, usage.ru_utime + usage.ru_stime, node_cpu_s)
 
 
 def _first_output(process: subprocess.Popen[bytes]) -> bytes:
