@@ -40,12 +40,26 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8 nodes, 40 chunks" in out and "T*" in out and "vanished" in out and "nodes not slow" in out
 
 
-@pytest.mark.parametrize("words", [("--link", "0"), ("--nodes", "0"), ("--latency", "-1"), ("--slow", "2")])
+def test_all_nodes_may_be_slow(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("simulate", "--nodes", "4", "--chunks", "10", "--slow", "1") == 0
+    assert "all complete" in capsys.readouterr().out
+
+
+NOT_NUMBERS = [
+    (flag, value)
+    for flag in ("--link", "--up", "--supernode-link", "--latency", "--loss", "--slow", "--dying", "--supernode-dies")
+    for value in ("nan", "inf")
+]
+
+
+@pytest.mark.parametrize(
+    "words", [("--link", "0"), ("--nodes", "0"), ("--latency", "-1"), ("--slow", "2"), *NOT_NUMBERS]
+)
 def test_wrong_figures_are_wrong_usage(capsys: pytest.CaptureFixture[str], words: tuple[str, str]) -> None:
     assert _run("simulate", *words) == 2
     assert capsys.readouterr().err.strip()
 
 
 def test_a_picture_that_cannot_be_written_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("simulate", "--nodes", "2", "--chunks", "2", "--svg", "/nonexistent/x.svg") == 1
+    assert _run("simulate", "--nodes", "100000", "--svg", "/nonexistent/x.svg") == 1  # at once
     assert capsys.readouterr().err == "imgdist: /nonexistent/x.svg: No such file or directory\n"

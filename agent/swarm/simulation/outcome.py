@@ -37,7 +37,9 @@ class Outcome:
 
     @property
     def fast_ratio(self) -> float:
-        """The last of the nodes that are not slow, by what bounds those."""
+        """The last of the nodes that are not slow, by what bounds those; as `ratio` if there is none."""
+        if not self.tally.fast_done_at:
+            return self.ratio
         return self.tally.fast_done_at[-1] / self.scenario.least_time_s(of_fast=True)
 
     @property
