@@ -55,7 +55,11 @@ class Choice:
     def spread(self, table: Table | None, layer: Hashable, chunks: Sequence[int], now: float) -> list[Ask]:
         """See Policy.spread."""
         pairs = table.pairs if table is not None else ()
-        able = [(n, holding.bits) for n, holding in pairs if n.resting_until <= now and n.conviction.until <= now]
+        able = [
+            (n, holding.bits)
+            for n, holding in pairs
+            if n.resting_until <= now and n.conviction.until <= now and n.late_at > now
+        ]
         plans: dict[Hashable, list[int]] = {}
         orphans: list[int] = []
         for chunk in chunks:
@@ -65,7 +69,7 @@ class Choice:
                     continue
                 is_held = True
                 planned = len(plans.get(n.source, ()))
-                if planned >= self._limits.run * (self._limits.per_source - n.outstanding):
+                if planned >= self._limits.run * (self._limits.per_source - n.outstanding - n.urgent):
                     continue
                 wait = n.wait_s(now) + planned * self._totals.chunk_bytes / (n.rate or 1e9)
                 if wait < least:

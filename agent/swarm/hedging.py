@@ -28,7 +28,7 @@ class Hedge:
 
     def hedged(self) -> None:
         """A second request went out."""
-        self._credit -= 1.0
+        self._credit = max(0.0, self._credit - 1.0)
 
     def answered(self, took_s: float) -> None:
         """An urgent request's first byte came."""

@@ -10,6 +10,9 @@ from agent.swarm.quarantine import Conviction
 
 FAILURE_PAUSE_S = (0.1, 5.0)
 """How long a source that failed is asked last: first time, at most; doubling (a guess)."""
+SILENCE_S = 0.5
+"""Asked for something and silent for so long, a source is likely dead, and known to be when the request times out: ten
+times what a request should take (a guess)."""
 ROUND_TRIP_S = 0.001
 """Of a source that has not answered yet: as if it were near, so that it is tried (a guess)."""
 _GAIN = 0.25
@@ -63,6 +66,7 @@ class Neighbour:
         "received_then",
         "round_trip_s",
         "serving_since",
+        "silent_since",
         "source",
         "urgent",
         "waits",
@@ -82,6 +86,7 @@ class Neighbour:
         self.queue_bytes = 0
         self.queue_at = 0.0
         self.serving_since = 0.0
+        self.silent_since = 0.0
         self.busy_until = 0.0
         self.busy_times = 0
         self.failing_until = 0.0
@@ -93,7 +98,7 @@ class Neighbour:
     def started(self, size_bytes: int, urgent: bool, now: float) -> None:
         """A request went out."""
         if not self.outstanding and not self.urgent:
-            self.serving_since = now
+            self.serving_since = self.silent_since = now
         self.in_flight_bytes += size_bytes
         if urgent:
             self.urgent += 1
@@ -107,6 +112,14 @@ class Neighbour:
         if queue_bytes is not None:
             self.queue_bytes, self.queue_at = queue_bytes, now
         self.busy_times = 0
+        self.silent_since = now
+
+    def came(self, size_bytes: int, now: float) -> None:
+        """So many bytes of verified chunks came."""
+        self.received_bytes += size_bytes
+        self.failures = 0
+        self.failing_until = 0.0
+        self.silent_since = now
 
     def ended(self, size_bytes: int, urgent: bool, now: float) -> None:
         """A request is over; what came since the one before ended, by the time since, is a sample of the rate."""
@@ -144,7 +157,14 @@ class Neighbour:
     def wait_s(self, now: float) -> float:
         """How long a small request would take to its first byte: the way, and what stands before it."""
         wait = (self.round_trip_s or ROUND_TRIP_S) + self.queue_s(now)
-        return wait + self.in_flight_bytes / self.rate if self.rate else wait
+        if self.rate:
+            wait += self.in_flight_bytes / self.rate
+        return max(wait, now - self.silent_since) if self.outstanding or self.urgent else wait
+
+    @property
+    def late_at(self) -> float:
+        """When it will have been silent for too long, unless something comes."""
+        return self.silent_since + SILENCE_S if self.outstanding or self.urgent else float("inf")
 
     def row(self, now: float, slow: bool) -> SourceRow:
         """For people."""

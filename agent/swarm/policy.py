@@ -132,9 +132,7 @@ class Policy:
         self._totals.came(size_bytes, chunks)
         neighbour = self._all.get(source)
         if neighbour is not None:
-            neighbour.received_bytes += size_bytes
-            neighbour.failures = 0
-            neighbour.failing_until = 0.0
+            neighbour.came(size_bytes, now)
 
     def ended(self, source: Source, size_bytes: int, urgent: bool, now: float) -> None:
         """A request is over, however; `size_bytes` as when it started."""
@@ -187,8 +185,8 @@ class Policy:
         """Whom to ask for all of these chunks, in turn, each source once.
 
         First who has them, by round trip and queue; then supernodes; then who has some of them. Behind those come
-        sources that failed lately, that lied about one of the chunks, that are in quarantine, that are not known to
-        have any.
+        sources that failed lately or are silent, that lied about one of the chunks, that are in quarantine, that are
+        not known to have any.
         """
         if len(self._all) == 1 and not without:  # one supernode and nobody else: most nodes, each miss
             return list(self._all)
@@ -202,7 +200,7 @@ class Policy:
                 not has and not is_supernode,
                 neighbour.conviction.until > now,
                 neighbour.conviction.about(layer, chunks, now),
-                neighbour.failing_until > now,
+                neighbour.failing_until > now or neighbour.late_at <= now,
                 1 if is_supernode else 0 if has == wanted else 2,
                 neighbour.wait_s(now),
             )
@@ -214,6 +212,12 @@ class Policy:
         """When to ask a second source for what was asked for at `asked_at`; None: not at all, too many were."""
         at = self._hedge.at(asked_at)
         return None if at is None else max(at, now)
+
+    def late_at(self, source: Source) -> float | None:
+        """When a source that was asked will have been silent for so long that somebody who waits should not go on to;
+        None: it is not asked for anything."""
+        neighbour = self._all.get(source)
+        return neighbour.late_at if neighbour is not None and neighbour.late_at < float("inf") else None
 
     def spread(self, layer: Layer, chunks: Sequence[int], now: float) -> list[Ask]:
         """Requests that may start now for wanted chunks, the first of them first; what is left out must wait.

@@ -29,7 +29,8 @@ request to take. At once would double the bytes of small layers (a guess)."""
 @dataclass(slots=True, eq=False)
 class Flight:
     """A request under way: its bytes as estimated when it started, and what the node had received by then. `chunks` are
-    those it is answerable for; of an `any_of` request none before its answer begins."""
+    those it is answerable for; of an `any_of` request none before its answer begins. `is_helped`: its source is silent,
+    another one was asked for the same."""
 
     fetch: Fetch
     started: float
@@ -39,6 +40,7 @@ class Flight:
     source: Hashable | None
     unnamed: int
     bulk_bytes: int = 0
+    is_helped: bool = False
 
 
 @dataclass(slots=True)
@@ -114,7 +116,7 @@ class Flights:
             self.pace.take(size, now)
         if source is not None:
             self.policy.started(source, ask.chunks or unnamed, size, kind.is_urgent, now)
-            if is_hedge:
+            if is_hedge and kind is Kind.DEMAND:
                 self.policy.hedged()
         return fetch
 
@@ -163,6 +165,14 @@ class Flights:
         asked = (flight.source for flight in self if flight.fetch.node == node and chunk in flight.chunks)
         return [source for source in asked if source is not None]
 
+    def awaited(self) -> Iterator[Flight]:
+        """Requests that somebody waits for, each the only one for its chunks so far."""
+        if self.alone or not (self.busy[Kind.DEMAND] or self.busy[Kind.NOW]):
+            return
+        for flight in list(self):
+            if flight.fetch.kind.is_urgent and not flight.is_helped and not flight.fetch.is_hedge:
+                yield flight
+
     def bulk_nodes(self) -> set[int]:
         """Layers of which something is under way that nobody waits for."""
         return {flight.fetch.node for flight in self if flight.bulk_bytes}
@@ -189,6 +199,13 @@ class Flights:
             for chunk in flight.chunks
             if layer.state[chunk] == FLYING and (node, chunk) not in self._extra
         }
+
+    def asked_once(self, flight: Flight) -> tuple[int, ...]:
+        """What a request is still to bring and no other one may bring."""
+        node, layer = flight.fetch.node, self.layers[flight.fetch.node]
+        return tuple(
+            chunk for chunk in flight.chunks if layer.state[chunk] == FLYING and (node, chunk) not in self._extra
+        )
 
     def _is_new(self, node: int, ask: Ask) -> bool:
         """Whether what a source may choose from is more than other sources were left to choose already."""

@@ -90,14 +90,19 @@ class Urgent:
             self._start_wanted(now, fetches)
         if self._hedge_at:
             self._start_hedges(now, fetches)
+        self._help(now, fetches)
         if self._now:
             self._start_now(now, fetches)
 
     def wake_times(self) -> Iterator[float]:
-        """When a reader has given up, or what it waits for is late."""
+        """When a reader has given up, or what somebody waits for is late."""
         for want in self._wanted.values():
             yield want.expires_at
         yield from self._hedge_at.values()
+        for flight in self.flights.awaited():
+            at = self.flights.policy.late_at(flight.source)
+            if at is not None:
+                yield at
 
     def _start_wanted(self, now: float, fetches: list[Fetch]) -> None:
         flights = self.flights
@@ -129,6 +134,22 @@ class Urgent:
             others = flights.policy.urgent(node, (chunk,), now, without=flights.sources_of(node, chunk))
             if others:
                 fetches.append(flights.start(node, Ask(others[0], (chunk,)), Kind.DEMAND, now, is_hedge=True))
+
+    def _help(self, now: float, fetches: list[Fetch]) -> None:
+        """What somebody waits for at a source that is silent for too long is asked of another one, once, whatever the
+        budget of second requests: readers would wait for a time-out, a mount for its metadata."""
+        flights = self.flights
+        for flight in flights.awaited():
+            at, node = flights.policy.late_at(flight.source), flight.fetch.node
+            if at is None or at > now or node not in flights.layers:
+                continue
+            chunks = flights.asked_once(flight)
+            others = flights.policy.urgent(node, chunks, now, without=[flight.source]) if chunks else []
+            if flights.hedges >= HEDGE_SLOTS:
+                return
+            if others:
+                flight.is_helped = True
+                fetches.append(flights.start(node, Ask(others[0], chunks), flight.fetch.kind, now, is_hedge=True))
 
     def _start_now(self, now: float, fetches: list[Fetch]) -> None:
         wanted: dict[int, list[int]] = {}

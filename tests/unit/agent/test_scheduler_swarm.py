@@ -6,6 +6,7 @@ import pytest
 from made_layers import MadeLayer
 
 from agent.swarm.bitset import bits_of
+from agent.swarm.neighbours import SILENCE_S
 from agent.swarm.policy import SourceKind
 from agent.transfer.fetch import Fetch, Kind, Landed
 from agent.transfer.flights import ENDGAME_S, SOURCES_MAX
@@ -223,6 +224,50 @@ def test_a_reader_who_comes_while_fill_brings_the_chunk_too_slowly_is_helped() -
     assert scheduler.due(0.0) == []
     (hedge,) = scheduler.due(0.02)
     assert hedge.is_hedge and hedge.sources[0] != fill.sources[0]
+
+
+def test_what_somebody_waits_for_at_a_silent_source_is_asked_of_another_one_whatever_the_budget() -> None:
+    scheduler = swarm({"a": ALL})
+    scheduler.policy.hedged()
+    scheduler.want(2, range(8))
+    scheduler.miss(2, offset(20), 1, 0.0)
+    started = scheduler.due(0.0)
+    assert {(fetch.kind, fetch.sources[0]) for fetch in started} == {(Kind.NOW, "a"), (Kind.DEMAND, "a")}
+    assert scheduler.policy.hedge_at(0.0, 0.0) is None
+    assert scheduler.wake_at(0.0) == SILENCE_S
+    helped = scheduler.due(SILENCE_S)
+    assert {(fetch.kind, fetch.sources, len(fetch.chunks)) for fetch in helped} == {
+        (Kind.NOW, ("S",), 8),
+        (Kind.DEMAND, ("S",), 1),
+    }
+    assert scheduler.due(0.9) == [], "once"
+    scheduler.miss(2, offset(30), 1, 0.9)
+    (later,) = scheduler.due(0.9)
+    assert later.sources == ("S", "a"), "who is silent is asked last"
+    for fetch in helped:
+        land(scheduler, fetch, 1.0)
+    for fetch in started:
+        scheduler.finished(fetch, 5.0, goes_on=True)
+    assert not scheduler.flights._extra
+
+
+def test_a_source_that_sends_is_not_silent_however_long_it_takes() -> None:
+    scheduler = swarm({"a": ALL})
+    scheduler.want(2, range(8))
+    assert len(scheduler.due(0.0)) == 1
+    for chunk in range(7):
+        scheduler.policy.came("a", 1000, 0.4 * (chunk + 1))
+        scheduler.landed(2, chunk, 0.4 * (chunk + 1))
+        assert scheduler.due(0.4 * (chunk + 1)) == []
+    (helped,) = scheduler.due(0.4 * 7 + SILENCE_S)
+    assert helped.chunks == (7,)
+
+
+def test_one_source_gets_few_requests_of_a_job_at_once() -> None:
+    scheduler = swarm({"a": ALL})
+    scheduler.want(2, range(40))
+    assert [len(fetch.chunks) for fetch in scheduler.due(0.0)] == [8, 8]
+    assert scheduler.due(0.0) == []
 
 
 def test_a_lone_node_hedges_nothing() -> None:
