@@ -14,8 +14,8 @@ from msgspec import msgpack
 
 from imgdist.errors import ProtocolError, UsageError
 from imgdist.wire.control import TRACE_ENTRIES_MAX, Trace
-from supernode.tracemerge import ENTRY, merge
-from supernode.traces import TOTAL_MAX, UNUSED_S, Traces, decode, decode_kept
+from supernode.tracemerge import ENTRY, Kept, merge
+from supernode.traces import TOLD_KEPT, TOTAL_MAX, UNUSED_S, Traces, decode, decode_kept
 
 LAYERS = tuple(f"sha256:{number:064x}" for number in range(5))
 IMAGE = "sha256:" + "f" * 64
@@ -111,3 +111,33 @@ async def test_what_nobody_uses_goes_and_the_oldest_when_all_are_too_large(tmp_p
     now[0] += 1
     await put(tight, images[1])
     assert len(left()) == 2 and "b" in left() and "c" not in left()
+
+
+async def test_a_crowd_that_starts_one_image_decodes_its_trace_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def counting(raw: bytes) -> Kept:
+        decoded.append(len(raw))
+        return decode_kept(raw)
+
+    traces = Traces(tmp_path)
+    await traces.put(IMAGE, msgpack.encode(trace((0, 1))))
+    monkeypatch.setattr("supernode.traces.decode_kept", counting)
+    assert len(set(await asyncio.gather(*(traces.get(IMAGE) for _ in range(50))))) == 1
+    assert len(decoded) == 1
+    await traces.put(IMAGE, msgpack.encode(trace((0, 2))))
+    raw = await traces.get(IMAGE)
+    assert raw is not None and (LAYERS[0], 2) in named(decode(raw)), "what was added is told"
+    (tmp_path / ("f" * 64)).unlink()
+    assert await traces.get(IMAGE) is None
+
+
+async def test_few_traces_are_kept_in_memory(tmp_path: Path) -> None:
+    traces = Traces(tmp_path)
+    for number in range(TOLD_KEPT + 3):
+        image = f"sha256:{number:064x}"
+        await traces.put(image, msgpack.encode(trace((0, number))))
+        assert await traces.get(image) is not None
+    assert len(traces._told) == TOLD_KEPT
