@@ -44,12 +44,17 @@ class Bulk:
         """A reader is likely to want the chunk next."""
         self._ahead.append((node, chunk))
 
-    def trace(self, node: int, chunk: int) -> None:
-        """A start is expected to touch the chunk, after those told before."""
+    def trace(self, order: Sequence[tuple[int, int]]) -> None:
+        """A start is expected to touch these chunks: after those told before, unless readers leave those be."""
         if not self._trace and not self._parked:
             self.lead.begin()
-        self._trace.append((node, chunk))
-        self.lead.named(node, chunk, self.flights.layers[node].layout.size(chunk))
+        if self.lead.is_left:
+            self._trace.extend(order)
+        else:
+            self.lead.renew()
+            self._trace.extendleft(reversed(order))
+        for node, chunk in order:
+            self.lead.named(node, chunk, self.flights.layers[node].layout.size(chunk))
 
     def trace_again(self, node: int, chunks: Iterable[int]) -> None:
         """Chunks that a trace names did not come: back to their place, unless they failed too often."""

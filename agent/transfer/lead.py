@@ -28,6 +28,10 @@ class Lead:
     def begin(self) -> None:
         """A trace is told while none is going on: what earlier ones earned says nothing of it."""
         self._named.clear()
+        self.renew()
+
+    def renew(self) -> None:
+        """A trace is told while an earlier one is held up: that says nothing of the new one."""
         self._ahead.clear()
         self._ahead_bytes = self._read_bytes = 0
 

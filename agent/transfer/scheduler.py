@@ -145,12 +145,15 @@ class Scheduler:
 
     def trace(self, order: Iterable[tuple[int, int]]) -> None:
         """(node, chunk) in the order that a start is expected to touch them."""
+        missing: list[tuple[int, int]] = []
         for node, chunk in order:
             layer = self._layers.get(node)
             if layer is not None and 0 <= chunk < len(layer.state):
                 layer.traced = True
                 if layer.state[chunk] == MISSING:
-                    self._bulk.trace(node, chunk)
+                    missing.append((node, chunk))
+        if missing:
+            self._bulk.trace(missing)
 
     def fill(self, node: int, now: float = 0.0) -> None:
         """Complete this layer when there is nothing better to do, after those asked before."""

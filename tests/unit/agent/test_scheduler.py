@@ -168,6 +168,21 @@ def test_a_trace_that_is_read_goes_on() -> None:
     assert len(drive(scheduler, 1.0, scheduler.due(1.0))) >= lead
 
 
+def test_a_trace_that_nobody_reads_does_not_hold_up_that_of_the_next_start() -> None:
+    lead = LEAD_BYTES // CHUNK_MAX
+    scheduler, _ = _large(3 * lead)
+    drive(scheduler, 0.0, scheduler.due(0.0))
+    assert scheduler.due(0.5) == []
+    scheduler.trace([])
+    assert scheduler.due(0.5) == [], "no trace is no reason to go on"
+    scheduler.add(3, LAYER.index, range(COUNT))
+    scheduler.trace([(3, chunk) for chunk in range(10)])
+    fetches = scheduler.due(1.0)
+    assert [fetch.chunks for fetch in fetches if fetch.node == 3] == [tuple(range(8)), (8, 9)]
+    asked = drive(scheduler, 1.0, fetches)
+    assert len(asked) <= lead + 2 * BULK_SLOTS * RUN_CHUNKS, "and the earlier one stays bounded"
+
+
 def test_what_a_job_waits_for_comes_before_traces_and_leaves_slots_to_misses(scheduler: Scheduler) -> None:
     scheduler.add(3, LAYER.index, range(COUNT))
     scheduler.trace([(2, 0)])
