@@ -91,7 +91,9 @@ class ChunkServer:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         deadline = time.monotonic() + grace_s
-        threads = [self._watcher, *self._slots.stop()]
+        threads = self._slots.stop()
+        if self._watcher.ident is not None:  # never started: whoever made it could not go on
+            threads.append(self._watcher)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:

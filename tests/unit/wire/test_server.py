@@ -341,6 +341,12 @@ def test_stop_with_idle_connections_leaves_no_thread_and_no_descriptor(shelf: Sh
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def test_one_that_never_began_can_be_stopped(shelf: Shelf) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    ChunkServer(shelf, [listener]).stop()
+    assert listener.fileno() == -1
+
+
 def test_a_shelf_that_breaks_costs_one_request_and_no_slot(client: ChunkClient, shelf: Shelf) -> None:
     def fail() -> None:
         raise CorruptError("bad table")
