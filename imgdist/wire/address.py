@@ -61,7 +61,7 @@ class Address:
         if self.path or self.host == "localhost":
             return True
         try:
-            return ipaddress.ip_address(self.host).is_loopback
+            return plain_ip(self.host).is_loopback
         except ValueError:
             return False
 
@@ -120,6 +120,12 @@ class Address:
             listener.close()
             raise
         return listener
+
+
+def plain_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address as its own family writes it: `::ffff:10.0.0.1` is IPv4's 10.0.0.1. ValueError if it is none."""
+    ip = ipaddress.ip_address(host)
+    return getattr(ip, "ipv4_mapped", None) or ip
 
 
 def _listen_unix(path: str, backlog: int) -> socket.socket:

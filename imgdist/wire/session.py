@@ -7,8 +7,10 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
-from imgdist.errors import ProtocolError
+from imgdist.errors import ProtocolError, UsageError
+from imgdist.wire.address import Address
 from imgdist.wire.answer import Answer
 from imgdist.wire.arrivals import Arrivals
 from imgdist.wire.load import Ticket
@@ -16,6 +18,7 @@ from imgdist.wire.messages import Priority
 from imgdist.wire.precedence import Outstanding
 from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest, Request, RequestDecoder
 from imgdist.wire.responses import encode_head
+from imgdist.wire.tracker import peer_address
 
 TURN_S = 0.05
 """How long a slot stays with one answer: longer without room than any link is between two acknowledgements, short
@@ -37,6 +40,7 @@ class Session:
 
     __slots__ = (
         "_seen",
+        "_told",
         "answer",
         "decoder",
         "fd",
@@ -63,6 +67,7 @@ class Session:
         self.outstanding: Outstanding | None = None
         self.unpaced = False
         self._seen: dict[str, int] = {}
+        self._told = ("", "")
 
     @classmethod
     def accepted(cls, sock: socket.socket, host: str | None, now: float) -> Session:
@@ -97,11 +102,19 @@ class Session:
     def take_in(self, data: bytes) -> bool:
         """Take in what came; False if that was the end."""
         try:
-            self.pending.extend(self.decoder.feed(data))
+            self.pending.extend(map(self._located, self.decoder.feed(data)))
         except ProtocolError as error:
             self.refuse(400, str(error))
             return False
         return bool(data)
+
+    def _located(self, request: Request) -> Request:
+        """With the address at which others reach whoever asks, if they can: one at its own loopback is nobody's."""
+        if not isinstance(request, (ChunkRequest, AnyRequest)) or not request.node:
+            return request
+        if request.node != self._told[0]:
+            self._told = (request.node, _told_of(request.node, self.peer))
+        return request if request.node == self._told[1] else replace(request, node=self._told[1])
 
     def news(self, name: str, arrivals: Arrivals | None) -> tuple[int, ...]:
         """What came of a pack since its last answer here, as far as it is remembered."""
@@ -128,6 +141,16 @@ class Session:
             return self.socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(data)
         except OSError:
             return False
+
+
+def _told_of(node: str, peer: str | None) -> str:
+    """What others may be told of an address that a client calls its own; "" for nothing."""
+    try:
+        address = peer_address(node)
+    except UsageError:
+        return ""
+    is_elsewhere = peer is not None and not Address(peer).is_local
+    return "" if address.is_local and is_elsewhere else str(address)
 
 
 def set_timeouts(sock: socket.socket, receive_s: float, send_s: float) -> None:

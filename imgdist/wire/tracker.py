@@ -12,14 +12,13 @@ two for two swarms. Nothing here does I/O. Decoders raise ProtocolError and noth
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from imgdist.errors import ProtocolError, UsageError
-from imgdist.wire.address import Address
+from imgdist.wire.address import Address, plain_ip
 
 VERSION_MIN, VERSION_MAX = 1, 1
 """Versions of this protocol that this release speaks; the highest that both sides speak is used."""
@@ -201,12 +200,12 @@ def peer_address(text: str) -> Address:
     """
     address = Address.parse(text)
     try:
-        ip = ipaddress.ip_address(address.host)
+        ip = plain_ip(address.host)
     except ValueError:
         ip = None
     if ip is None or "%" in address.host or ip.is_unspecified or ip.is_multicast or not address.port:
         raise UsageError(f"peer address {text!r}: expected IP:port or [IPv6]:port of this node")
-    return address
+    return Address(str(ip), address.port)
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[DecodedT], data: bytes, what: str) -> DecodedT:

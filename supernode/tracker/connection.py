@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +10,7 @@ from contextlib import suppress
 from aiohttp import WSMsgType, web
 
 from imgdist.errors import ProtocolError, UsageError
-from imgdist.wire.address import Address
+from imgdist.wire.address import Address, plain_ip
 from imgdist.wire.tracker import MESSAGE_MAX, FromTracker, Join, encode, peer_address
 
 log = logging.getLogger("imgdist.tracker")
@@ -40,14 +39,16 @@ class Connection:
         self.node = ""
         self.version = 0
         peer = request.transport.get_extra_info("peername")
-        host = _plain(peer[0]) if isinstance(peer, tuple) else None
+        host = plain_ip(peer[0]) if isinstance(peer, tuple) else None
         self.seen_host = str(host or "")
         self.from_loopback = host is None or host.is_loopback
 
     def address_of(self, join: Join) -> Address | None:
         """Where the agent is to be reached: where it says, else where it comes from. Raises UsageError."""
         if join.address:
-            return peer_address(join.address)
+            address = peer_address(join.address)
+            # Its own loopback, from another machine: a probe would go to ours.
+            return address if self.from_loopback or not address.is_local else None
         if not self.seen_host or not join.port:
             return None
         try:
@@ -98,9 +99,3 @@ class Connection:
         self._credited_at = now
         if self._credit < 0:
             await asyncio.sleep(-self._credit / MESSAGES_PER_S)
-
-
-def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address as its own family writes it: an IPv4 one that came to an IPv6 listener is IPv4."""
-    address = ipaddress.ip_address(host)
-    return getattr(address, "ipv4_mapped", None) or address

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -332,4 +333,12 @@ async def test_closing_ends_everything(world: World) -> None:
     [("127.0.0.1", "127.0.0.1"), ("::ffff:10.1.2.3", "10.1.2.3"), ("2001:db8::1", "2001:db8::1")],
 )
 def test_an_ipv4_agent_at_an_ipv6_listener_is_ipv4(host: str, seen: str) -> None:
-    assert str(connection._plain(host)) == seen
+    class Request:
+        """A connection that comes from `host`."""
+
+        transport = SimpleNamespace(get_extra_info=lambda name: (host, 1))
+
+    made = connection.Connection(Request(), 0.0)  # type: ignore[arg-type]
+    assert made.seen_host == seen
+    join = Join(1, 1, "a" * 32, "", "127.0.0.1:7651", 7651, "", ())
+    assert (made.address_of(join) is not None) == (seen == "127.0.0.1"), "its loopback is not ours"

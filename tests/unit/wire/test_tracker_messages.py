@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from imgdist.errors import ProtocolError, UsageError
 from imgdist.wire import tracker
+from imgdist.wire.address import Address
 from imgdist.wire.tracker import Dead, Hello, Join, Leave, Peer, Peers, Progress, Refused, Seek, Share, Welcome
 
 NODE = "0f" * 16
@@ -133,10 +134,16 @@ def test_peer_addresses(text: str) -> None:
     assert str(tracker.peer_address(text)) == text
 
 
+def test_an_ipv4_address_in_ipv6_dress_is_ipv4() -> None:
+    for text, plain in {"[::ffff:127.0.0.1]:80": "127.0.0.1:80", "[::ffff:10.0.0.1]:80": "10.0.0.1:80"}.items():
+        assert str(tracker.peer_address(text)) == plain
+        assert Address.parse(text).is_local == Address.parse(plain).is_local
+
+
 @pytest.mark.parametrize(
     "text",
     ["", ":1", "host:1", "localhost:1", "10.0.0.1", "10.0.0.1:0", "0.0.0.0:1", "[::]:1", "[fe80::1%eth0]:1",
-     "224.0.0.1:1", "unix:///x", "https://10.0.0.1:1", "10.0.0.1:99999"],
+     "224.0.0.1:1", "[::ffff:0.0.0.0]:1", "unix:///x", "https://10.0.0.1:1", "10.0.0.1:99999"],
 )  # fmt: skip
 def test_what_is_no_peer_address(text: str) -> None:
     with pytest.raises(UsageError):
