@@ -38,7 +38,6 @@ from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
-from agent.swarm.asks import Limits
 from agent.swarm.peers import reach
 from agent.swarm.station import Station
 from agent.taking import NodeLayers
@@ -180,7 +179,6 @@ async def _lazy_node(
         gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
         pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
         swarm=listener is not None,
-        limits=Limits(neighbours=config.swarm.neighbours),
         connect=partial(reach, allow_plain=config.allow_plain),
     )
     stack.callback(transfers.stop)

@@ -119,14 +119,6 @@ class Frames:
                 _log.warning("%s cannot be synced, a reboot will empty it: %s", self._path, error)
                 self._forsake()
 
-    def drop(self) -> None:
-        """Remove the file: its space is free once no upload reads it any more."""
-        with self._lock:
-            self._off = True
-            self._rows = array("Q")
-            self._end = 0
-            self._path.unlink(missing_ok=True)
-
     def _begin(self) -> None:
         """On disk before the first new record can get there: a power cut must not find `clean` over torn bytes."""
         if not self._begun:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 class Limits:
     """What the policy may do. Times in seconds; all are guesses where nothing is said."""
 
-    neighbours: int = 24
-    """Of the tracker's members, those with whom have-lists are exchanged."""
     run: int = 8
     """Chunks of one request at most."""
     run_s: float = 0.05

@@ -39,7 +39,3 @@ class Rarity:
             if common != among:
                 among ^= common
         return among
-
-    def count(self, chunk: int) -> int:
-        """How often one chunk occurs."""
-        return sum((held >> chunk & 1) << k for k, held in enumerate(self.slices))

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
-from agent.swarm.policy import Limits, Policy, SourceKind, SourceRow
+from agent.swarm.policy import Policy, SourceKind, SourceRow
 from agent.transfer.crew import Crew
 from agent.transfer.desk import Desk, OnHere
 from agent.transfer.fetch import Fetch
@@ -66,7 +66,6 @@ class Transfers:
         gate: FillGate | None = None,
         pace: Pace | None = None,
         swarm: bool = False,
-        limits: Limits | None = None,
         connect: Callable[[str], ChunkSource | None] = lambda address: None,
         registry: CollectorRegistry = REGISTRY,
         clock: Callable[[], float] = time.monotonic,
@@ -79,7 +78,7 @@ class Transfers:
         self._scheduler = Scheduler(
             random.random,
             read_deadline_s,
-            policy=Policy(random.random, limits),
+            policy=Policy(random.random),
             swarm=swarm,
             gate=gate,
             pace=pace,
@@ -271,14 +270,9 @@ class Transfers:
             self._policy.opened(peer, node, have)
             self._pump()
 
-    def got(self, peer: ChunkSource, node: int, chunks: Iterable[int]) -> None:
-        """An agent has these chunks of a layer as well."""
-        with self._lock:
-            self._policy.got(peer, node, chunks)
-            self._pump()
-
     def got_all(self, news: Iterable[tuple[ChunkSource, int, Iterable[int]]]) -> None:
-        """As `got`, of several agents or layers: what may start now is looked at once."""
+        """(agent, node, chunks): it has these chunks of the layer as well. What may start now is looked at once for all
+        of them."""
         with self._lock:
             for peer, node, chunks in news:
                 self._policy.got(peer, node, chunks)

@@ -198,18 +198,6 @@ def test_a_failed_sync_leaves_nothing_to_believe(frames: Frames, path: Path, mon
     check(Frames(path, BOOT))
 
 
-def test_dropped_space_is_free_but_uploads_go_on(frames: Frames, path: Path) -> None:
-    found = frames.find(7)
-    assert found is not None
-    frames.drop()
-    assert not path.exists()
-    check(frames)
-    assert os.pread(frames.fd, found[1], found[0]) == b"seven"
-    frames.append(3, 0, b"three")
-    check(frames)
-    frames.close(clean=True)
-
-
 def test_no_descriptor_is_left(path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     Frames(path, BOOT).append(1, 0, b"x")
