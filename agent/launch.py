@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from agent.swarm.identity import check_advertised
+from imgdist import daemon
 from imgdist.config import AgentConfig
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 from imgdist.wire.address import Address
@@ -57,6 +58,7 @@ def main(config: AgentConfig) -> int:
     plan = holder_plan(config, lazy=not missing)
     for name in missing:
         print(f"imgdist: no {name} on this machine: every image is pulled the ordinary way", file=sys.stderr)
+    daemon.allow_open_files()
     arguments = [sys.executable, "-m", "agent.holder", json.dumps(plan)]
     # Safe path: `python -m` would look into the current directory first, and we are root.
     os.execve(sys.executable, arguments, {**os.environ, "PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import time
+from contextlib import suppress
 
 _LEVELS = {"WARNING": "warning", "INFO": "info", "ERROR": "error", "DEBUG": "debug", "CRITICAL": "critical"}
 
@@ -43,6 +45,14 @@ def configure_logging(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def allow_open_files() -> None:
+    """As many open files as this process and its children may have: each neighbour, each agent of a supernode has a
+    connection, each layer of a node two files, and the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # where "unlimited" is above what the kernel takes, the limit stays
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def announce_ready() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import resource
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -87,7 +86,7 @@ async def _serve(
     config: SupernodeConfig, root: Path, listener: socket, chunks: Address, metrics_listener: socket | None
 ) -> int:
     told_to_stop = _signals()
-    _allow_connections()
+    daemon.allow_open_files()
     async with AsyncExitStack() as held:
         store = LocalStore(root)
         await asyncio.to_thread(store.recover)
@@ -143,13 +142,6 @@ async def _serve(
             for task in work:
                 task.cancel()
         return stopped_by
-
-
-def _allow_connections() -> None:
-    """As many open files as this process may have: each agent has a connection, and the usual limit is 1024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # where "unlimited" is above what the kernel takes, the limit stays
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _signals() -> asyncio.Future[int]:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import select
 import socket
 import threading
@@ -28,6 +29,11 @@ from imgdist.wire.slots import SLOTS, Slots
 _log = logging.getLogger("imgdist.wire")
 
 CONNECTIONS_MAX = 4096
+FILES_SHARE = 2
+"""One in so many of the files that this process may open can be a connection: it does other things, too."""
+FULL_S = 0.2
+"""Without a descriptor for a connection none is accepted for so long: the listener stays ready, and asking again at
+once takes a whole core."""
 IDLE_S = 120.0
 SWEEP_S = 5.0
 """Between looks at connections that are idle, or without room, for too long."""
@@ -72,6 +78,9 @@ class ChunkServer:
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
         self._stopping = False
+        self._accept_at: float | None = None
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._connections_max = min(CONNECTIONS_MAX, max(1, files // FILES_SHARE))
         self._serving = Serving(shelf, on_sent, up_limit, seeder)
         self._slots = Slots(self._serving, self, slots, busy_after_s)
         self._watcher = threading.Thread(target=self._watch, name="chunks-watch", daemon=True)
@@ -150,7 +159,7 @@ class ChunkServer:
     def _watch(self) -> None:
         sweep_at = time.monotonic() + SWEEP_S
         while not self._stopping:
-            for fd, _ in self._poll.poll(SWEEP_S):
+            for fd, _ in self._poll.poll(SWEEP_S if self._accept_at is None else FULL_S):
                 try:
                     if fd in self._listeners:
                         self._accept(self._listeners[fd])
@@ -159,6 +168,9 @@ class ChunkServer:
                 except OSError as error:  # of one connection (gone at a bad moment, no memory): the others go on
                     _log.warning("a connection is lost: %s", error)
             now = time.monotonic()
+            if self._accept_at is not None and now >= self._accept_at:
+                self._accept_at = None
+                self._listen_for(select.EPOLLIN)
             if now >= sweep_at:
                 sweep_at = now + SWEEP_S
                 self._close_idle(now - IDLE_S)
@@ -169,17 +181,32 @@ class ChunkServer:
             sock, peer = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                _log.warning("cannot accept a connection: %s; closing idle ones", error.strerror)
-                self._close_idle(time.monotonic() - 1.0)
+                self._make_room(f"cannot accept a connection: {error.strerror}")
             return
-        if len(self._sessions) >= CONNECTIONS_MAX:
-            _log.warning("more than %d connections; closing those idle for 1 s", CONNECTIONS_MAX)
-            self._close_idle(time.monotonic() - 1.0)
+        if len(self._sessions) >= self._connections_max:
+            self._make_room(f"{self._connections_max} connections are the most")
+            if len(self._sessions) >= self._connections_max:
+                sock.close()
+                return
         host = None if sock.family == socket.AF_UNIX else peer[0]
         session = Session.accepted(sock, host, time.monotonic())
         with self._lock:
             self._sessions[session.fd] = session
         self._poll.register(session.fd, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def _make_room(self, reason: str) -> None:
+        """Close what is idle; accept nothing more for a moment, if that helps nobody."""
+        before = len(self._sessions)
+        self._close_idle(time.monotonic() - 1.0)
+        closed = before - len(self._sessions)
+        if closed <= 0:
+            self._accept_at = time.monotonic() + FULL_S
+            self._listen_for(0)
+        _log.warning("%s; closed %d that were idle", reason, max(0, closed))
+
+    def _listen_for(self, events: int) -> None:
+        for fd in self._listeners:
+            self._poll.modify(fd, events)
 
     def _continue(self, session: Session) -> None:
         """Something happened to a session of the watcher's: there is room for its answer, or a request."""

@@ -3,6 +3,7 @@ hands over the mesh. Over real sockets."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -12,13 +13,14 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from imgdist.errors import NotFoundError, NotYetError, ProtocolError, TemporaryError
 from imgdist.wire import mesh
+from imgdist.wire import server as server_module
 from imgdist.wire import slots as slots_module
 from imgdist.wire.address import Address
 from imgdist.wire.answer import ChunkReader, Row
@@ -386,3 +388,56 @@ def test_readers_that_stall_do_not_make_a_server_busy(pack: Pack) -> None:
         finally:
             for sock in stalled:
                 sock.close()
+
+
+class Full(socket.socket):
+    """A listener of a process without a free descriptor, until it `has_room`."""
+
+    has_room = False
+    asked = 0
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        self.asked += 1
+        if not self.has_room:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def test_without_a_descriptor_it_is_asked_a_few_times_a_second(pack: Pack) -> None:
+    listener = Full()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    address = Address("127.0.0.1", listener.getsockname()[1])
+    server = ChunkServer(pack, [listener])
+    server.start()
+    try:
+        with address.connect(5) as sock:
+            sock.settimeout(0.7)
+            with pytest.raises(TimeoutError):
+                exchange_at_once(sock, HELLO)
+            assert 1 <= listener.asked < 10
+            listener.has_room = True
+            assert exchange(sock, HELLO, 20).startswith(b"HTTP/1.1 404 ")
+    finally:
+        server.stop()
+
+
+def exchange_at_once(sock: socket.socket, request: bytes) -> bytes:
+    sock.sendall(request)
+    return sock.recv(100)
+
+
+def test_connections_are_bounded_and_idle_ones_make_room(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "CONNECTIONS_MAX", 2)
+    with serving(pack) as address, address.connect(5) as first, address.connect(5) as second:
+        for sock in (first, second):
+            assert exchange(sock, HELLO, 20).startswith(b"HTTP/1.1 404 ")
+        with address.connect(5) as third:
+            assert exchange(third, b"", 1) == b""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with address.connect(5) as later, suppress(ConnectionError):
+                if exchange(later, HELLO, 20).startswith(b"HTTP/1.1 404 "):
+                    break
+        assert time.monotonic() < deadline
+        assert exchange(first, b"", 1) == b"" or exchange(second, b"", 1) == b""
