@@ -196,6 +196,17 @@ def test_a_reader_is_helped_when_its_source_is_slow(make_node: MakeNode) -> None
     assert node.figure("imgdist_read_wait_seconds_count") == 1
 
 
+def test_a_job_is_helped_when_its_source_is_silent(make_node: MakeNode) -> None:
+    supernode, silent = MemorySource(LAYER), peer("silent")
+    reached = hang(silent)
+    node = make_node(supernode)
+    node.meet(silent)
+    waiting = node.transfers.fetch_now(node.store, [0, 1, 2])
+    assert reached.wait(10)
+    waiting.result(10)
+    assert sorted(supernode.asked_chunks) == [0, 1, 2] and not silent.closed.is_set()
+
+
 def test_what_comes_twice_is_counted_and_written_once(make_node: MakeNode) -> None:
     supernode, slow = MemorySource(LAYER), peer("slow")
     go = threading.Event()
