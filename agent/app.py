@@ -38,6 +38,7 @@ from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
+from agent.swarm.patience import Patience
 from agent.swarm.peers import reach
 from agent.swarm.station import Station
 from agent.taking import NodeLayers
@@ -170,6 +171,7 @@ async def _lazy_node(
     link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed)
     stack.callback(link.close)
     seeds = [SupernodeChunks(url) for url in urls]
+    connect = partial(reach, allow_plain=config.allow_plain, patience=Patience())
     transfers = Transfers(
         link,
         seeds,
@@ -179,12 +181,12 @@ async def _lazy_node(
         gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
         pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
         swarm=listener is not None,
-        connect=partial(reach, allow_plain=config.allow_plain),
+        connect=connect,
     )
     stack.callback(transfers.stop)
     swarm = None
     if listener is not None:
-        swarm = Station(config, socket.socket(fileno=listener), transfers, seeds, tasks)
+        swarm = Station(config, socket.socket(fileno=listener), transfers, seeds, connect, tasks)
         stack.push_async_callback(swarm.close)
     mounter = Mounter(root / "l", run / "view", link)
     catalog = Catalog(

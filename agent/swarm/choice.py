@@ -69,7 +69,7 @@ class Choice:
                     continue
                 is_held = True
                 planned = len(plans.get(n.source, ()))
-                if planned >= self._limits.run * (self._limits.per_source - n.outstanding - n.urgent):
+                if planned >= self._room(n):
                     continue
                 wait = n.wait_s(now) + planned * self._totals.chunk_bytes / (n.rate or 1e9)
                 if wait < least:
@@ -130,9 +130,11 @@ class Choice:
             if neighbour.busy_until > now or neighbour.failing_until > now:
                 continue
             outstanding = neighbour.outstanding
-            if outstanding >= limits.per_source:
+            if outstanding >= limits.per_source or neighbour.is_on_trial:
                 continue
-            if neighbour.conviction.total and neighbour.conviction.until > now:
+            if outstanding and neighbour.late_at <= now:
+                continue
+            if neighbour.conviction.until > now:
                 continue
             if outstanding and neighbour.rate is not None and neighbour.rate < slow_rate:
                 continue
@@ -160,6 +162,8 @@ class Choice:
 
     def _run_length(self, neighbour: Neighbour) -> int:
         limits = self._limits
+        if not neighbour.is_proven:
+            return 1
         if neighbour.rate is None:
             return max(1, limits.run // 4)
         return max(1, min(limits.run, int(neighbour.rate * limits.run_s / self._totals.chunk_bytes)))
@@ -180,7 +184,7 @@ class Choice:
         sources = [(n, fresh) for n in self._supernodes]
         if table is not None:
             sources += [(n, holding.bits) for n, holding in table.pairs]
-        if not any(n.conviction.total for n, _ in sources):
+        if all(n.conviction.is_clean for n, _ in sources):
             return None
         left = fresh
         for n, bits in sources:
@@ -194,11 +198,11 @@ class Choice:
     def _second(
         self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
     ) -> Ask | None:
-        """Chunks in flight at one source, from another."""
+        """Chunks in flight at one source, from another; from one that has proven itself, where there is one."""
         once = [chunk for chunk, sources in flying.items() if len(sources) == 1 and lacks >> chunk & 1]
         others = [(n, holding.bits) for n, holding in table.pairs] if table is not None else []
         others += [(n, lacks) for n in self._supernodes]
-        for neighbour, has in others:
+        for neighbour, has in sorted(others, key=lambda pair: not pair[0].is_proven):
             if neighbour.resting_until > now or neighbour.conviction.until > now or not self._has_room(neighbour):
                 continue
             run = [
@@ -220,10 +224,18 @@ class Choice:
         able = [n for n in self._supernodes if n.resting_until <= now and n.conviction.until <= now]
         return min(able, key=lambda n: n.wait_s(now), default=None)
 
+    def _room(self, neighbour: Neighbour) -> int:
+        """Chunks of a window that it may be asked for now."""
+        if not neighbour.is_proven:
+            return 0 if neighbour.is_on_trial else 1
+        return self._limits.run * (self._limits.per_source - neighbour.outstanding - neighbour.urgent)
+
     def _has_room(self, neighbour: Neighbour) -> bool:
         """Whether one more fill request may go there."""
         limits = self._limits
-        return neighbour.outstanding < limits.per_source and self._totals.outstanding < limits.outstanding
+        if neighbour.outstanding >= limits.per_source or self._totals.outstanding >= limits.outstanding:
+            return False
+        return not neighbour.is_on_trial
 
     def _has_supernode_room(self, supernode: Neighbour, table: Table | None) -> bool:
         """Many at once where it is the only source; among many nodes one, for the others are to get something, too

@@ -8,8 +8,17 @@ from enum import Enum
 
 from agent.swarm.quarantine import Conviction
 
-FAILURE_PAUSE_S = (0.1, 5.0)
-"""How long a source that failed is asked last: first time, at most; doubling (a guess)."""
+
+class SourceKind(Enum):
+    """PEER has what it tells, SUPERNODE everything."""
+
+    PEER = "peer"
+    SUPERNODE = "supernode"
+
+
+FAILURE_PAUSE_S = {SourceKind.SUPERNODE: (0.1, 5.0), SourceKind.PEER: (0.5, 120.0)}
+"""How long a source that failed is asked last: first time, at most; doubling. Of peers there are others, and one that
+was away joins again and is then as new (a guess)."""
 SILENCE_S = 0.5
 """Asked for something and silent for so long, a source is likely dead, and known to be when the request times out: ten
 times what a request should take (a guess)."""
@@ -19,13 +28,6 @@ _GAIN = 0.25
 """Of the newest sample in the averages (a guess)."""
 _FORGET = 1.05
 """The least round trip grows so much with each answer that is slower: routes change (a guess)."""
-
-
-class SourceKind(Enum):
-    """PEER has what it tells, SUPERNODE everything."""
-
-    PEER = "peer"
-    SUPERNODE = "supernode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Neighbour:
         "failures",
         "failures_total",
         "in_flight_bytes",
+        "is_proven",
         "kind",
         "near",
         "outstanding",
@@ -92,6 +95,7 @@ class Neighbour:
         self.failing_until = 0.0
         self.failures = 0
         self.failures_total = 0
+        self.is_proven = kind is SourceKind.SUPERNODE
         self.conviction = Conviction(kind is SourceKind.PEER)
         self.waits: dict[Hashable, float] = {}  # layers of which it has nothing for us, until then
 
@@ -120,6 +124,8 @@ class Neighbour:
         self.failures = 0
         self.failing_until = 0.0
         self.silent_since = now
+        self.is_proven = True
+        self.conviction.served()
 
     def ended(self, size_bytes: int, urgent: bool, now: float) -> None:
         """A request is over; what came since the one before ended, by the time since, is a sample of the rate."""
@@ -135,12 +141,27 @@ class Neighbour:
             self.rate = sample if self.rate is None else self.rate + _GAIN * (sample - self.rate)
 
     def failed(self, now: float, retry_after_s: float | None) -> None:
-        """It refused, was cut or timed out."""
-        first, most = FAILURE_PAUSE_S
+        """It refused, was cut or timed out. Of requests that were under way together the first one's counts."""
+        self.failures_total += 1
+        if self.kind is SourceKind.PEER:
+            self.is_proven = False
+            if now < self.failing_until and retry_after_s is None:
+                return
+        first, most = FAILURE_PAUSE_S[self.kind]
         pause = min(first * 2**self.failures, most) if retry_after_s is None else min(retry_after_s, most)
         self.failing_until = now + pause
         self.failures = min(self.failures + 1, 16)
-        self.failures_total += 1
+
+    def lied(self, layer: Hashable, chunk: int, now: float) -> bool:
+        """It sent wrong bytes for this chunk. True: it is in quarantine now, and was not before."""
+        self.is_proven = self.kind is SourceKind.SUPERNODE
+        return self.conviction.lied(layer, chunk, now)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """A peer that has not yet given one right chunk since it came, failed or lied, and is asked for one just now:
+        with no more than one at a time, a stranger can tell three lies before it is out."""
+        return not self.is_proven and bool(self.outstanding or self.urgent)
 
     @property
     def resting_until(self) -> float:

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agent.swarm.patience import Patience
 from imgdist.errors import UsageError
-from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers
+from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers, Told
 from imgdist.wire.messages import Priority
 from imgdist.wire.tracker import peer_address
 
 CONNECT_TIMEOUT_S = 1.5
 """A peer is near, and there are others: a lost SYN is sent again after 1 s (tcp(7)), then it is given up (a guess)."""
-READ_TIMEOUT_S = 5.0
-"""Longest silence of a peer within an answer (a guess)."""
 
 
 class PeerChunks:
     """The chunk bodies of the agent at `address` ("host:port"; UsageError if it is none). Two of the same address are
-    equal: a source that left and comes again is the same one to the policy."""
+    equal: a source that left and comes again is the same one to the policy. `patience` is shared with other peers."""
 
     kind = "peer"
 
-    def __init__(self, address: str, *, read_timeout_s: float = READ_TIMEOUT_S) -> None:
+    def __init__(self, address: str, patience: Patience | None = None) -> None:
+        self._patience = patience or Patience()
         self._client = ChunkClient(
             peer_address(address),
             connect_timeout_s=CONNECT_TIMEOUT_S,
-            read_timeout_s=read_timeout_s,
+            read_timeout_s=self._patience.seconds,
             node="",  # a member, who can be sent elsewhere; a peer need not know where it is reached
         )
         self.name = str(self._client.address)
@@ -45,7 +45,8 @@ class PeerChunks:
         on_head: OnHead | None = None,
     ) -> None:
         """As ChunkClient.fetch."""
-        self._client.fetch(pack, numbers, priority, on_chunk, on_head)
+        self._client.read_timeout_s = self._patience.seconds
+        self._client.fetch(pack, numbers, priority, on_chunk, self._timed(on_head))
 
     def fetch_any(
         self,
@@ -58,18 +59,27 @@ class PeerChunks:
         on_head: OnHead | None = None,
     ) -> None:
         """As ChunkClient.fetch_any. Agents leave the choice to who asks, so this ends with NotFoundError."""
+        self._client.read_timeout_s = self._patience.seconds
         self._client.fetch_any(pack, lacks, count, priority, on_numbers, on_chunk, on_head)
 
     def close(self) -> None:
         """End fetches in progress; later ones fail with TemporaryError."""
         self._client.close()
 
+    def _timed(self, on_head: OnHead | None) -> OnHead:
+        def told(head: Told) -> None:
+            self._patience.answered(head.round_trip_s)
+            if on_head is not None:
+                on_head(head)
 
-def reach(address: str, *, allow_plain: bool) -> PeerChunks | None:
+        return told
+
+
+def reach(address: str, *, allow_plain: bool, patience: Patience | None = None) -> PeerChunks | None:
     """The agent at an address that somebody named; None if that is no address, or one that must not be spoken to
     without TLS."""
     try:
-        peer = PeerChunks(address)
+        peer = PeerChunks(address, patience)
     except UsageError:
         return None
     return peer if allow_plain or peer_address(address).is_local else None

@@ -68,7 +68,7 @@ class Policy:
             self._supernodes.remove(neighbour)
         for layer in list(self._tables):
             self.closed(source, layer)
-        if neighbour.conviction.total:
+        if not neighbour.conviction.is_clean:
             self._convicts[source] = neighbour.conviction
             while len(self._convicts) > _CONVICTS:
                 del self._convicts[next(iter(self._convicts))]
@@ -90,6 +90,11 @@ class Policy:
         """It lacks one of these at least, though it said to have them. False: it never said so (a supernode)."""
         table = self._tables.get(layer)
         return table is not None and table.remove(source, bits_of(chunks))
+
+    def denied(self, source: Source, now: float) -> bool:
+        """Asked for what it told to have it said that it has it not. True: it is in quarantine from now on."""
+        neighbour = self._all.get(source)
+        return neighbour is not None and neighbour.conviction.denied(now)
 
     def closed(self, source: Source, layer: Layer) -> None:
         """It no longer serves a layer."""
@@ -170,7 +175,7 @@ class Policy:
         """Bytes of a source were not the chunk's, or no protocol. True: the source is in quarantine from now on."""
         self._suspicion.lied(source)
         neighbour = self._all.get(source)
-        return neighbour is not None and neighbour.conviction.lied(layer, chunk, now)
+        return neighbour is not None and neighbour.lied(layer, chunk, now)
 
     @property
     def suspects_itself(self) -> bool:
@@ -185,8 +190,8 @@ class Policy:
         """Whom to ask for all of these chunks, in turn, each source once.
 
         First who has them, by round trip and queue; then supernodes; then who has some of them. Behind those come
-        sources that failed lately or are silent, that lied about one of the chunks, that are in quarantine, that are
-        not known to have any.
+        sources that failed lately, are silent or on trial, that lied about one of the chunks, that are in quarantine,
+        that are not known to have any.
         """
         if len(self._all) == 1 and not without:  # one supernode and nobody else: most nodes, each miss
             return list(self._all)
@@ -200,7 +205,7 @@ class Policy:
                 not has and not is_supernode,
                 neighbour.conviction.until > now,
                 neighbour.conviction.about(layer, chunks, now),
-                neighbour.failing_until > now or neighbour.late_at <= now,
+                neighbour.failing_until > now or neighbour.late_at <= now or neighbour.is_on_trial,
                 1 if is_supernode else 0 if has == wanted else 2,
                 neighbour.wait_s(now),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from agent.swarm.identity import identity
 from agent.swarm.membership import Membership
 from agent.swarm.mesh import Mesh
 from agent.swarm.neighbours import SourceKind, SourceRow
-from agent.swarm.peers import reach
 from agent.swarm.presence import Presence
 from agent.swarm.shelf import Shelf
+from agent.transfer.sources import ChunkSource
 from agent.transfer.transfers import Transfers
 from imgdist.config import AgentConfig
 from imgdist.wire import mesh as wire
@@ -35,7 +35,8 @@ _STOP_S = 1.0
 
 
 class Station:
-    """Made on the event loop. `listener` is the port for other agents; `supernodes` are told where that is."""
+    """Made on the event loop. `listener` is the port for other agents; `supernodes` are told where that is.
+    `connect(address)` makes a source of another agent, None if it must not be asked."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Station:
         listener: socket.socket,
         transfers: Transfers,
         supernodes: Sequence[SupernodeChunks],
+        connect: Callable[[str], ChunkSource | None],
         tasks: asyncio.TaskGroup,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
@@ -52,13 +54,7 @@ class Station:
         self._supernodes = supernodes
         self._tasks = tasks
         self._membership = Membership(me, config.supernode)
-        self._mesh = Mesh(
-            me,
-            transfers,
-            lambda address: reach(address, allow_plain=config.allow_plain),
-            self._membership,
-            limit=config.swarm.neighbours,
-        )
+        self._mesh = Mesh(me, transfers, connect, self._membership, limit=config.swarm.neighbours)
         self._presence = Presence(self._mesh, tasks)
         self._shelf = Shelf(self._presence.find)
         hello = tracker.encode(tracker.Hello(me.node, wire.VERSION, wire.VERSION))

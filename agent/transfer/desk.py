@@ -95,7 +95,10 @@ class Desk:
     def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
         """A source says it does not have one of these. True if it will not be asked for them again."""
         with self._lock:
-            return self._policy.lost(source, job.node, chunks)
+            told = self._policy.lost(source, job.node, chunks)
+            if told and self._policy.denied(source, self._clock()):
+                _log.warning("%s %s lacks what it told to have: it is asked last for a while", source.kind, source.name)
+            return told
 
     def source_lied(self, job: Job, source: ChunkSource, chunk: int, reason: str) -> None:
         """A source sent what it must not instead of this chunk."""

@@ -206,8 +206,9 @@ class Landing:
     def _ask(
         self, job: Job, fetch: Fetch, source: ChunkSource, rest: list[int], told: list[Told], outcome: Outcome
     ) -> None:
-        """Fetch `rest`, or what the source chooses, taking from it what lands; what comes wrong goes to `outcome.bad`,
-        and the rest on."""
+        """Fetch `rest`, or what the source chooses, taking from it what lands; what comes wrong goes to `outcome.bad`.
+        Then a supernode's answer is read on, there may be no other; a peer's is not: what follows is as likely wrong,
+        and others have it."""
         expected = deque(rest)
         asked = tuple(rest)
         is_first = True
@@ -228,9 +229,9 @@ class Landing:
             if is_first and told:
                 is_first = False
                 self._desk.answered(job, fetch, source, told[0])
-            expected.popleft()
             if job.store.has(number):
                 self._desk.repeated(job, source, number, len(body))
+                expected.popleft()
                 rest.remove(number)
                 return
             with _buffers.one() as buffer:
@@ -239,11 +240,15 @@ class Landing:
                     decode_into(encoding, body, raw)
                     job.store.verify(number, raw)
                 except (CorruptError, ProtocolError) as error:
+                    if source.kind == "peer":
+                        raise
+                    expected.popleft()
                     lied(number, error)
                     return
                 self._land(job, fetch, number, raw, source, len(body))
             if job.store.frames is not None:
                 job.store.frames.append(number, encoding, body)
+            expected.popleft()
             rest.remove(number)
 
         try:

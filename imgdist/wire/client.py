@@ -60,7 +60,7 @@ class ChunkClient:
 
     Priorities never share a connection: a fill's bytes in a socket buffer would make demand wait.
     `node`, which may be set later: where others reach this member of the swarm (host:port), "" if nobody does; None: it
-    is no member, and is made to wait rather than sent elsewhere.
+    is no member, and is made to wait rather than sent elsewhere. `read_timeout_s`, too: it is of requests that begin.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ChunkClient:
         self.address = address
         self.node = node
         self._connect_timeout_s = connect_timeout_s
-        self._read_timeout_s = read_timeout_s
+        self.read_timeout_s = read_timeout_s
         self._lock = threading.Lock()
         self._idle: dict[Priority, list[Connection]] = {priority: [] for priority in Priority}
         self._busy: set[Connection] = set()
@@ -211,8 +211,9 @@ class ChunkClient:
             if self._idle[priority]:
                 connection = self._idle[priority].pop()
                 self._busy.add(connection)
+                connection.read_timeout_s = self.read_timeout_s
                 return connection, True
-        connection = Connection(self.address, self._connect_timeout_s, self._read_timeout_s)
+        connection = Connection(self.address, self._connect_timeout_s, self.read_timeout_s)
         try:
             with self._lock:
                 self._refuse_if_closed()

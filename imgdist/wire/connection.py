@@ -27,7 +27,8 @@ class Connection:
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(read_timeout_s))
         self._address = address
-        self._read_timeout_s = read_timeout_s
+        self.read_timeout_s = read_timeout_s
+        """Longest silence within an answer; may be set between requests."""
         self._patience_s = 0.0
         # Not a bytearray: pages that no body has reached yet do not exist, and most bodies are far below the largest.
         self._buffer = memoryview(mmap.mmap(-1, HEAD_MAX + FRAME_SIZE + BODY_MAX))
@@ -40,7 +41,7 @@ class Connection:
         """Send a request and read the answer's head; None if the server had closed the connection before."""
         self._start = self._end = 0
         asked = time.monotonic()
-        deadline = asked + 2 * self._read_timeout_s
+        deadline = asked + 2 * self.read_timeout_s
         try:
             self._socket.sendall(request)
             while (found := decode_response_head(self._buffer[: self._end])) is None:
@@ -69,7 +70,7 @@ class Connection:
             self._buffer[:rest] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, rest
         end = self._start + size
-        deadline = time.monotonic() + self._read_timeout_s + size / _RATE_LEAST
+        deadline = time.monotonic() + self.read_timeout_s + size / _RATE_LEAST
         try:
             while self._end < end:
                 count = self._receive(end, socket.MSG_WAITALL, deadline)
@@ -87,7 +88,7 @@ class Connection:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
-        patience_s = min(left_s, self._read_timeout_s)
+        patience_s = min(left_s, self.read_timeout_s)
         if patience_s != self._patience_s:
             self._patience_s = patience_s
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(patience_s))
@@ -108,8 +109,8 @@ class Connection:
         self._socket.close()
 
     def _cut(self, error: OSError) -> TemporaryError:
-        if isinstance(error, BlockingIOError) and self._patience_s == self._read_timeout_s:
-            return TemporaryError(f"{self._address}: nothing came for {self._read_timeout_s:g} s")
+        if isinstance(error, BlockingIOError) and self._patience_s == self.read_timeout_s:
+            return TemporaryError(f"{self._address}: nothing came for {self.read_timeout_s:g} s")
         if isinstance(error, (BlockingIOError, TimeoutError)):
             return TemporaryError(f"{self._address}: too slow: below {_RATE_LEAST // 1024} KiB/s")
         return UnreachableError(f"{self._address}: the connection was cut: {error.strerror or error}")

@@ -35,7 +35,15 @@ def swarm(
     for peer, have in (peers or {}).items():
         made.policy.join(peer, SourceKind.PEER)
         made.policy.opened(peer, 2, have)
+        prove(made, peer)
     return made
+
+
+def prove(scheduler: Scheduler, peer: str) -> None:
+    """It gave a chunk once, in no time: it is no stranger, and nothing is known of its rate."""
+    scheduler.policy.started(peer, 1, 100_000, False, 0.0)
+    scheduler.policy.came(peer, 100_000, 0.0)
+    scheduler.policy.ended(peer, 100_000, False, 0.0)
 
 
 def asked(fetches: list[Fetch]) -> dict[object, set[int]]:
@@ -288,6 +296,7 @@ def test_the_last_chunks_are_asked_of_a_second_source_if_the_first_is_slow() -> 
     for name in "ab":
         scheduler.policy.join(name, SourceKind.PEER)
         scheduler.policy.opened(name, 2, ALL)
+        prove(scheduler, name)
     scheduler.fill(2)
     first = scheduler.due(0.0)
     assert sorted(chunk for fetch in first for chunk in fetch.chunks) == [3, 4]
@@ -379,6 +388,7 @@ def test_a_layer_grows_until_its_seal() -> None:
     scheduler = Scheduler(lambda: 0.5, swarm=True, gate=FillGate())
     scheduler.policy.join("a", SourceKind.PEER)
     scheduler.policy.opened("a", 2, ALL)
+    prove(scheduler, "a")
     assert scheduler.add(2, MadeLayer([1]).index, [], sealed=False) is False
     scheduler.fill(2)
     assert scheduler.due(0.0) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from agent.database import Database
 from agent.frames import Frames
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
+from agent.swarm.quarantine import DENIALS_MAX
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource
 from agent.transfer.transfers import Transfers
@@ -240,10 +242,59 @@ def test_a_peer_that_leaves_is_cut_off_and_its_chunks_come_from_others(make_node
 def test_a_peer_that_lacks_what_it_said_to_have_is_not_asked_for_it_again(make_node: MakeNode) -> None:
     empty, full = peer("empty", MadeLayer([1], seed=9)), peer("full")
     node = make_node()
-    node.meet(empty, full)
+    node.meet(empty, have=bits_of([1]))
+    node.transfers.fill(node.store)
+    with pytest.raises(FutureTimeoutError):
+        node.transfers.fetch_now(node.store, [1]).result(0.3)
+    assert {row.source: row.state for row in node.transfers.sources_rows()}["empty"] == "ok", "no fault of it"
+    node.meet(full)
     node.fill()
     assert len(empty.asked_chunks) == len(set(empty.asked_chunks))
-    assert {row.source: row.state for row in node.transfers.sources_rows()}["empty"] == "ok", "no fault of it"
+
+
+def test_a_peer_that_has_nothing_of_what_it_tells_is_soon_left_alone(make_node: MakeNode) -> None:
+    empty, full = peer("empty", MadeLayer([1], seed=9)), peer("full")
+    node = make_node()
+
+    def state() -> str:
+        return {row.source: row.state for row in node.transfers.sources_rows()}["empty"]
+
+    node.meet(empty)
+    node.transfers.fill(node.store)
+    while state() != "quarantined":
+        node.meet(empty)  # again and again it tells to have all
+        threading.Event().wait(0.005)
+    assert len(empty.asked) >= DENIALS_MAX
+    node.meet(full)
+    node.fill()
+
+
+def test_the_first_wrong_chunk_of_a_peer_ends_its_answer(make_node: MakeNode) -> None:
+    supernode, liar = MemorySource(LAYER), peer("liar")
+    node = make_node(supernode)
+    node.meet(liar)
+    node.transfers.fetch_now(node.store, [0]).result(10)
+    assert liar.asked_chunks == [0] and not supernode.asked
+    spoiled: list[int] = []
+
+    def spoil(number: int, body: bytes) -> bytes:
+        spoiled.append(number)
+        return bytes([body[0] ^ 1]) + body[1:]
+
+    liar.spoil = spoil
+    node.transfers.fetch_now(node.store, [1, 2, 4, 5]).result(10)
+    assert liar.asked[1][1] == (1, 2, 4, 5) and spoiled == [1]
+    assert sorted(supernode.asked_chunks) == [1, 2, 4, 5]
+    assert {row.source: (row.state, row.lies) for row in node.transfers.sources_rows()}["liar"] == ("quarantined", 1)
+
+
+def test_a_supernodes_answer_is_read_on_behind_a_wrong_chunk(make_node: MakeNode) -> None:
+    supernode = MemorySource(LAYER)
+    once = iter([True])
+    supernode.spoil = lambda number, body: body[::-1] if number == 1 and next(once, False) else body
+    node = make_node(supernode)
+    node.transfers.fetch_now(node.store, [0, 1, 2, 4, 5]).result(10)
+    assert sorted(supernode.asked_chunks) == [0, 1, 1, 2, 4, 5]
 
 
 def test_a_busy_supernode_names_who_has_the_chunk(make_node: MakeNode) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Hashable
 import pytest
 
 from agent.swarm.bitset import bits_of
+from agent.swarm.neighbours import SILENCE_S
 from agent.swarm.policy import Ask, Limits, Policy, SourceKind
 
 LAYER = 7
@@ -23,7 +24,15 @@ def _policy(
     for peer, chunks in (have or {}).items():
         policy.join(peer, SourceKind.PEER)
         policy.opened(peer, LAYER, bits_of(chunks))
+        _prove(policy, peer)
     return policy
+
+
+def _prove(policy: Policy, peer: str, now: float = 0.0) -> None:
+    """It gave a chunk once, in no time: nothing is known of its rate."""
+    policy.started(peer, 1, CHUNK, False, now)
+    policy.came(peer, CHUNK, now)
+    policy.ended(peer, CHUNK, False, now)
 
 
 def _serve(policy: Policy, source: Hashable, took_s: float, now: float, chunks: int = 1, rtt_s: float = 0.001) -> None:
@@ -65,7 +74,7 @@ def test_failing_sources_are_asked_later_liars_after_them_and_none_is_left_out()
     policy = _policy({"a": [1, 2], "b": [1, 2]})
     policy.failed("a", 10.0)
     assert policy.urgent(LAYER, [1], 10.0) == ["b", "S", "a"]
-    assert set(policy.urgent(LAYER, [1], 10.2)[:2]) == {"a", "b"}
+    assert set(policy.urgent(LAYER, [1], 10.6)[:2]) == {"a", "b"}
     policy.failed("a", 10.0, retry_after_s=3.0)
     assert policy.lied("b", LAYER, 1, 12.0)
     assert policy.urgent(LAYER, [1], 12.0) == ["S", "a", "b"]
@@ -271,6 +280,104 @@ def test_a_lying_peer_rests_at_once_and_is_out_after_three_lies() -> None:
     assert policy.urgent(LAYER, [9], 304.0)[-1] == "S"
 
 
+def test_lies_under_way_when_a_peer_is_found_out_count() -> None:
+    policy = _policy({"a": [1, 2, 3, 9], "b": [9]})
+    assert policy.lied("a", LAYER, 1, 0.0)
+    assert not policy.lied("a", LAYER, 2, 0.1)
+    assert policy.urgent(LAYER, [9], 1.0)[0] == "a", "two chunks say little of the others"
+    assert policy.lied("a", LAYER, 3, 1.0)
+    assert policy.urgent(LAYER, [9], 300.9)[-1] == "a"
+    policy = _policy({"a": [9], "b": [9]})
+    assert [policy.lied("a", LAYER, chunk, 0.0) for chunk in (1, 2, 3)] == [True, False, False]
+    assert policy.urgent(LAYER, [9], 299.9)[-1] == "a"
+
+
+def test_a_peer_that_lacks_what_it_tells_to_have_rests_for_longer_and_longer() -> None:
+    policy = _policy({"a": [1, 9], "b": [9]})
+    assert not policy.denied("a", 0.0) and not policy.denied("a", 0.0), "an honest peer has just dropped a layer"
+    assert policy.denied("a", 0.0) and not policy.denied("a", 0.1)
+    assert policy.urgent(LAYER, [9], 0.9) == ["b", "S", "a"]
+    policy.leave("a")
+    policy.join("a", SourceKind.PEER)
+    assert policy.denied("a", 1.0), "it comes again, and goes on"
+    policy.opened("a", LAYER, bits_of([9]))
+    assert policy.urgent(LAYER, [9], 2.9) == ["b", "S", "a"]
+    assert policy.fill(LAYER, bits_of([9]), 1.1) == Ask("b", (9,))
+    policy.leave("S")
+    policy.closed("b", LAYER)
+    assert policy.fill(LAYER, bits_of([9]), 1.1) == Ask("a", (9,)), "nobody else has it"
+    policy.came("a", CHUNK, 3.0)
+    assert policy.urgent(LAYER, [9], 3.0) == ["a", "b"]
+    assert not policy.denied("a", 3.0), "the row is broken"
+    policy.join("S", SourceKind.SUPERNODE)
+    assert not any(policy.denied("S", 0.0) for _ in range(9)), "a supernode may not have a chunk yet"
+
+
+# Trust.
+
+
+def test_a_stranger_is_asked_for_one_chunk_at_a_time_until_it_has_given_one() -> None:
+    policy = _policy({}, supernodes=())
+    policy.join("a", SourceKind.PEER)
+    policy.opened("a", LAYER, bits_of(range(40)))
+    ask = policy.fill(LAYER, bits_of(range(40)), 0.0)
+    assert ask is not None and len(ask.chunks) == 1
+    assert policy.spread(LAYER, range(40), 0.0) == [Ask("a", (0,))]
+    policy.started("a", ask.chunks, CHUNK, False, 0.0)
+    assert policy.fill(LAYER, bits_of(range(40)), 0.1) is None and policy.spread(LAYER, range(40), 0.1) == []
+    policy.came("a", CHUNK, 0.2)
+    policy.ended("a", CHUNK, False, 0.2)
+    assert len(policy.spread(LAYER, range(40), 0.2)) == 2
+    policy.lied("a", LAYER, 50, 0.2)
+    assert policy.spread(LAYER, range(40), 2.0) == [Ask("a", (0,))], "trust is lost with a lie"
+    _prove(policy, "a", 2.0)
+    policy.failed("a", 2.0)
+    assert policy.spread(LAYER, range(40), 3.0) == [Ask("a", (0,))], "and with a failure"
+
+
+def test_a_stranger_that_is_asked_already_is_no_readers_first_choice() -> None:
+    policy = _policy({})
+    policy.join("a", SourceKind.PEER)
+    policy.opened("a", LAYER, 0b110)
+    assert policy.urgent(LAYER, [1], 0.0) == ["a", "S"]
+    policy.started("a", (1,), CHUNK, True, 0.0)
+    assert policy.urgent(LAYER, [2], 0.0) == ["S", "a"]
+
+
+def test_the_last_chunks_are_asked_of_a_stranger_only_if_there_is_nobody_else() -> None:
+    policy = _policy({})
+    policy.join("a", SourceKind.PEER)
+    policy.opened("a", LAYER, 0b10)
+    assert policy.fill(LAYER, 0b10, 0.0, flying={1: ["b"]}) == Ask("S", (1,))
+    assert policy.fill(LAYER, 0b10, 0.0, flying={1: ["S"]}) == Ask("a", (1,))
+
+
+def test_a_peer_that_fails_is_left_alone_for_minutes_in_the_end() -> None:
+    policy = _policy({"a": [1], "b": [1]})
+
+    def pauses(source: str) -> list[float]:
+        now, found = 0.0, []
+        for _ in range(12):
+            policy.failed(source, now)
+            policy.failed(source, now)  # under way together
+            found.append((policy.next_at(now) or now) - now)
+            now += found[-1]
+        return [round(pause, 1) for pause in found]
+
+    assert pauses("a") == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 120.0, 120.0, 120.0, 120.0]
+    assert policy.urgent(LAYER, [1], 400.0) == ["b", "S", "a"]
+    policy.came("a", CHUNK, 400.0)
+    assert policy.urgent(LAYER, [1], 400.0)[-1] == "S"
+    assert max(pauses("S")) == 5.0, "of supernodes there may be no other"
+
+
+def test_a_silent_source_gets_no_second_request() -> None:
+    policy = _policy({"a": [1, 2]}, supernodes=())
+    policy.started("a", (1,), CHUNK, False, 0.0)
+    assert policy.fill(LAYER, 0b100, 0.1) == Ask("a", (2,))
+    assert policy.fill(LAYER, 0b100, SILENCE_S) is None
+
+
 def test_a_liar_that_comes_again_is_known() -> None:
     policy = _policy({"a": [1], "b": [1]})
     policy.lied("a", LAYER, 1, 0.0)
@@ -293,8 +400,9 @@ def test_quarantined_sources_give_what_nobody_else_has() -> None:
     assert policy.fill(LAYER, 0b010, 0.2) is None, "a busy supernode is worth waiting for"
     for _ in range(3):
         policy.failed("S", 0.2)
-    policy.started("a", (9,), CHUNK, False, 0.2)
     assert policy.fill(LAYER, 0b010, 0.2) == Ask("a", (1,)), "a dead one is not"
+    policy.started("a", (1,), CHUNK, False, 0.2)
+    assert policy.fill(LAYER, 0b010, 0.2) is None, "who lied is asked for one chunk at a time"
 
 
 def test_three_liars_in_a_row_make_the_node_suspect_itself() -> None:
