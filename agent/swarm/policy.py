@@ -213,6 +213,15 @@ class Policy:
         known = [neighbour for neighbour in self._all.values() if neighbour.source not in without]
         return [neighbour.source for neighbour in sorted(known, key=rank)]
 
+    def second(self, layer: Layer, chunks: Collection[int], now: float, without: Collection[Source]) -> Source | None:
+        """Whom to ask a second time for chunks that are asked of others; None: nobody else is known to have any."""
+        table, wanted = self._tables.get(layer), bits_of(chunks)
+        for source in self.urgent(layer, chunks, now, without):
+            has = table.of(source) & wanted if table is not None else 0
+            if has or self._all[source].kind is SourceKind.SUPERNODE:
+                return source
+        return None
+
     def hedge_at(self, asked_at: float, now: float) -> float | None:
         """When to ask a second source for what was asked for at `asked_at`; None: not at all, too many were."""
         at = self._hedge.at(asked_at)

@@ -131,9 +131,9 @@ class Urgent:
             node, chunk = key
             if flights.hedges >= HEDGE_SLOTS or flights.layers[node].state[chunk] != FLYING:
                 continue
-            others = flights.policy.urgent(node, (chunk,), now, without=flights.sources_of(node, chunk))
-            if others:
-                fetches.append(flights.start(node, Ask(others[0], (chunk,)), Kind.DEMAND, now, is_hedge=True))
+            other = flights.policy.second(node, (chunk,), now, flights.sources_of(node, chunk))
+            if other is not None:
+                fetches.append(flights.start(node, Ask(other, (chunk,)), Kind.DEMAND, now, is_hedge=True))
 
     def _help(self, now: float, fetches: list[Fetch]) -> None:
         """What somebody waits for at a source that is silent for too long is asked of another one, once, whatever the
@@ -144,12 +144,12 @@ class Urgent:
             if at is None or at > now or node not in flights.layers:
                 continue
             chunks = flights.asked_once(flight)
-            others = flights.policy.urgent(node, chunks, now, without=[flight.source]) if chunks else []
             if flights.hedges >= HEDGE_SLOTS:
                 return
-            if others:
+            other = flights.policy.second(node, chunks, now, [flight.source]) if chunks else None
+            if other is not None:
                 flight.is_helped = True
-                fetches.append(flights.start(node, Ask(others[0], chunks), flight.fetch.kind, now, is_hedge=True))
+                fetches.append(flights.start(node, Ask(other, chunks), flight.fetch.kind, now, is_hedge=True))
 
     def _start_now(self, now: float, fetches: list[Fetch]) -> None:
         wanted: dict[int, list[int]] = {}

@@ -259,6 +259,18 @@ def test_what_somebody_waits_for_at_a_silent_source_is_asked_of_another_one_what
     assert not scheduler.flights._extra
 
 
+def test_nobody_is_asked_a_second_time_who_is_not_known_to_have_it() -> None:
+    scheduler = swarm({"a": bits_of([3]), "b": bits_of([4])}, supernodes=())
+    scheduler.miss(2, offset(3), 1, 0.0)
+    (slow,) = scheduler.due(0.0)
+    assert slow.sources[0] == "a"
+    assert scheduler.due(0.02) == [] and scheduler.due(SILENCE_S) == []
+    assert scheduler.policy.hedge_at(0.0, 0.0) is not None, "the budget is for those who have it"
+    scheduler.policy.got("b", 2, [3])
+    (helped,) = scheduler.due(SILENCE_S)
+    assert helped.sources == ("b",)
+
+
 def test_a_source_that_sends_is_not_silent_however_long_it_takes() -> None:
     scheduler = swarm({"a": ALL})
     scheduler.want(2, range(8))
