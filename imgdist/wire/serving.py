@@ -152,10 +152,11 @@ class Serving:
         size = min(answer.chunk_left, piece or PIECE, PIECE)
         urgent = answer.request.priority is not Priority.FILL
         while (wait_s := limit.take(size, urgent=urgent)) > 0:
-            if time.monotonic() + wait_s > turn_ends:
-                time.sleep(max(0.0, turn_ends - time.monotonic()))
+            pause_s = max(0.0, min(wait_s, turn_ends - time.monotonic()))
+            answer.deadline += pause_s  # the reader cannot help it
+            time.sleep(pause_s)
+            if pause_s < wait_s:
                 raise BlockingIOError(errno.EAGAIN, "the rate limit leaves no room")
-            time.sleep(wait_s)
         sent = 0
         try:
             sent = answer.send(session.socket, size)

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from imgdist.errors import NotFoundError, NotYetError, ProtocolError, TemporaryError
+from imgdist.wire import answer as answer_module
 from imgdist.wire import mesh
 from imgdist.wire import server as server_module
 from imgdist.wire import slots as slots_module
@@ -253,6 +254,15 @@ def test_the_rate_is_kept_and_demand_goes_first(pack: Pack) -> None:
         filling.join(20)
         took = time.monotonic() - began
     assert took > (11 * len(BODY) - 300_000) / 2e6
+
+
+def test_a_low_rate_is_no_fault_of_the_readers(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_module, "REQUEST_S", 0.2)
+    monkeypatch.setattr(answer_module, "RATE_LEAST", 1 << 30)
+    with serving(pack, up_limit=RateLimit(1e6)) as address, asking(address) as client:
+        began = time.monotonic()
+        fetch(client, Priority.FILL, range(20))  # beyond the burst, 1 MB
+        assert time.monotonic() - began > 0.5
 
 
 def test_threads_begin_when_they_are_needed(pack: Pack) -> None:
