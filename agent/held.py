@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import socket
@@ -142,7 +143,10 @@ def _listen_tcp(address: str) -> int:
             listener.close()
             raise
     except (OSError, ValueError) as error:
-        raise HoldError(f"{address}: cannot listen: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            reason = "another process uses the address; stop it or choose another address"
+        raise HoldError(f"cannot listen on {address}: {reason}") from None
     return listener.detach()
 
 

@@ -99,13 +99,14 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
                 f"{path}: expected a socket path of at most {SOCKET_PATH_MAX} bytes, got {len(os.fsencode(path))}; "
                 "choose a shorter --run or --snapshotter-socket"
             )
+    peer_listen = str(Address.parse(config.peer_listen)) if shares(config) else ""  # as getaddrinfo(3) takes it
     return {
         "run": config.run,
         "root": config.root,
         "fuse": lazy,
         "sockets": [
             *({"name": name, "path": path, "type": kind} for name, (path, kind) in sockets.items()),
-            *([{"name": "peer", "tcp": config.peer_listen, "type": "stream"}] if lazy and shares(config) else []),
+            *([{"name": "peer", "tcp": peer_listen, "type": "stream"}] if lazy and shares(config) else []),
         ],
         "children": list(_children(config, lazy)),
         "stop_timeout_s": config.stop_timeout_s,

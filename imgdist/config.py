@@ -128,7 +128,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
         str, Meta(description="chunks for other agents, host:port; with configured supernodes only")
     ] = "127.0.0.1:7651"
     peer_advertise: Annotated[
-        str, Meta(description="host:port that other agents are told; empty: the host a supernode sees, that port")
+        str, Meta(description="IP:port that other agents are told; empty: the IP a supernode sees, that port")
     ] = ""
     zone: Annotated[str, Meta(description="rack or zone; agents of the same one are preferred")] = ""
     allow_plain: Annotated[bool, Meta(description="use addresses other than loopback without TLS")] = False

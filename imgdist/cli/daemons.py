@@ -57,7 +57,7 @@ def supernode(file: str | None, settings: tuple[str, ...], **flags: Any) -> int:
 @click.option("--supernode", multiple=True, metavar="URL", help="Where chunks come from; none: an embedded one.")
 @click.option("--snapshotter-socket", metavar="PATH", help="For containerd [default: RUN/snapshotter.sock].")
 @click.option("--peer-listen", metavar="HOST:PORT", help="Chunks for other agents [default: 127.0.0.1:7651].")
-@click.option("--peer-advertise", metavar="HOST:PORT", help="Where they reach it [default: as a supernode sees it].")
+@click.option("--peer-advertise", metavar="IP:PORT", help="Where they reach it [default: as a supernode sees it].")
 @click.option("--zone", metavar="NAME", help="Rack or zone; agents of the same one are preferred.")
 @_SHARED
 def agent(file: str | None, settings: tuple[str, ...], **flags: Any) -> int:
@@ -90,14 +90,16 @@ def config_command(defaults: bool, file: str | None, daemon: str | None) -> int:
 def _check(file: str, kinds: dict[str, Kind]) -> int:
     """A file is right if one of the daemons takes it; else the mistake shown is of the one that knows its keys."""
     mistakes: list[ConfigError] = []
+    right: list[str] = []
     for name, kind in kinds.items():
         try:
             config.load(kind, file)
+            right.append(f"imgdist {name}")
         except ConfigError as error:
             mistakes.append(error)
-        else:
-            click.echo(f"{file}: right for imgdist {name}")
-            return 0
+    if right:
+        click.echo(f"{file}: right for {' and '.join(right)}")
+        return 0
     raise min(mistakes, key=lambda mistake: "unknown field" in str(mistake))
 
 

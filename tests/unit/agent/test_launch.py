@@ -106,6 +106,9 @@ def test_the_agent_gets_its_whole_configuration_with_absolute_paths(
 def test_with_supernodes_of_others_a_port_for_other_agents_is_held(tmp_path: Path, became: dict[str, Any]) -> None:
     peer = {"name": "peer", "tcp": "127.0.0.1:7651", "type": "stream"}
     assert peer in launched(became, made(tmp_path, supernode=("http://s:1",)))["sockets"]
+    for told, meant in {":7000": "0.0.0.0:7000", "http://[::]:7000": "[::]:7000"}.items():
+        configured = made(tmp_path, supernode=("http://s:1",), peer_listen=told, allow_plain=True)
+        assert peer | {"tcp": meant} in launched(became, configured)["sockets"]
     alone = [
         made(tmp_path),
         made(tmp_path, supernode=("http://s:1",), swarm=config.SwarmConfig(enabled=False)),
