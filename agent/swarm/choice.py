@@ -162,7 +162,7 @@ class Choice:
 
     def _run_length(self, neighbour: Neighbour) -> int:
         limits = self._limits
-        if not neighbour.is_proven:
+        if not neighbour.is_proven and neighbour.is_stained:
             return 1
         if neighbour.rate is None:
             return max(1, limits.run // 4)
@@ -227,7 +227,7 @@ class Choice:
     def _room(self, neighbour: Neighbour) -> int:
         """Chunks of a window that it may be asked for now."""
         if not neighbour.is_proven:
-            return 0 if neighbour.is_on_trial else 1
+            return 0 if neighbour.is_on_trial else self._run_length(neighbour)
         return self._limits.run * (self._limits.per_source - neighbour.outstanding - neighbour.urgent)
 
     def _has_room(self, neighbour: Neighbour) -> bool:

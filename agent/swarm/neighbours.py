@@ -159,9 +159,15 @@ class Neighbour:
 
     @property
     def is_on_trial(self) -> bool:
-        """A peer that has not yet given one right chunk since it came, failed or lied, and is asked for one just now:
-        with no more than one at a time, a stranger can tell three lies before it is out."""
+        """A peer that has not yet given one right chunk since it came, failed or lied, and is asked for some just now.
+        It gets one request at a time, and that ends with the first lie: it can tell three before it is out."""
         return not self.is_proven and bool(self.outstanding or self.urgent)
+
+    @property
+    def is_stained(self) -> bool:
+        """Whether it ever failed or lied. A stranger that did not is asked for two chunks [simulated, 100 nodes and 200
+        chunks: T/T* 1.78, with one chunk 1.87, without any trial 1.74]."""
+        return bool(self.failures_total) or not self.conviction.is_clean
 
     @property
     def resting_until(self) -> float:

@@ -7,7 +7,9 @@ from collections import deque
 from statistics import median
 
 PATIENCE_S = (1.0, 5.0)
-"""At least: a busy machine stops for so long now and then; at most, and before anything is known (a guess)."""
+"""At least: a busy machine stops for so long now and then; at most (a guess)."""
+FIRST_S = 2.0
+"""Before anything is known: a peer that has too much to send says so at once (a guess)."""
 _TIMES = 8
 """The median: what waits behind other answers takes that much longer now and then (a guess)."""
 _ANSWERS_KEPT = 32
@@ -23,7 +25,7 @@ class Patience:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._answers: deque[float] = deque(maxlen=_ANSWERS_KEPT)
-        self.seconds = PATIENCE_S[1]
+        self.seconds = FIRST_S
         """Longest silence of a peer."""
 
     def answered(self, took_s: float) -> None:

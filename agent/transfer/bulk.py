@@ -179,12 +179,7 @@ class Bulk:
 
     def _is_start_going_on(self, now: float) -> bool:
         """Whether there is more urgent work than fill that is under way or could be."""
-        busy = self.flights.busy
-        if (
-            self._ahead
-            or (self._trace and self.lead.is_left)
-            or any(busy[kind] for kind in (Kind.DEMAND, Kind.NOW, Kind.TRACE))
-        ):
+        if self._ahead or (self._trace and self.lead.is_left) or self.flights.is_start_left():
             return True
         return any(self._is_on_its_way(node, chunk, now) for node, chunk in self.urgent)
 

@@ -173,6 +173,14 @@ class Flights:
             if flight.fetch.kind.is_urgent and not flight.is_helped and not flight.fetch.is_hedge:
                 yield flight
 
+    def is_start_left(self) -> bool:
+        """Whether a request that is not fill's has still to bring something. One whose chunks others brought meanwhile
+        does nothing but wait for the time-out of a silent source: it holds up nobody."""
+        busy = self.busy
+        if not (busy[Kind.DEMAND] or busy[Kind.NOW] or busy[Kind.TRACE]):
+            return False
+        return any(self._is_left(flight) for flight in self if flight.fetch.kind is not Kind.FILL)
+
     def bulk_nodes(self) -> set[int]:
         """Layers of which something is under way that nobody waits for."""
         return {flight.fetch.node for flight in self if flight.bulk_bytes}
@@ -205,6 +213,12 @@ class Flights:
         node, layer = flight.fetch.node, self.layers[flight.fetch.node]
         return tuple(
             chunk for chunk in flight.chunks if layer.state[chunk] == FLYING and (node, chunk) not in self._extra
+        )
+
+    def _is_left(self, flight: Flight) -> bool:
+        layer = self.layers.get(flight.fetch.node)
+        return bool(flight.unnamed) or (
+            layer is not None and any(layer.state[chunk] == FLYING for chunk in flight.chunks)
         )
 
     def _is_new(self, node: int, ask: Ask) -> bool:

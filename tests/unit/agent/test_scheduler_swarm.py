@@ -259,6 +259,19 @@ def test_what_somebody_waits_for_at_a_silent_source_is_asked_of_another_one_what
     assert not scheduler.flights._extra
 
 
+def test_fill_does_not_wait_for_a_silent_source_whose_chunks_others_brought() -> None:
+    scheduler = swarm({"a": ALL})
+    scheduler.want(2, range(8))
+    scheduler.fill(2)
+    (silent,) = scheduler.due(0.0)
+    assert (silent.kind, silent.sources) == (Kind.NOW, ("a",)) and scheduler.due(0.1) == [], "something starts"
+    (helped,) = scheduler.due(SILENCE_S)
+    land(scheduler, helped, 0.6, chunks=helped.chunks[1:])
+    assert not [fetch for fetch in scheduler.due(0.7) if fetch.kind is Kind.FILL], "a job still waits"
+    scheduler.landed(2, helped.chunks[0], 0.8)
+    assert {fetch.kind for fetch in scheduler.due(0.8)} == {Kind.FILL}
+
+
 def test_nobody_is_asked_a_second_time_who_is_not_known_to_have_it() -> None:
     scheduler = swarm({"a": bits_of([3]), "b": bits_of([4])}, supernodes=())
     scheduler.miss(2, offset(3), 1, 0.0)

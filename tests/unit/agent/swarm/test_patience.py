@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from agent.swarm.patience import PATIENCE_S, Patience
+from agent.swarm.patience import FIRST_S, PATIENCE_S, Patience
 from agent.swarm.peers import PeerChunks
 from imgdist.errors import NotFoundError, TemporaryError
 from imgdist.wire.messages import Priority
@@ -21,10 +21,10 @@ SHORT_S = 0.05
 
 def test_patience_is_some_times_what_answers_take_within_bounds() -> None:
     patience = Patience()
-    assert patience.seconds == PATIENCE_S[1]
+    assert patience.seconds == FIRST_S
     for _ in range(3):
         patience.answered(0.001)
-    assert patience.seconds == PATIENCE_S[1], "three answers say nothing"
+    assert patience.seconds == FIRST_S, "three answers say nothing"
     patience.answered(0.001)
     assert patience.seconds == PATIENCE_S[0]
     for _ in range(100):

@@ -316,13 +316,13 @@ def test_a_peer_that_lacks_what_it_tells_to_have_rests_for_longer_and_longer() -
 # Trust.
 
 
-def test_a_stranger_is_asked_for_one_chunk_at_a_time_until_it_has_given_one() -> None:
+def test_a_stranger_gets_one_small_request_at_a_time_until_it_has_given_a_chunk() -> None:
     policy = _policy({}, supernodes=())
     policy.join("a", SourceKind.PEER)
     policy.opened("a", LAYER, bits_of(range(40)))
     ask = policy.fill(LAYER, bits_of(range(40)), 0.0)
-    assert ask is not None and len(ask.chunks) == 1
-    assert policy.spread(LAYER, range(40), 0.0) == [Ask("a", (0,))]
+    assert ask is not None and len(ask.chunks) == 2
+    assert policy.spread(LAYER, range(40), 0.0) == [Ask("a", (0, 1))]
     policy.started("a", ask.chunks, CHUNK, False, 0.0)
     assert policy.fill(LAYER, bits_of(range(40)), 0.1) is None and policy.spread(LAYER, range(40), 0.1) == []
     policy.came("a", CHUNK, 0.2)
