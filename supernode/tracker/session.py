@@ -202,6 +202,8 @@ class Tracker:
     async def _join(self, session: Connection, join: Join, now: float) -> tuple[Peer, ...]:
         if session.node not in ("", join.node):
             raise ProtocolError(f"tracker: node {session.node} cannot become {join.node}; it needs another connection")
+        if self._members.get(join.node) is None and len(self._members) >= SESSIONS_MAX:  # those just lost count, too
+            raise TemporaryError(f"tracker: {SESSIONS_MAX} agents are members, the most; start another supernode")
         address = session.address_of(join)
         other = self._sessions.get(join.node)
         session.node = join.node

@@ -318,6 +318,21 @@ async def test_there_is_a_most(world: World, monkeypatch: pytest.MonkeyPatch) ->
         await world.agent()
 
 
+async def test_members_whose_connection_is_lost_count_until_they_are_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "SESSIONS_MAX", 2)
+    for number in (1, 2):
+        agent = await world.agent()
+        await agent.joins(number)
+        await agent.socket.close()
+    late = await world.agent()
+    await late.socket.send_bytes(wire.encode(join(3)))
+    refused = await late.hear()
+    assert isinstance(refused, Refused) and "2 agents are members" in refused.reason
+    await (await world.agent()).joins(2)  # who is known comes back
+
+
 async def test_closing_ends_everything(world: World) -> None:
     agents = [await world.agent() for _ in range(3)]
     for number, agent in enumerate(agents, 1):
