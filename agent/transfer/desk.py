@@ -72,14 +72,19 @@ class Desk:
                 self._policy.got(source, job.node, [chunk for chunk in told.have if chunk < count])
 
     def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
-        """A busy source says who else has the chunks."""
+        """A busy source says who else has the chunks. Only a supernode knows; a peer must not send this node to whom it
+        likes."""
         with self._lock:
             self._policy.busy(source, self._clock(), error.retry_after_s)
-            return self._sources.at(error.addresses)
+            return self._sources.at(error.addresses) if source.kind == "supernode" else []
 
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
-        """A source has nothing of the layer for us just now."""
+        """A source has nothing of the layer for us just now. Only a supernode should say so; a peer that does is left
+        alone for longer and longer, as if it were busy."""
         with self._lock:
+            if source.kind == "peer":
+                self._policy.busy(source, self._clock(), error.retry_after_s)
+                return
             self._policy.waits(source, job.node, self._clock(), error.retry_after_s or NOT_YET_S)
 
     def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:

@@ -20,7 +20,7 @@ from agent.swarm.quarantine import DENIALS_MAX
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource
 from agent.transfer.transfers import Transfers
-from imgdist.errors import NotFoundError, TemporaryError, UnreachableError
+from imgdist.errors import NotFoundError, NotYetError, TemporaryError, UnreachableError
 from imgdist.wire.client import RedirectedError, Told
 from imgdist.wire.messages import Priority
 
@@ -378,6 +378,25 @@ def test_busy_is_not_failing(make_node: MakeNode) -> None:
     node.fill()
     (row,) = node.transfers.sources_rows()
     assert (row.failures, row.state) == (0, "ok")
+
+
+@pytest.mark.parametrize("error", [NotYetError("later", 0.0001), RedirectedError("ask", ("10.0.0.9:1",))])
+def test_a_peer_that_puts_a_node_off_is_asked_seldom(make_node: MakeNode, error: TemporaryError) -> None:
+    connected: list[str] = []
+    supernode, tease = MemorySource(LAYER), peer("tease")
+
+    def put_off(numbers: tuple[int, ...], priority: Priority) -> None:
+        raise error
+
+    def slowly(numbers: tuple[int, ...], priority: Priority) -> None:
+        supernode.closed.wait(0.05)
+
+    supernode.before, tease.before = slowly, put_off
+    node = make_node(supernode, connect=connected.append)
+    node.meet(tease)
+    node.fill()
+    assert 0 < len(tease.asked) < 10, "not over and over"
+    assert not connected, "nobody is asked because a peer says so"
 
 
 def test_what_another_pack_has_is_copied_though_peers_have_it(make_node: MakeNode) -> None:
