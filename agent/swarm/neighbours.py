@@ -22,6 +22,8 @@ was away joins again and is then as new (a guess)."""
 SILENCE_S = 0.5
 """Asked for something and silent for so long, a source is likely dead, and known to be when the request times out: ten
 times what a request should take (a guess)."""
+_FAILURES_KEPT = 3
+"""In a row, before they are remembered of a source that leaves: one that is restarted fails once or twice (a guess)."""
 ROUND_TRIP_S = 0.001
 """Of a source that has not answered yet: as if it were near, so that it is tried (a guess)."""
 _GAIN = 0.25
@@ -156,6 +158,18 @@ class Neighbour:
         """It sent wrong bytes for this chunk. True: it is in quarantine now, and was not before."""
         self.is_proven = self.kind is SourceKind.SUPERNODE
         return self.conviction.lied(layer, chunk, now)
+
+    @property
+    def is_notorious(self) -> bool:
+        """Whether there is something to remember of it, should it leave."""
+        return not self.conviction.is_clean or self.failures >= _FAILURES_KEPT
+
+    def comes_again(self, before: Neighbour) -> None:
+        """It was here before, and notorious: to leave and to come again shortens no pause."""
+        self.conviction = before.conviction
+        self.failures_total = before.failures_total
+        if before.failures >= _FAILURES_KEPT:
+            self.failures, self.failing_until = before.failures, before.failing_until
 
     @property
     def is_on_trial(self) -> bool:

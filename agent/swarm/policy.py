@@ -17,7 +17,7 @@ from agent.swarm.choice import Choice
 from agent.swarm.hedging import Hedge
 from agent.swarm.holdings import Holding, Table
 from agent.swarm.neighbours import Neighbour, SourceKind, SourceRow
-from agent.swarm.quarantine import Conviction, Suspicion
+from agent.swarm.quarantine import Suspicion
 from agent.swarm.totals import Totals
 
 __all__ = ["Ask", "Holding", "Limits", "Policy", "SourceKind", "SourceRow"]
@@ -26,8 +26,8 @@ __all__ = ["Ask", "Holding", "Limits", "Policy", "SourceKind", "SourceRow"]
 Layer = Hashable
 Source = Hashable
 
-_CONVICTS = 1024
-"""Liars that left and are remembered, should they come again (a guess)."""
+_NOTORIOUS = 1024
+"""Liars and failing ones that left and are remembered, should they come again (a guess)."""
 
 
 class Policy:
@@ -39,7 +39,7 @@ class Policy:
         self._all: dict[Source, Neighbour] = {}
         self._supernodes: list[Neighbour] = []
         self._tables: dict[Layer, Table] = {}
-        self._convicts: dict[Source, Conviction] = {}
+        self._notorious: dict[Source, Neighbour] = {}
         self._suspicion = Suspicion()
         self._hedge = Hedge(self.limits.hedge_quantile, self.limits.hedge_floor_s, self.limits.hedge_share)
         self._totals = Totals(self.limits.slow)
@@ -54,12 +54,13 @@ class Policy:
             return
         neighbour = self._all[source] = Neighbour(source, kind, near)
         neighbour.serving_since = now
-        neighbour.conviction = self._convicts.pop(source, neighbour.conviction)
+        if (before := self._notorious.pop(source, None)) is not None:
+            neighbour.comes_again(before)
         if kind is SourceKind.SUPERNODE:
             self._supernodes.append(neighbour)
 
     def leave(self, source: Source) -> None:
-        """It is gone, with what it had; its lies are remembered."""
+        """It is gone, with what it had; its lies are remembered, and that it always failed."""
         neighbour = self._all.pop(source, None)
         if neighbour is None:
             return
@@ -68,10 +69,10 @@ class Policy:
             self._supernodes.remove(neighbour)
         for layer in list(self._tables):
             self.closed(source, layer)
-        if not neighbour.conviction.is_clean:
-            self._convicts[source] = neighbour.conviction
-            while len(self._convicts) > _CONVICTS:
-                del self._convicts[next(iter(self._convicts))]
+        if neighbour.is_notorious:
+            self._notorious[source] = neighbour
+            while len(self._notorious) > _NOTORIOUS:
+                del self._notorious[next(iter(self._notorious))]
 
     def opened(self, source: Source, layer: Layer, have: int | Holding) -> None:
         """It has the set `have` of a layer. A Holding is kept: its owner may change it (the simulation)."""

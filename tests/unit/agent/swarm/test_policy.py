@@ -371,6 +371,27 @@ def test_a_peer_that_fails_is_left_alone_for_minutes_in_the_end() -> None:
     assert max(pauses("S")) == 5.0, "of supernodes there may be no other"
 
 
+def test_to_leave_and_to_come_again_shortens_no_pause_but_of_one_that_was_restarted() -> None:
+    policy = _policy({"restarted": [1], "silent": [1]})
+
+    def again(source: str) -> None:
+        policy.leave(source)
+        policy.join(source, SourceKind.PEER)
+        policy.opened(source, LAYER, 0b10)
+
+    for source, times in (("restarted", 2), ("silent", 3)):
+        for now in [0.0, 0.6, 2.0][:times]:
+            policy.failed(source, now)
+        again(source)
+    assert policy.urgent(LAYER, [1], 3.9) == ["restarted", "S", "silent"]
+    policy.failed("silent", 4.0)
+    assert policy.urgent(LAYER, [1], 7.9) == ["restarted", "S", "silent"], "it goes on where it was"
+    policy.came("silent", CHUNK, 8.0)
+    again("silent")
+    policy.failed("silent", 8.0)
+    assert policy.urgent(LAYER, [1], 8.6)[-1] == "S", "forgotten with a chunk"
+
+
 def test_a_silent_source_gets_no_second_request() -> None:
     policy = _policy({"a": [1, 2]}, supernodes=())
     policy.started("a", (1,), CHUNK, False, 0.0)
