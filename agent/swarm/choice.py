@@ -42,7 +42,7 @@ class Choice:
         self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
     ) -> Ask | None:
         """See Policy.fill."""
-        if self._totals.outstanding >= (self._limits.outstanding if table is not None else self._limits.bulk):
+        if self._totals.outstanding >= (self._most if table is not None else self._limits.bulk):
             return None
         fresh = without(lacks, bits_of(flying)) if flying else lacks
         ask = None
@@ -230,10 +230,16 @@ class Choice:
             return 0 if neighbour.is_on_trial else self._run_length(neighbour)
         return self._limits.run * (self._limits.per_source - neighbour.outstanding - neighbour.urgent)
 
+    @property
+    def _most(self) -> int:
+        """Fill requests in flight beside neighbours."""
+        limits, totals = self._limits, self._totals
+        is_slow = 0.0 < totals.rate * limits.run_s < totals.chunk_bytes
+        return limits.outstanding_slow if is_slow else limits.outstanding
+
     def _has_room(self, neighbour: Neighbour) -> bool:
         """Whether one more fill request may go there."""
-        limits = self._limits
-        if neighbour.outstanding >= limits.per_source or self._totals.outstanding >= limits.outstanding:
+        if neighbour.outstanding >= self._limits.per_source or self._totals.outstanding >= self._most:
             return False
         return not neighbour.is_on_trial
 
