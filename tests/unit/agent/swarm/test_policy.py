@@ -316,16 +316,18 @@ def test_a_peer_that_lacks_what_it_tells_to_have_rests_for_longer_and_longer() -
 # Trust.
 
 
-def test_a_stranger_gets_one_small_request_at_a_time_until_it_has_given_a_chunk() -> None:
+def test_a_stranger_gets_two_small_requests_until_it_has_given_a_chunk_and_a_stained_one_a_single_chunk() -> None:
     policy = _policy({}, supernodes=())
     policy.join("a", SourceKind.PEER)
     policy.opened("a", LAYER, bits_of(range(40)))
     ask = policy.fill(LAYER, bits_of(range(40)), 0.0)
     assert ask is not None and len(ask.chunks) == 2
     assert policy.spread(LAYER, range(40), 0.0) == [Ask("a", (0, 1))]
+    policy.started("a", ask.chunks, CHUNK, True, 0.0)
     policy.started("a", ask.chunks, CHUNK, False, 0.0)
     assert policy.fill(LAYER, bits_of(range(40)), 0.1) is None and policy.spread(LAYER, range(40), 0.1) == []
     policy.came("a", CHUNK, 0.2)
+    policy.ended("a", CHUNK, True, 0.2)
     policy.ended("a", CHUNK, False, 0.2)
     assert len(policy.spread(LAYER, range(40), 0.2)) == 2
     policy.lied("a", LAYER, 50, 0.2)
@@ -333,6 +335,8 @@ def test_a_stranger_gets_one_small_request_at_a_time_until_it_has_given_a_chunk(
     _prove(policy, "a", 2.0)
     policy.failed("a", 2.0)
     assert policy.spread(LAYER, range(40), 3.0) == [Ask("a", (0,))], "and with a failure"
+    policy.started("a", (0,), CHUNK, False, 3.0)
+    assert policy.spread(LAYER, range(40), 3.0) == [] and policy.fill(LAYER, 0b10, 3.0) is None
 
 
 def test_a_stranger_that_is_asked_already_is_no_readers_first_choice() -> None:
@@ -340,6 +344,7 @@ def test_a_stranger_that_is_asked_already_is_no_readers_first_choice() -> None:
     policy.join("a", SourceKind.PEER)
     policy.opened("a", LAYER, 0b110)
     assert policy.urgent(LAYER, [1], 0.0) == ["a", "S"]
+    policy.started("a", (1,), CHUNK, True, 0.0)
     policy.started("a", (1,), CHUNK, True, 0.0)
     assert policy.urgent(LAYER, [2], 0.0) == ["S", "a"]
 
