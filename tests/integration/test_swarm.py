@@ -156,7 +156,7 @@ def test_a_third_node_takes_an_image_from_the_two_before_it(site: Site) -> None:
         node.check()
     sources = nodes[2].layer()["sources"]
     assert sources["peer"] > _MOSTLY * _SIZE, sources
-    assert sources["peer"] + sources["supernode"] < 1.1 * _SIZE, "nothing comes twice"
+    assert sources["peer"] + sources.get("supernode", 0) < 1.1 * _SIZE, "nothing comes twice"
 
     peers = nodes[2].peers()
     assert peers.keys() == {node.swarm()["node"] for node in nodes[:2]}
