@@ -38,8 +38,6 @@ may be empty: it says that the agent lives)."""
 SILENT_S = 150.0
 """A connection that says nothing for so long is closed: two idle reports may be late."""
 JOIN_TIMEOUT_S = 10.0
-REJOIN_SPREAD_S = 60.0
-"""Within so many seconds, at random, agents join again after the tracker itself was gone."""
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Node = Annotated[str, Meta(pattern="^[0-9a-f]{32}\\Z")]

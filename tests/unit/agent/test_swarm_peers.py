@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -166,7 +167,9 @@ def test_a_member_that_dies_takes_nothing_with_it(make_member: MakeMember) -> No
     dying = third.meet(first)
     third.meet(second)
     third.transfers.fill(third.store)
+    deadline = time.monotonic() + 10
     while not third.came("peer"):
+        assert time.monotonic() < deadline, "nothing comes from a peer"
         threading.Event().wait(0.002)
     first.server.stop(0.0)
     third.transfers.leave(dying)
