@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -14,11 +14,13 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 import imgdist
 from agent.catalog import Catalog, Layer, State
+from agent.draining import Draining
 from agent.earlystore import EarlyStore
 from agent.figures import LayerFigures
 from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
-from agent.mounts import ImageMounts
+from agent.mounts import ImageMounts, mounted_at
+from agent.snapshotter.model import Info
 from agent.swarm.station import Station
 from imgdist.errors import ImgdistError, UnsupportedError, UsageError
 from imgdist.pack import BLOCK
@@ -43,6 +45,13 @@ class UmountRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     directory: str
 
 
+class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/drain; seconds."""
+
+    timeout_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+    leave_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What a lazy agent's API speaks for."""
@@ -50,6 +59,7 @@ class Node:
     catalog: Catalog
     images: Images
     mounts: ImageMounts
+    draining: Draining
     swarm: Station | None = None
 
 
@@ -65,6 +75,7 @@ def application(node: Node | None, root: str, supernodes: Sequence[str]) -> web.
             web.get("/v1/peers", api.peers),
             web.post("/v1/mounts", api.mount),
             web.post("/v1/umount", api.umount),
+            web.post("/v1/drain", api.drain),
             web.get("/metrics", api.metrics),
             web.get("/healthz", api.healthy),
             web.get("/readyz", api.healthy),
@@ -121,7 +132,7 @@ class _Api:
         """GET /v1/layers: every layer known here, also those that were declined or are being indexed."""
         if self._node is None:
             return _json([])
-        digests = {layer.pack_id: layer.digest for image in self._node.images.known.all() for layer in image.layers}
+        digests = self._digests(self._node)
         rows = [_row(layer, digests.get(layer.pack_id)) for layer in self._node.catalog.all()]
         rows += [
             {**_absent(layer, State.INDEXING), **_early(self._node.images.early.of(layer.digest))}
@@ -155,6 +166,19 @@ class _Api:
         await self._lazy().mounts.umount(asked.directory)
         return _json({"directory": asked.directory})
 
+    async def drain(self, request: web.Request) -> web.Response:
+        """POST /v1/drain: where layers are not shown lazily there is nothing to do."""
+        asked = await _asked(request, DrainRequest)
+        if self._node is None:
+            return _json({"switched": 0, "left": []})
+        digests = self._digests(self._node)
+        drained = await self._node.draining.drain(asked.timeout_s, asked.leave_s)
+        left = [
+            {**_row(layer, digests.get(layer.pack_id)), "used_by": [_user(info) for info in users]}
+            for layer, users in drained.left
+        ]
+        return _json({"switched": drained.switched, "left": left})
+
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics"""
         body = generate_latest(REGISTRY) + generate_latest(self._figures)
@@ -163,6 +187,9 @@ class _Api:
     async def healthy(self, request: web.Request) -> web.Response:
         """GET /healthz, /readyz: the snapshotter was served before this was."""
         return web.Response(text="ok\n")
+
+    def _digests(self, node: Node) -> dict[str | None, str]:
+        return {layer.pack_id: layer.digest for image in node.images.known.all() for layer in image.layers}
 
     def _image(self, image: KnownImage) -> dict[str, Any]:
         assert self._node is not None
@@ -196,6 +223,15 @@ def _row(layer: Layer, digest: str | None) -> dict[str, Any]:
         "present_bytes": store.present.count() * BLOCK,
         "sources": dict(store.received),
     }
+
+
+def _user(info: Info) -> str:
+    """Who a snapshot is for, as people know it; containerd names its snapshots NAMESPACE/NUMBER/KEY."""
+    directory = mounted_at(info)
+    if directory is not None:
+        return f"mount {directory}"
+    namespace, _, rest = info.name.partition("/")
+    return f"container {namespace}/{rest.partition('/')[2]}" if "/" in rest else f"snapshot {info.name}"
 
 
 def _absent(layer: KnownLayer, state: State) -> dict[str, Any]:

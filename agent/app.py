@@ -25,6 +25,7 @@ from agent import api
 from agent.catalog import Catalog
 from agent.chunkstore import ChunkStore
 from agent.database import Database
+from agent.draining import Draining
 from agent.early import EarlyLayers
 from agent.figures import FailedReads
 from agent.images import Images
@@ -249,7 +250,7 @@ async def _serve_sockets(
         tasks.create_task(node.keeper.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
     stack.push_async_callback(_close, server)
-    seen = api.Node(node.catalog, node.images, node.mounts, node.swarm) if node is not None else None
+    seen = _api_node(node, snapshotter) if node is not None else None
     supernodes = supernode_urls(config) if node is not None else config.supernode
     runner = web.AppRunner(
         api.application(seen, config.root, supernodes), access_log=None, shutdown_timeout=_SHUTDOWN_S
@@ -258,6 +259,11 @@ async def _serve_sockets(
     stack.push_async_callback(runner.cleanup)
     await web.SockSite(runner, socket.socket(fileno=holder.fds["socket:api"])).start()
     return snapshotter
+
+
+def _api_node(node: _LazyNode, snapshotter: Snapshotter) -> api.Node:
+    draining = Draining(node.catalog, node.layers, (snapshotter, node.own_snapshots))
+    return api.Node(node.catalog, node.images, node.mounts, draining, node.swarm)
 
 
 async def _recover(node: _LazyNode | None, snapshotter: Snapshotter) -> None:

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.layers import loop, mount, mountinfo
+from agent.layers import loop, mount
 from agent.layers.readers import ViewReaders
 from agent.layerstore import LayerStore
 from fuse.link import ViewLink
+from imgdist import mountinfo
 from imgdist.errors import ImgdistError
 from imgdist.pack import BLOCK
 

@@ -11,10 +11,11 @@ from contextlib import ExitStack
 
 from agent.images import Images
 from agent.known_images import KnownImage
-from agent.layers import mount, mountinfo
+from agent.layers import mount
 from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
-from agent.snapshotter.model import AlreadyExistsError, Mount, PreconditionError
+from agent.snapshotter.model import AlreadyExistsError, Info, Mount, PreconditionError
+from imgdist import mountinfo
 from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, UsageError
 
 log = logging.getLogger("imgdist.agent")
@@ -154,6 +155,12 @@ class ImageMounts:
 
 
 _ROOT_LABEL = "containerd.io/gc.root"
+_KEY = "mount "
+
+
+def mounted_at(info: Info) -> str | None:
+    """The directory that an image mount's own snapshot is shown at; None for any other snapshot."""
+    return info.labels.get(_ROOT_LABEL) if info.name.startswith(_KEY) else None
 
 
 async def _resolved(directory: str) -> str:
@@ -162,7 +169,7 @@ async def _resolved(directory: str) -> str:
 
 
 def _key(directory: str) -> str:
-    return "mount " + hashlib.sha256(directory.encode("utf-8", "surrogateescape")).hexdigest()
+    return _KEY + hashlib.sha256(directory.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _mount(mounts: list[Mount], directory: str) -> None:

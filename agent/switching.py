@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -80,8 +81,13 @@ class Switching:
         shown = [layer for layer in self._layers() if layer.shown]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._finish(shown)
+                await self._finish(shown, math.inf)
         return [layer for layer in shown if layer.shown]
+
+    async def drain(self, timeout_s: float) -> None:
+        """As `finish`, in an agent that goes on: no switch is cut short, so this may end later."""
+        shown = [layer for layer in self._layers() if layer.shown]
+        await self._finish(shown, time.monotonic() + timeout_s)
 
     async def leave_view(self, layer: Layer) -> None:
         """Unless something reads the layer through the view: then it is looked at again later."""
@@ -125,9 +131,9 @@ class Switching:
                 log.warning("layer %s: its view had died; the mount is right again", layer.pack_id)
                 return
 
-    async def _finish(self, shown: list[Layer]) -> None:
+    async def _finish(self, shown: list[Layer], deadline: float) -> None:
         had, came_at = -1, time.monotonic()
-        while True:
+        while time.monotonic() < deadline:
             for layer in shown:
                 if layer.shown and layer.store.is_complete:
                     await self._try_switch(layer)

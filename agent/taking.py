@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Sequence
 
@@ -19,15 +20,20 @@ class NodeLayers:
         self._images = images
         self._catalog = catalog
         self._stopping = False
+        self._leaves_until = -math.inf
 
     def stop(self) -> None:
         """The agent stops: from now on layers are left to containerd."""
         self._stopping = True
 
+    def leave_for(self, seconds: float) -> None:
+        """Leave new layers to containerd for so long from now, whatever was said before: the agent is drained."""
+        self._leaves_until = asyncio.get_running_loop().time() + seconds
+
     async def take_over(self, request: LayerRequest) -> TakenLayer:
         """By source labels where there are any, else by chain ID. DeclinedError says why it is left to containerd."""
-        if self._stopping:
-            raise DeclinedError("the agent is stopping")
+        if self._stopping or asyncio.get_running_loop().time() < self._leaves_until:
+            raise DeclinedError("the agent is being stopped or drained")
         try:
             layer = await self._find(request)
         except (NotFoundError, TemporaryError) as error:

@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from agent.layers import mountinfo
 from bench.miss_image import BLOB
 from fuse.present import PresentMap
+from imgdist import mountinfo
 from imgdist.demo.agent import IMGDIST, Agent, Supernode
 from imgdist.demo.image import Image
 from imgdist.demo.processes import command, wait_until

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.layers import mountinfo
+from imgdist import mountinfo
 
 
 @dataclass(frozen=True)

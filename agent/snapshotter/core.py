@@ -113,6 +113,10 @@ class Snapshotter:
         """Packs that snapshots refer to, in the order of first use."""
         return await self._store.do(self._metadata.packs)
 
+    async def users(self) -> list[tuple[str, Info]]:
+        """(pack, snapshot) for each active snapshot or view and each pack that it is built on."""
+        return await self._store.do(self._metadata.users)
+
     async def prepare(
         self, key: str, parent: str, snapshot_labels: Mapping[str, str], remaining_s: float | None = None
     ) -> list[Mount]:

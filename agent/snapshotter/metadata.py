@@ -241,6 +241,17 @@ class Metadata:
         """True if any snapshot is of this pack."""
         return self._db.execute("SELECT 1 FROM snapshots WHERE pack_id = ?", (pack_id,)).fetchone() is not None
 
+    def users(self) -> list[tuple[str, Info]]:
+        """(pack, snapshot) for each active snapshot or view and each pack in its chain."""
+        rows = self._db.execute(
+            "WITH RECURSIVE below(user, id) AS (SELECT name, id FROM snapshots WHERE kind != ? UNION ALL"
+            " SELECT below.user, s.parent FROM below JOIN snapshots s USING (id) WHERE s.parent IS NOT NULL)"
+            " SELECT DISTINCT s.pack_id, below.user FROM below JOIN snapshots s USING (id)"
+            " WHERE s.pack_id IS NOT NULL ORDER BY s.id, below.user",
+            (Kind.COMMITTED,),
+        )
+        return [(pack_id, self.get(user).info) for pack_id, user in rows]
+
     def is_first_of_pack(self, row: Row) -> bool:
         """True for the one snapshot, of all with this pack, that the pack's bytes are accounted to."""
         first = self._db.execute("SELECT MIN(id) FROM snapshots WHERE pack_id = ?", (row.pack_id,)).fetchone()

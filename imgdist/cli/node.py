@@ -16,12 +16,12 @@ RUN = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
-def agent_api(run: str) -> Any:
-    """The JSON API of the agent whose run directory is `run`."""
+def agent_api(run: str, timeout_s: float = 600.0) -> Any:
+    """The JSON API of the agent whose run directory is `run`; each answer may take `timeout_s` seconds."""
     from imgdist.api import JsonApi
 
     try:
-        return JsonApi(f"unix://{os.path.join(os.path.abspath(run), 'api.sock')}", "the agent", timeout_s=600.0)
+        return JsonApi(f"unix://{os.path.join(os.path.abspath(run), 'api.sock')}", "the agent", timeout_s)
     except UsageError as error:  # too long a path is the machine's limit, no misspelt command (exit code 1)
         raise ImgdistError(f"--run {run}: {error}") from None
 

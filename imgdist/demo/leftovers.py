@@ -79,7 +79,7 @@ def processes_below(directory: Path) -> list[int]:
 
 def kill_with_children(pid: int) -> None:
     """SIGKILL a process and everything below it, leaves first, and wait until they are gone."""
-    family = _descendants(pid)
+    family = descendants(pid)
     for member in family:
         try:
             os.kill(member, signal.SIGKILL)
@@ -106,7 +106,8 @@ def _command_lines() -> Iterator[tuple[int, list[str]]]:
                 continue  # gone since the listing
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """A process and everything below it, leaves first."""
     try:
         children = [
             int(word)
@@ -115,7 +116,7 @@ def _descendants(pid: int) -> list[int]:
         ]
     except OSError:
         return [pid]
-    return [member for child in children for member in _descendants(child)] + [pid]
+    return [member for child in children for member in descendants(child)] + [pid]
 
 
 def _all_gone(pids: list[int]) -> Callable[[], bool]:

@@ -20,12 +20,13 @@ from rig import tree
 from rig.containerds import Containerd, Setting, Version, containerd
 from rig.images import LayerTar, Pushed, Workshop, busybox_layer, digest
 
-from agent.layers import loop, mountinfo
+from agent.layers import loop
 from agent.layers.mount import mount_erofs, umount
 from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.grpc import serve
 from agent.snapshotter.model import LayerRequest, TakenLayer, Usage
+from imgdist import mountinfo
 from imgdist.demo.processes import wait_until
 from imgdist.demo.registry import registry
 from imgdist.errors import DeclinedError

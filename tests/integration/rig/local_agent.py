@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,25 @@ class LocalAgent:
 
     def kill_child(self, role: str) -> None:
         """SIGKILL for one of them: "supernode", "view" or "agent"."""
+        os.kill(self.child(role), signal.SIGKILL)
+
+    def child(self, role: str) -> int:
+        """Pid of one of them: "supernode", "view" or "agent"."""
         words = {"supernode": b"\0supernode\0", "view": b"\0fuse.main\0", "agent": b"\0agent.app\0"}
         (pid,) = (pid for pid in self._children() if words[role] in Path(f"/proc/{pid}/cmdline").read_bytes())
-        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    @contextmanager
+    def frozen(self, role: str) -> Iterator[None]:
+        """One of them, and what it has started, does nothing within the block and goes on after it."""
+        family = leftovers.descendants(self.child(role))
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in family:
+                os.kill(pid, signal.SIGCONT)
 
     def _children(self) -> list[int]:
         assert self._process is not None

@@ -17,8 +17,10 @@ from fake_node import FakeStore
 
 from agent.api import Node, application
 from agent.catalog import Layer, State
+from agent.draining import Drained
 from agent.images import PlainLayer
 from agent.known_images import KnownImage, KnownLayer
+from agent.snapshotter.model import Info, Kind
 from imgdist.api import JsonApi
 from imgdist.errors import DeclinedError, ImgdistError, TemporaryError, UnsupportedError, UsageError
 
@@ -62,7 +64,10 @@ class World:
             all=lambda: self.layers,
             get=lambda pack_id: next((layer for layer in self.layers if layer.pack_id == pack_id), None),
         )
-        self.node = Node(catalog, self.images, self.mounts)  # type: ignore[arg-type]
+        self.drained = Drained(0, [])
+        self.drains: list[tuple[float, float]] = []
+        draining: Any = SimpleNamespace(drain=self.drain)
+        self.node = Node(catalog, self.images, self.mounts, draining)  # type: ignore[arg-type]
         self.directory = directory
         self._api = JsonApi(f"unix://{directory}/s", "the agent", timeout_s=10)
 
@@ -71,6 +76,10 @@ class World:
         made = Layer(store, state=state, shown=shown, mounted=True)
         self.layers.append(made)
         return made
+
+    async def drain(self, timeout_s: float, leave_s: float) -> Drained:
+        self.drains.append((timeout_s, leave_s))
+        return self.drained
 
     async def get(self, path: str) -> Any:
         return await asyncio.to_thread(self._api.get, path)
@@ -220,12 +229,28 @@ async def test_metrics_and_health(world: World) -> None:
     await writer.wait_closed()
 
 
+async def test_a_drain_names_who_reads_what_is_left(world: World) -> None:
+    layer = world.layer(5, State.FILLING, shown=True)
+    users = [
+        Info("k8s.io/12/0123abc", "p", Kind.ACTIVE, 0, 0),
+        Info("mount 77", "p", Kind.VIEW, 0, 0, {"containerd.io/gc.root": "/mnt/app"}),
+    ]
+    world.drained = Drained(3, [(layer, users)])
+    said = await world.post("/v1/drain", {"timeout_s": 7, "leave_s": 60})
+    assert world.drains == [(7.0, 60.0)]
+    assert said["switched"] == 3 and said["left"][0]["pack_id"] == layer.pack_id
+    assert said["left"][0]["used_by"] == ["container k8s.io/0123abc", "mount /mnt/app"]
+    with pytest.raises(UsageError, match="timeout_s"):
+        await world.post("/v1/drain", {"timeout_s": -1})
+
+
 async def test_a_machine_that_cannot_says_so(tmp_path: Path) -> None:
     runner = await serving(tmp_path, None)
     try:
         asking = World(tmp_path)
         assert (await asking.get("/v1/status"))["lazy"] is False
         assert (await asking.get("/v1/layers"), await asking.get("/v1/images")) == ([], [])
+        assert await asking.post("/v1/drain", {"timeout_s": 1}) == {"switched": 0, "left": []}
         with pytest.raises(UnsupportedError, match="cannot mount layers lazily") as raised:
             await asking.post("/v1/mounts", {"reference": "r", "directory": "/m"})
         assert raised.value.exit_code == 3

@@ -13,13 +13,13 @@ import pytest
 from agent import mounts as module
 from agent.known_images import KnownImage, KnownLayer
 from agent.layers import mount
-from agent.layers.mountinfo import MountEntry
 from agent.mounts import ImageMounts
 from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.model import LayerRequest, TakenLayer, Usage
 from agent.work import SharedWork
 from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError, UsageError
+from imgdist.mountinfo import MountEntry
 
 REFERENCE = "reg.test/app:1"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from parts import require
 
-from agent.layers import holders, mountinfo
+from agent.layers import holders
 from agent.layers.mount import MS_BIND, BusyError, is_dead, mount, prepare_mount_point, umount
+from imgdist import mountinfo
 from imgdist.errors import ImgdistError, UnsupportedError
 
 

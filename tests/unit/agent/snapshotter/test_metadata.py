@@ -171,3 +171,14 @@ def test_state_survives_a_restart(tmp_path: Path) -> None:
     second = Metadata(tmp_path / "db")
     assert second.get("a") == before
     second.close()
+
+
+def test_who_uses_a_pack_are_containers_and_mounts_over_it(store: Metadata) -> None:
+    store.create(Kind.COMMITTED, "lazy", "", {}, pack_id="p1", has_directory=False)
+    committed(store, "plain", "lazy")
+    store.create(Kind.COMMITTED, "top", "plain", {}, pack_id="p2", has_directory=False)
+    store.create(Kind.ACTIVE, "container", "top", {})
+    store.create(Kind.VIEW, "look", "plain", {})
+    store.create(Kind.ACTIVE, "empty", "", {})
+    found = [(pack_id, info.name) for pack_id, info in store.users()]
+    assert found == [("p1", "container"), ("p1", "look"), ("p2", "container")]
