@@ -93,7 +93,8 @@ class Holder:
 
     def _died(self, child: Child, status: int) -> int:
         """Plan the restart, or name the status to give up with: a child that never served will not serve either."""
-        self._forget(child)
+        while child.connection is not None:
+            self._listen(child)  # it may have said that it serves, and died before we listened
         if status > 0 and not child.ever_ready and status != _SESSION_LOST:
             say(f"{child.role} does not start (exit status {status}, its message is above): giving up")
             return status

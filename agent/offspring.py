@@ -54,10 +54,10 @@ class Child:
         return ours
 
     def receive(self) -> dict[str, object] | None:
-        """The next message; None when the child has hung up or talks nonsense."""
+        """The next message; None when the child has hung up, talks nonsense or has nothing to say."""
         assert self.connection is not None
         try:
-            data = self.connection.recv(_MESSAGE_MAX)
+            data = self.connection.recv(_MESSAGE_MAX, socket.MSG_DONTWAIT)
             message = json.loads(data) if data else None
         except (OSError, ValueError):
             return None
