@@ -40,8 +40,9 @@ class Unused:
             await self.release(PATIENCE_S)
 
     async def release(self, patience_s: float) -> None:
-        """Unmount what was mounted at least `patience_s` seconds ago and is not used."""
-        await self._release(time.monotonic() - patience_s)
+        """Unmount what was mounted at least `patience_s` seconds ago, or by an earlier agent, and is not used: what
+        was busy when this one started is tried again."""
+        await self._release(max(self._born, time.monotonic() - patience_s))
 
     async def _release(self, mounted_before: float) -> None:
         for layer in self._catalog.all():

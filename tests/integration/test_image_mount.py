@@ -188,8 +188,8 @@ def test_a_layer_that_cannot_be_lazy_fails_the_mount_and_leaves_nothing(site: Si
     assert agent.json("status")["mounts"] == []
     assert agent.stop() == 0
     agent.start(*_QUICK)  # nobody came to use the layers that could be had; it serves before it unmounts them
-    wait_until(lambda: agent.mounts() == [agent.run / "view"], "layers unmounted", 10)
-    wait_until(lambda: not agent.loops(), "loop devices gone", 10)
+    wait_until(lambda: agent.mounts() == [agent.run / "view"], "layers unmounted", 45)  # busy: again after 30 s
+    wait_until(lambda: not agent.loops(), "loop devices gone", 45)
 
 
 def test_a_restart_alone_in_the_world_keeps_everything(tmp_path: Path, site: Site) -> None:

@@ -27,9 +27,9 @@ async def test_only_what_no_snapshot_uses_goes_and_only_after_a_while() -> None:
     async with asyncio.TaskGroup() as tasks:
         node = FakeNode(tasks, FakeStore(5), FakeStore(6), FakeStore(7))
         used, unused, unmounted = [await node.catalog.adopt(bytes([number])) for number in (5, 6, 7)]
+        janitor = Unused(node.catalog, FakeSharing(used.pack_id))
         for layer in (used, unused):
             await node.catalog.mount(layer)
-        janitor = Unused(node.catalog, FakeSharing(used.pack_id))
         await janitor.release(60.0)
         assert used.mounted and unused.mounted
         await janitor.release(0.0)
@@ -81,6 +81,20 @@ async def test_a_start_unmounts_what_was_left_and_not_what_was_mounted_since() -
         await asyncio.sleep(0.05)
         assert fresh.mounted
         running.cancel()
+
+
+async def test_what_was_busy_at_the_start_is_tried_again_before_its_time() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        node = FakeNode(tasks, FakeStore(5))
+        left = await node.catalog.adopt(b"\5")
+        await node.catalog.mount(left)
+        janitor = Unused(node.catalog, FakeSharing())
+        node.steps.fail["unmount"] = BusyError("in use by cat (7)")
+        await janitor.release(60.0)
+        assert left.mounted
+        del node.steps.fail["unmount"]
+        await janitor.release(60.0)
+        assert not left.mounted
 
 
 async def test_a_snapshot_that_comes_first_keeps_its_layer() -> None:
