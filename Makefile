@@ -1,5 +1,5 @@
 # Everything is made from a checkout: `make setup` once (the other targets call it), then .venv/bin/imgdist.
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test soak bench lint clean
 
 BIN := .venv/bin
 CODE := imgdist supernode agent fuse bench tests
@@ -13,6 +13,13 @@ demo: setup
 test: setup
 	@scripts/parts test
 	$(BIN)/python -m pytest
+
+# Faults of every kind in random order, for SOAK_S seconds; it prints a seed: FAULTS_SEED repeats a run.
+SOAK_S ?= 1800
+
+soak: setup
+	@scripts/parts test
+	$(BIN)/python -m pytest tests/faults/test_soak.py -s --timeout 0 --soak $(SOAK_S)
 
 bench: setup
 	$(BIN)/python -m bench all

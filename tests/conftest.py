@@ -19,6 +19,18 @@ _DIRECTORY = pytest.StashKey[Path]()
 _OWN_MOUNTS = pytest.StashKey[bool]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults")
+    group.addoption("--matrix", choices=("quick", "full"), default="quick", help="how many deaths tests/faults has")
+    group.addoption("--soak", type=float, default=6.0, metavar="SECONDS", help="how long the soak lasts")
+
+
+@pytest.fixture
+def matrix(pytestconfig: pytest.Config) -> str:
+    """How many deaths: "quick" or "full"."""
+    return str(pytestconfig.getoption("matrix"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """One short directory for all temporary files (a socket's path has 108 bytes), one mark for all processes."""
     directory = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
