@@ -1,5 +1,5 @@
 # Everything is made from a checkout: `make setup` once (the other targets call it), then .venv/bin/imgdist.
-.PHONY: setup demo test soak bench lint clean
+.PHONY: setup demo test soak kernels bench lint clean
 
 BIN := .venv/bin
 CODE := imgdist supernode agent fuse bench tests
@@ -20,6 +20,10 @@ SOAK_S ?= 1800
 soak: setup
 	@scripts/parts test
 	$(BIN)/python -m pytest tests/faults/test_soak.py -s --timeout 0 --soak $(SOAK_S)
+
+# KERNELS="5.10 6.1" names others than the default.
+kernels: setup
+	@scripts/kernels $(KERNELS)
 
 bench: setup
 	$(BIN)/python -m bench all
