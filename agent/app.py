@@ -37,6 +37,7 @@ from agent.mounts import ImageMounts
 from agent.snapshotter import grpc
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
+from agent.strays import Strays
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
 from agent.swarm.patience import Patience
@@ -78,6 +79,7 @@ class _LazyNode:
     own_snapshots: Snapshotter
     sharing: Sharing
     layers: NodeLayers
+    strays: Strays
     keeper: TraceKeeper
     swarm: Station | None
 
@@ -224,7 +226,8 @@ async def _lazy_node(
     mounts = ImageMounts(images, own_snapshots)
     if swarm is not None:
         swarm.start()
-    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, keeper, swarm)
+    strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
+    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, strays, keeper, swarm)
 
 
 async def _serve_sockets(
@@ -274,6 +277,7 @@ async def _recover(node: _LazyNode | None, snapshotter: Snapshotter) -> None:
             tasks.create_task(_tried("the layers of a view that died", node.catalog.rescue()))
             await _tried("mounted images", node.mounts.recover())
             tasks.create_task(Unused(node.catalog, node.sharing).run())
+            await _tried("what earlier agents left in the kernel", node.strays.release())
             await _tried("their layers", node.own_snapshots.recover())
 
 

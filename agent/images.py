@@ -123,6 +123,18 @@ class Images:
             raise DeclinedError(f"image {reference} has no layer {layer_digest}")
         return await opening.wait()
 
+    async def bring_back(self, pack_id: str) -> None:
+        """Have a pack on this node again that is gone from its disk while snapshots need it, and mount it.
+
+        NotFoundError if no image with it is remembered; what resolving or opening its layer raises.
+        """
+        image = next(iter(self.known.with_pack(pack_id)), None)
+        if image is None:
+            raise NotFoundError(f"pack {pack_id} is gone from this node, and no image that has it is remembered")
+        log.warning("pack %s is gone from this node's disk: brought back for %s", pack_id, image.reference)
+        digest = next(layer.digest for layer in image.layers if layer.pack_id == pack_id)
+        await self.layer(f"{image.name}@{image.manifest_digest}", digest, image.manifest_digest)
+
     def started(self, pack_id: str) -> None:
         """A container is being created over this pack: what its image's layers are read for now is a start."""
         now = time.monotonic()

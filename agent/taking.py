@@ -41,8 +41,18 @@ class NodeLayers:
         return TakenLayer(layer.pack_id, layer.store.index.diff_id, layer.store.index.implied_directories)
 
     async def ensure_mounted(self, pack_id: str) -> str:
-        """The layer's directory, mounted. NotFoundError if its pack is gone from this node."""
+        """The layer's directory, mounted. A pack that is gone from this node's disk comes back; NotFoundError if nobody
+        knows where from."""
+        if self._catalog.get(pack_id) is None:
+            await self._images.bring_back(pack_id)
         return await self._catalog.ensure_mounted(pack_id)
+
+    async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
+        """Directories that the layer only implies. NotFoundError if its pack is gone from this node."""
+        layer = self._catalog.get(pack_id)
+        if layer is None:
+            raise NotFoundError(f"pack {pack_id} is not on this node")
+        return layer.store.index.implied_directories
 
     async def starting(self, pack_ids: Sequence[str]) -> None:
         """A container is being created over these packs, top first."""

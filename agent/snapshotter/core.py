@@ -22,6 +22,7 @@ from agent.snapshotter.mounts import mounts
 from agent.snapshotter.packs import Packs, Sharing
 from agent.snapshotter.store import Store
 from agent.snapshotter.takeover import TakeOver
+from imgdist.errors import ImgdistError
 
 log = logging.getLogger("imgdist.snapshotter")
 
@@ -75,10 +76,7 @@ class Snapshotter:
     async def recover(self) -> Recovered:
         """Mount every layer that snapshots use, and say what is not as the rows have it. Serve meanwhile: a container's
         Prepare mounts what it needs by itself."""
-        wanted = await self._store.do(self._metadata.directories)
-        missing = await asyncio.to_thread(self._directories.missing, wanted)
-        for number in missing:
-            log.error("snapshot %s has lost its directory %s", wanted[number], self._directories.place(number).upper)
+        lost = await self._store.do(self._store.mend)
         unmounted: dict[str, str] = {}
         few = asyncio.Semaphore(_RECOVERED_AT_ONCE)
 
@@ -91,7 +89,8 @@ class Snapshotter:
                 unmounted[pack_id] = str(error)
 
         await asyncio.gather(*(mount_one(pack_id) for pack_id in await self.packs_in_use()))
-        return Recovered(tuple(wanted[number] for number in missing), unmounted)
+        missing = [row.info.name for row in lost if not await self._remade(row)]
+        return Recovered(tuple(missing), unmounted)
 
     async def run(self) -> None:
         """Remove in the background what Remove left and what was in use when Cleanup came. Runs until cancelled."""
@@ -172,6 +171,23 @@ class Snapshotter:
         """Remove what no snapshot uses. What is in use goes later, by itself."""
         if not await self._clean():
             self._work_left.set()
+
+    async def _remade(self, row: Row) -> bool:
+        """Whether the lost directory of a snapshot could be made again: what a layer's fix-up lower holds follows from
+        the layers, what a container or an unpacked layer had written is gone."""
+        name, place = row.info.name, self._directories.place(row.id).upper
+        try:
+            if row.pack_id is not None:
+                chain = await self._store.do(self._metadata.chain, row.info.parent)
+                wanted = await self._packs.fixup_of(row.pack_id, await self._packs.lowers(chain))
+                await self._store.do(self._store.remake_fixup, row, wanted)
+                log.warning("snapshot %s had lost its directory %s: made again", name, place)
+                return True
+        except (ImgdistError, OSError) as error:
+            log.error("snapshot %s has lost its directory %s, not made again: %s", name, place, error)
+        else:
+            log.error("snapshot %s has lost its directory %s and what was written there", name, place)
+        return False
 
     async def _create(self, kind: Kind, key: str, parent: str, snapshot_labels: Mapping[str, str]) -> list[Mount]:
         row = await self._store.do(self._store.create, kind, key, parent, snapshot_labels)

@@ -53,6 +53,17 @@ class Directories:
         """Give a staged directory to the snapshot of that number. The last step before its row is committed."""
         directory.rename(self.root / str(number))
 
+    def make(self, number: int, *, work: bool) -> None:
+        """Make an empty directory for a snapshot that has lost its own, or what is missing of it."""
+        place = self.place(number)
+        if not os.path.isdir(self.root / str(number)):
+            with self.staged(work=work) as directory:
+                self.adopt(directory, number)
+        for path, mode, is_wanted in ((place.upper, 0o755, True), (place.work, 0o711, work)):
+            if is_wanted and not os.path.isdir(path):
+                os.mkdir(path)
+                os.chmod(path, mode)
+
     def rubbish(self, wanted: Iterable[int]) -> list[Path]:
         """Directories that are neither wanted nor just being made."""
         keep = {str(number) for number in wanted} | self._staged
@@ -60,7 +71,11 @@ class Directories:
 
     def missing(self, wanted: Iterable[int]) -> list[int]:
         """Numbers of snapshots whose directory is not there."""
-        return [number for number in wanted if not (self.root / str(number) / "fs").is_dir()]
+        return [number for number in wanted if not os.path.isdir(self.place(number).upper)]
+
+    def has_work(self, number: int) -> bool:
+        """Whether overlayfs has its own directory there."""
+        return os.path.isdir(self.place(number).work)
 
 
 def remove(directory: Path) -> bool:

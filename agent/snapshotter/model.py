@@ -105,6 +105,10 @@ class Layers(Protocol):
         into one page of mount options) and stays the same. Fast where it is mounted already."""
         ...
 
+    async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
+        """Paths of directories that the layer only implies, without a leading slash. NotFoundError."""
+        ...
+
     async def starting(self, pack_ids: Sequence[str]) -> None:
         """A container is being created over these packs, top first: what is read from them now is its start."""
         ...

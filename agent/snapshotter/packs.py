@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from weakref import WeakValueDictionary
 
+from agent.layers import fixup
 from agent.snapshotter.metadata import Row
 from agent.snapshotter.model import Layers, Usage
 from agent.snapshotter.store import Store
@@ -71,6 +72,13 @@ class Packs:
             if row.pack_id is not None:
                 found.append(await self.mounted(row.pack_id))
         return found
+
+    async def fixup_of(self, pack_id: str, below: Sequence[str]) -> Mapping[bytes, fixup.Attributes]:
+        """What the layer's fix-up lower over the lower directories `below` (top first) must hold."""
+        directory = await self.mounted(pack_id)
+        assert self.layers is not None
+        implied = await self.layers.implied_directories(pack_id)
+        return await asyncio.to_thread(fixup.plan, implied, directory, below)
 
     async def starting(self, chain: Sequence[Row]) -> None:
         """A container is being created over this chain (top first): tell the layers."""

@@ -40,6 +40,8 @@ class Store:
         root.mkdir(parents=True, exist_ok=True)
         self.directories = Directories(root / "snapshots")
         self.metadata = _opened(root / "snapshots.db", root / "ballast")
+        if strays := self.directories.rubbish(self.metadata.directories()):
+            log.warning("%s: %d directories belong to no snapshot and are removed", self.directories.root, len(strays))
         self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
 
     async def do(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -62,6 +64,28 @@ class Store:
                 os.lchown(directory / "fs", *owner)
             self.directories.adopt(directory, row.id)
         return row
+
+    def mend(self) -> list[Row]:
+        """Make again those directories of snapshots that are gone and held nothing: a view's, and overlayfs' own.
+        Returns the snapshots that have lost what is not made here."""
+        lost = []
+        wanted = self.metadata.directories()
+        missing = set(self.directories.missing(wanted))
+        for number, name in wanted.items():
+            row = self.metadata.get(name)
+            is_active = row.info.kind == Kind.ACTIVE
+            if number in missing and row.info.kind != Kind.VIEW:
+                lost.append(row)
+            elif number in missing or (is_active and not self.directories.has_work(number)):
+                log.warning("snapshot %s had lost an empty directory: made again", name)
+                self.directories.make(number, work=is_active)
+        return lost
+
+    def remake_fixup(self, row: Row, wanted: Mapping[bytes, fixup.Attributes]) -> None:
+        """The lost directory of a taken-over layer, with its fix-up lower."""
+        with self.directories.staged(work=False) as directory:
+            fixup.create(str(directory / "fs"), wanted)
+            self.directories.adopt(directory, row.id)
 
     def record_taken(
         self,

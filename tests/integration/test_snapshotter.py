@@ -89,6 +89,9 @@ class ErofsLayers:
                 mount_erofs(device, place)
         return place
 
+    async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
+        return next(layer.implied_directories for layer in self._layers.values() if layer.pack_id == pack_id)
+
     async def starting(self, pack_ids: Sequence[str]) -> None:
         self.starts.append(list(pack_ids))
 

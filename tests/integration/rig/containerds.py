@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,12 +61,14 @@ class Setting:
     """What distinguishes one containerd of the tests from another.
 
     `annotations`: the shipped configuration as it is, which sends image reference and layer digests; without it, what
-    the administrator has who only named the plugin: chain IDs alone. `snapshotter`: CRI's default.
+    the administrator has who only named the plugin: chain IDs alone. `snapshotter`: CRI's default. `is_told`: without
+    it nothing of imgdist is in the configuration, and `imgdist install` may put it there.
     """
 
     version: Version
     annotations: bool = True
     snapshotter: str = "imgdist"
+    is_told: bool = True
 
     def install(self) -> Install | None:
         """Where its programs are; None: not on this machine."""
@@ -82,13 +85,18 @@ class Containerd:
         self._programs, self._directory = install.directory, directory
         self.root = directory / "root"
         self.socket = directory / "c.sock"
-        self._config = directory / "config.toml"
+        self.config = directory / "config.toml"
         self._write(snapshotter_socket, pause)
         self._environment = {**os.environ, "PATH": f"{install.directory}:{os.environ['PATH']}"}
         self._process: Process | None = None
 
     def _write(self, snapshotter_socket: Path, pause: str) -> None:
         version = self.setting.version
+        main = _MAIN.format(format=_FORMAT[version], directory=self._directory)
+        if not self.setting.is_told:
+            main = main.replace("imgdist.toml", "conf.d/*.toml")
+            self.config.write_text(main + _CRI[version].format(pause=pause))
+            return
         drop_in = (_DEPLOY / f"imgdist-{version}.toml").read_text(encoding="utf-8")
         changes = {_SHIPPED_SOCKET: str(snapshotter_socket)}
         if self.setting.snapshotter != "imgdist":
@@ -99,19 +107,27 @@ class Containerd:
             assert shipped in drop_in, f"deploy/containerd/imgdist-{version}.toml no longer says {shipped!r}"
             drop_in = drop_in.replace(shipped, wanted, 1)
         (self._directory / "imgdist.toml").write_text(drop_in + _CRI[version].format(pause=pause))
-        self._config.write_text(_MAIN.format(format=_FORMAT[version], directory=self._directory))
+        self.config.write_text(main)
 
     def start(self) -> None:
-        argv = [self._programs / "containerd", "--config", self._config]
-        process = Process("containerd", argv, self._directory / "containerd.log", env=self._environment)
-        self._process = process
-        process.wait_until(self._answers)
+        self.launch()
+        self.wait_ready()
 
-    def stop(self) -> None:
-        """SIGTERM, as systemd does it; containers and their shims stay."""
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """SIGTERM, as systemd does it, or SIGKILL; containers and their shims stay."""
         if self._process is not None:
-            self._process.stop()
+            self._process.stop(signal_number)
             self._process = None
+
+    def launch(self) -> None:
+        """Start it without waiting; `wait_ready` does."""
+        argv = [self._programs / "containerd", "--config", self.config]
+        self._process = Process("containerd", argv, self._directory / "containerd.log", env=self._environment)
+
+    def wait_ready(self) -> None:
+        """Until CRI answers."""
+        assert self._process is not None
+        self._process.wait_until(self._answers)
 
     def _answers(self) -> bool:
         """CRI is loaded last: once it answers, everything does."""

@@ -66,7 +66,15 @@ class Cri:
 
     @contextmanager
     def pod(self, name: str, logs: Path) -> Iterator[Pod]:
-        """A pod on the host's network (no CNI needed); stopped and removed with all its containers at the end."""
+        """As `run_pod`; stopped and removed with all its containers at the end."""
+        pod = self.run_pod(name, logs)
+        try:
+            yield pod
+        finally:
+            pod.remove()
+
+    def run_pod(self, name: str, logs: Path) -> Pod:
+        """A pod on the host's network (no CNI needed)."""
         logs.mkdir(parents=True, exist_ok=True)
         host = pb.NamespaceOption(network=pb.NODE)
         config = pb.PodSandboxConfig(
@@ -75,15 +83,7 @@ class Cri:
             linux=pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(namespace_options=host)),
         )
         response = self._call("RuntimeService", "RunPodSandbox", pb.RunPodSandboxRequest(config=config))
-        try:
-            yield Pod(self, response.pod_sandbox_id, config)
-        finally:
-            self._call(
-                "RuntimeService", "StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=response.pod_sandbox_id)
-            )
-            self._call(
-                "RuntimeService", "RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=response.pod_sandbox_id)
-            )
+        return Pod(self, response.pod_sandbox_id, config)
 
 
 class Pod:
@@ -93,6 +93,11 @@ class Pod:
         self._cri = cri
         self._id = identifier
         self._config = config
+
+    def remove(self) -> None:
+        """Stop and remove it with all its containers."""
+        self._cri._call("RuntimeService", "StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=self._id))
+        self._cri._call("RuntimeService", "RemovePodSandbox", pb.RemovePodSandboxRequest(pod_sandbox_id=self._id))
 
     def start(self, name: str, image: str, *command: str) -> Container:
         """Create and start a container of `image`; it ends with the pod."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,14 @@ class Node:
     `directory` is short: unix sockets live in `directory`/run.
     """
 
-    def __init__(self, directory: Path, supernodes: Sequence[str]) -> None:
+    def __init__(self, directory: Path, supernodes: Sequence[str], settings: Sequence[str] = _QUICK) -> None:
         self.root, self.run = directory / "root", directory / "run"
         self.snapshotter = self.run / "snapshotter.sock"
         self._directory = directory
         self._argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run)]
         self._argv += ["--peer-listen", f"127.0.0.1:{free_port()}"]
         self._argv += [word for url in supernodes for word in ("--supernode", url)]
-        self._argv += [word for setting in _QUICK for word in ("--set", setting)]
+        self._argv += [word for setting in settings for word in ("--set", setting)]
         self._process: Process | None = None
         self.root.mkdir(parents=True)
 
@@ -57,6 +57,26 @@ class Node:
     def kill(self) -> None:
         """SIGKILL for holder, view and agent, the holder first so that nothing is started again."""
         assert self._process is not None
+        for pid in (self._process.pid, *self._children()):
+            os.kill(pid, signal.SIGKILL)
+        self._process.stop()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Nothing of it does anything within the block, while its sockets take connections."""
+        assert self._process is not None
+        family = [self._process.pid, *self._children()]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in family:
+                with suppress(ProcessLookupError):  # a test may have killed it
+                    os.kill(pid, signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        assert self._process is not None
         holder = self._process.pid
         children = [
             int(child)
@@ -64,9 +84,7 @@ class Node:
             for child in (task / "children").read_text().split()
         ]
         assert len(children) >= 2, f"expected view and agent below the holder {holder}, seen {children}"
-        for pid in (holder, *children):
-            os.kill(pid, signal.SIGKILL)
-        self._process.stop()
+        return children
 
     def layers(self) -> list[dict[str, Any]]:
         """What `imgdist layers --json` prints."""
@@ -100,7 +118,7 @@ class Node:
 class Stack:
     """Everything, each part startable and stoppable. Made by `stack()`."""
 
-    def __init__(self, directory: Path, parts: ExitStack) -> None:
+    def __init__(self, directory: Path, parts: ExitStack, settings: Sequence[str]) -> None:
         self._directory, self._parts = directory, parts
         self._registry_address = f"127.0.0.1:{free_port()}"
         self._supernode_address = f"127.0.0.1:{free_port()}"
@@ -108,7 +126,7 @@ class Stack:
         self.start_registry()
         self.workshop = Workshop(directory / "images", self._registry_address)
         self.supernode = self.start_supernode()
-        self.node = Node(directory / "a", [self.supernode.url])
+        self.node = Node(directory / "a", [self.supernode.url], settings)
         parts.callback(self.node.close)
         self.node.start()
 
@@ -125,25 +143,26 @@ class Stack:
         self.registry.close()
         self.supernode.stop()
 
-    def containerd(self, setting: Setting) -> Containerd:
-        """A containerd that uses this agent; ends before it."""
+    def containerd(self, setting: Setting, snapshotter: Path | None = None, place: Path | None = None) -> Containerd:
+        """A containerd in `place` that uses this agent, or what listens on the socket `snapshotter`; ends before it."""
         if not (self._directory / "images/pause").exists():
             self.workshop.pause()
         pause = f"{self._registry_address}/pause:1"
-        place = self._directory / f"c{setting.version}"
-        return self._parts.enter_context(containerd(place, setting, self.node.snapshotter, pause))
+        place = place or self._directory / f"c{setting.version}"
+        return self._parts.enter_context(containerd(place, setting, snapshotter or self.node.snapshotter, pause))
 
 
 @contextmanager
-def stack(directory: Path) -> Iterator[Stack]:
-    """A stack with its state in `directory` (short); skips (in CI: fails) where a part is missing."""
+def stack(directory: Path, settings: Sequence[str] = _QUICK) -> Iterator[Stack]:
+    """A stack with its state in `directory` (short), its agent set as said; skips (in CI: fails) where a part is
+    missing."""
     require(os.geteuid() == 0, "root")
     require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
     require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
     require(Path("/bin/busybox").exists(), "busybox-static")
     try:
         with ExitStack() as parts:
-            yield Stack(directory, parts)
+            yield Stack(directory, parts, settings)
     finally:
         for log in sorted(directory.glob("**/*.log")):
             if log.parent.name not in ("logs", "registry"):

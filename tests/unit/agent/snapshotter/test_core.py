@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -66,6 +67,13 @@ class FakeLayers:
             self.mounting.set()
             await asyncio.Event().wait()
         return str(self.root / pack_id)
+
+    async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
+        return next(
+            layer.implied_directories
+            for layer in self.known.values()
+            if isinstance(layer, TakenLayer) and layer.pack_id == pack_id
+        )
 
     async def starting(self, pack_ids: Sequence[str]) -> None:
         self.starts.append(list(pack_ids))
@@ -354,6 +362,37 @@ async def test_a_restart_mounts_and_reports(tmp_path: Path, layers: FakeLayers) 
         assert not (tmp_path / "r/snapshots/999").exists()
         layers.broken.add("pack0")
         assert set((await again.recover()).unmounted) == {"pack0"}
+    finally:
+        again.close()
+
+
+async def test_a_start_makes_again_what_held_nothing(tmp_path: Path, layers: FakeLayers) -> None:
+    """A view's directory, overlayfs' own, and a fix-up lower, which follows from the layers."""
+    require(os.geteuid() == 0, "root")
+    core = Snapshotter(tmp_path / "r", layers)
+    layers.add(0)
+    layers.add(1, b"etc")
+    (layers.directory(0) / "etc").mkdir(mode=0o711)
+    (layers.directory(1) / "etc").mkdir(mode=0o755)
+    await take(core, 0)
+    await take(core, 1, CHAIN[0])
+    await core.prepare("running", CHAIN[1], {})
+    looked = lowerdirs(await core.view("look", CHAIN[1], {}))
+    core.close()
+    (fixed,) = (tmp_path / "r/snapshots").glob("*/fs/etc")
+    (work,) = (tmp_path / "r/snapshots").glob("*/work")
+    work.rmdir()
+    for lost in (tmp_path / "r/snapshots").iterdir():
+        if lost not in (work.parent, fixed.parent.parent):
+            shutil.rmtree(lost)
+    shutil.rmtree(fixed.parent.parent)
+
+    again = Snapshotter(tmp_path / "r", layers)
+    try:
+        assert (await again.recover()).missing == ()
+        assert fixed.stat().st_mode & 0o7777 == 0o711 and work.is_dir()
+        assert lowerdirs(await again.mounts("look")) == looked
+        assert len(list((tmp_path / "r/snapshots").glob("*/fs"))) == 3
     finally:
         again.close()
 
