@@ -21,6 +21,7 @@ TIMEOUT = click.option(
     help="Seconds until what is not complete is given up.",
 )
 _POLL_S = 0.5
+_PROBE_S = 5.0
 _ANSWER_S = 30.0  # beyond the time of the drain itself
 
 
@@ -45,6 +46,7 @@ def drained_layers(run: str, timeout_s: float, leave_s: float = 0.0) -> Any:
     for `leave_s` seconds after."""
     from imgdist.cli.progress import Bars
 
+    agent_api(run, _PROBE_S).get("/v1/status")  # one that hangs is found out at once
     patient = agent_api(run, timeout_s + _ANSWER_S)
     with ThreadPoolExecutor(max_workers=1) as waiter, Bars("draining") as bars:
         request = {"timeout_s": timeout_s, "leave_s": leave_s}

@@ -109,6 +109,16 @@ def test_command_starts_and_helps_at_once(installed: Path) -> None:
     assert not {"aiohttp", "grpclib", "rich", "zstandard", "mfusepy"} & set(loaded)
 
 
+def test_what_is_installed_can_install_a_node(installed: Path, tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    words = ("--prefix", str(tmp_path), "--containerd", "2")
+    assert "next: restart containerd" in _run(installed, "imgdist", "install", *words).stdout
+    unit = (tmp_path / "etc/systemd/system/imgdist-agent.service").read_text(encoding="utf-8")
+    assert re.search(rf"^ExecStart={installed}/\S*imgdist agent", unit, re.MULTILINE)
+    assert "imgdist.toml" in _run(installed, "imgdist", "uninstall", *words[:2]).stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("unit", sorted(path.name for path in _DEPLOY.glob("systemd/*.service")))
 def test_systemd_accepts_the_unit(unit: str, tmp_path: Path) -> None:
     """Unknown keys are only printed, with exit code 0: any word is a failure."""

@@ -1,0 +1,1 @@
+"""Putting imgdist on a node and taking it off again: files, containerd's configuration, what the kernel holds."""

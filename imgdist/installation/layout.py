@@ -1,0 +1,107 @@
+"""Where the files of an installed node are, and what they say for this node's configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import imgdist
+from imgdist.config import AgentConfig, load
+
+_SHIPPED_RUN, _SHIPPED_ROOT = "/run/imgdist", "/var/lib/imgdist"
+_SHIPPED_COMMAND = "/opt/imgdist/bin/imgdist"
+_OWN_DIRECTORIES = ("RuntimeDirectory", "StateDirectory")
+"""Keys of the unit by which systemd makes the shipped run and root directories, and no others."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files below `prefix` ("/" but for images and tests, which are put together elsewhere)."""
+
+    prefix: Path
+    containerd: Path
+    """containerd's own configuration file."""
+
+    @classmethod
+    def below(cls, prefix: str, containerd: str) -> Layout:
+        """The layout whose absolute paths all lie below `prefix`."""
+        return cls(Path(prefix), _below(prefix, containerd))
+
+    @property
+    def unit(self) -> Path:
+        return _below(self.prefix, "/etc/systemd/system/imgdist-agent.service")
+
+    @property
+    def rules(self) -> Path:
+        return _below(self.prefix, "/etc/udev/rules.d/59-imgdist.rules")
+
+    @property
+    def settings(self) -> Path:
+        return _below(self.prefix, "/etc/imgdist/agent.toml")
+
+    @property
+    def drop_in(self) -> Path:
+        return self.containerd.parent / "conf.d/imgdist.toml"
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether the files are those that this machine's systemd reads."""
+        return self.prefix == Path("/")
+
+    def config(self) -> AgentConfig:
+        """The agent's configuration, as installed or by default, its directories absolute."""
+        found = load(AgentConfig, str(self.settings) if self.settings.exists() else None)
+        return load(
+            AgentConfig,
+            str(self.settings) if self.settings.exists() else None,
+            flags={
+                "root": os.path.abspath(found.root),
+                "run": os.path.abspath(found.run),
+                "snapshotter_socket": os.path.abspath(
+                    found.snapshotter_socket or os.path.join(found.run, "snapshotter.sock")
+                ),
+            },
+        )
+
+
+def shipped(name: str) -> str:
+    """A file of deploy/, which is part of the package where that is installed."""
+    package = Path(imgdist.__file__).parent
+    packaged = package / "deploy"
+    return ((packaged if packaged.is_dir() else package.parent / "deploy") / name).read_text(encoding="utf-8")
+
+
+def unit(config: AgentConfig) -> str:
+    """The agent's systemd unit, starting the command that runs now."""
+    text = shipped("systemd/imgdist-agent.service").replace(_SHIPPED_COMMAND, _command())
+    lines = text.splitlines(keepends=True)
+    if (config.run, config.root) != (_SHIPPED_RUN, _SHIPPED_ROOT):
+        lines = [line for line in lines if not line.startswith(_OWN_DIRECTORIES)]
+    return "".join(lines)
+
+
+def rules(config: AgentConfig) -> str:
+    """udev's rules for the agent's loop devices."""
+    return _placed(shipped("udev/59-imgdist.rules"), config)
+
+
+def containerd_part(config: AgentConfig, major: int) -> str:
+    """What containerd of that major version is told."""
+    text = shipped("containerd/imgdist-2.toml" if major >= 2 else "containerd/imgdist-1.6.toml")
+    return _placed(text.replace(f"{_SHIPPED_RUN}/snapshotter.sock", config.snapshotter_socket), config)
+
+
+def _placed(text: str, config: AgentConfig) -> str:
+    return text.replace(f"{_SHIPPED_RUN}/", f"{config.run}/").replace(_SHIPPED_ROOT, config.root)
+
+
+def _command() -> str:
+    """The environment's own `imgdist`, else its interpreter; symlinks are kept, they make the environment."""
+    script = Path(sys.executable).with_name("imgdist")
+    return str(script) if script.exists() else f"{sys.executable} -m imgdist.cli"
+
+
+def _below(prefix: str | Path, path: str) -> Path:
+    return Path(prefix) / path.lstrip("/")

@@ -1,0 +1,124 @@
+"""What the kernel holds of a node: mounts, loop devices, FUSE connections; and who still uses what lies below ROOT.
+
+Looks at /proc and /sys only. Nothing here touches a mount that may be hanging before its connection is aborted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgdist import mountinfo
+from imgdist.errors import ImgdistError
+from imgdist.mountinfo import MountEntry
+
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop device in use and the file that it shows."""
+
+    device: str
+    file: str
+
+
+def loops_below(directory: str) -> list[Loop]:
+    """Loop devices that show a file at or below `directory`, also one that was deleted since."""
+    top = os.path.realpath(directory) + "/"
+    found = []
+    for entry in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
+        with suppress(OSError):
+            file = entry.read_text(errors="surrogateescape").rstrip("\n").removesuffix(" (deleted)")
+            if file.startswith(top):
+                found.append(Loop(f"/dev/{entry.parts[3]}", file))
+    return found
+
+
+def mounts_below(directory: str) -> list[MountEntry]:
+    """Mounts at or below `directory` that this process sees, the newest first."""
+    top = _resolved(directory)
+    return [entry for entry in reversed(mountinfo.entries()) if f"{entry.path}/".startswith(f"{top}/")]
+
+
+def all_mounts() -> Iterator[MountEntry]:
+    """Every mount of every process, each mount namespace once."""
+    seen = set()
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            with suppress(OSError):
+                namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+                if namespace not in seen:
+                    seen.add(namespace)
+                    yield from mountinfo.entries(pid)
+
+
+def directories(overlay: MountEntry) -> list[str]:
+    """The directories that an overlay is made of, as whoever mounted it named them: some may be relative."""
+    options = (option.partition("=") for option in overlay.options.split(","))
+    values = (value for key, _, value in options if key in ("lowerdir", "upperdir", "workdir"))
+    return [part for value in values for part in value.split(":") if part]
+
+
+def overlays_over(layer: str) -> list[str]:
+    """Where overlays over a layer mounted at `layer` are mounted, in any process' namespace."""
+    name = os.path.basename(layer)
+
+    def is_layer(directory: str) -> bool:
+        return directory == layer or (directory[0] != "/" and os.path.basename(directory) == name)
+
+    overlays = (entry for entry in all_mounts() if entry.type == "overlay")
+    return sorted({entry.path for entry in overlays if any(map(is_layer, directories(entry)))})
+
+
+def abort(view: MountEntry) -> None:
+    """End one FUSE connection: its server is gone or hangs, and whoever waits for it gets an error now.
+
+    Its own, found by its minor number: never another file system's. ImgdistError if the kernel refuses.
+    """
+    minor = view.device.partition(":")[2]
+    with _connections() as connections, suppress(FileNotFoundError):  # ended already, with its server
+        try:
+            (connections / minor / "abort").write_text("1")
+        except PermissionError as error:
+            raise ImgdistError(f"{view.path}: its connection {minor} cannot be aborted: {error.strerror}") from None
+
+
+def unmount(path: str, *, lazy: bool = False) -> bool:
+    """umount2(2); False if something holds it. ImgdistError for anything else but that nothing is mounted there."""
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if _libc.umount2(os.fsencode(path), flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.EBUSY:
+        return False
+    if code in (errno.EINVAL, errno.ENOENT):
+        return True
+    raise ImgdistError(f"cannot unmount {path}: {os.strerror(code)}")
+
+
+@contextmanager
+def _connections() -> Iterator[Path]:
+    """The directory of FUSE connections, mounted for as long as it takes where nobody has."""
+    if any(entry.type == "fusectl" for entry in mountinfo.entries()) or not _CONNECTIONS.is_dir():
+        yield _CONNECTIONS
+        return
+    if _libc.mount(b"fusectl", os.fsencode(_CONNECTIONS), b"fusectl", 0, None) != 0:
+        raise ImgdistError(f"cannot mount fusectl on {_CONNECTIONS}: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield _CONNECTIONS
+    finally:
+        unmount(str(_CONNECTIONS), lazy=True)
+
+
+def _resolved(directory: str) -> str:
+    """Without symlinks in the way to it. Its last component may be a mount that hangs: it is not looked at."""
+    parent, name = os.path.split(os.path.abspath(directory))
+    return os.path.join(os.path.realpath(parent), name)

@@ -1,0 +1,151 @@
+"""What `imgdist uninstall` does, step by step: everything is put out of the way of what runs before anything goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imgdist.config import AgentConfig
+from imgdist.errors import ImgdistError, TemporaryError
+from imgdist.installation import containerd, files, holder, purge, systemd, traces
+from imgdist.installation.files import Standing
+from imgdist.installation.layout import Layout
+
+_STOP_S = 15.0  # beyond stop_timeout_s: the holder's own grace for its children
+
+Drain = Callable[[], dict[str, Any]]
+"""Drains the agent; its report. TemporaryError if none answers."""
+
+
+@dataclass
+class Removed:
+    """What became of it: paths and mounts that are gone, what stays (with the reason), what is left to do."""
+
+    removed: list[str] = field(default_factory=list)
+    kept: list[dict[str, str]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Who gets I/O errors from now on, by force."""
+    next: list[str] = field(default_factory=list)
+
+    def keep(self, path: object, reason: str) -> None:
+        self.kept.append({"path": str(path), "reason": reason})
+
+
+def depends(config: AgentConfig, drain: Drain) -> list[str]:
+    """Who would break without an agent: asked of the agent once it has drained itself, else of the kernel, which
+    knows which layers are still read through a view."""
+    try:
+        left = drain()["left"]
+    except TemporaryError:
+        return [f"{user} (no agent answers to complete its layer)" for user in _behind_view(config)]
+    return sorted({user for layer in left for user in layer["used_by"]})
+
+
+def _behind_view(config: AgentConfig) -> list[str]:
+    """Who reads through a view: overlays over its layers, and what holds a layer where we cannot see it."""
+    mounted = {entry.source: entry.path for entry in traces.mounts_below(os.path.join(config.root, "l"))}
+    users: set[str] = set()
+    for loop in traces.loops_below(os.path.join(config.run, "view")):
+        layer = mounted.get(loop.device)
+        users.update([f"a reader of {loop.device}"] if layer is None else traces.overlays_over(layer))
+    return sorted(users)
+
+
+def uninstall(place: Layout, config: AgentConfig, *, purges: bool, dry_run: bool = False) -> Removed:
+    """Take off files, processes, mounts and, if it `purges`, ROOT. `depends` was asked before, and answered."""
+    done = Removed()
+    had_containerd = _tell_containerd(place, done, dry_run=dry_run)
+    if not dry_run:
+        _stop(place, config, done)
+    for path in (place.unit, place.rules, place.settings):
+        _take_off(path, done, dry_run=dry_run)
+    if not dry_run:
+        if systemd.runs() and place.is_this_machine:
+            systemd.systemctl("daemon-reload")
+        _clear(config, done)
+    if purges:
+        _purge(config.root, done, dry_run=dry_run)
+    if had_containerd:
+        done.next.append("restart containerd; containers that run go on")
+    return done
+
+
+def _tell_containerd(place: Layout, done: Removed, *, dry_run: bool) -> bool:
+    """Whether there was anything of ours in containerd's configuration."""
+    before = containerd.removal(place)
+    if before is not None:
+        path, text = before
+        done.removed.append(f"entries in {path}")
+        if not dry_run:
+            if text.strip():
+                files.replace(path, text)
+            else:
+                files.remove(path)
+    return _take_off(place.drop_in, done, dry_run=dry_run) or before is not None
+
+
+def _take_off(path: Path, done: Removed, *, dry_run: bool) -> bool:
+    """Remove a file of ours; one that was edited since is set aside, where nobody reads it."""
+    standing = files.standing(path)
+    if standing is Standing.OURS:
+        done.removed.append(str(path))
+        if not dry_run:
+            files.remove(path)
+    elif standing is Standing.EDITED:
+        aside = path if dry_run else files.set_aside(path)
+        done.keep(aside, f"it was edited since it was installed as {path}")
+    elif standing is Standing.FOREIGN:
+        done.keep(path, "imgdist install did not write it")
+    return standing in (Standing.OURS, Standing.EDITED)
+
+
+def _stop(place: Layout, config: AgentConfig, done: Removed) -> None:
+    if systemd.runs() and place.is_this_machine and place.unit.exists():
+        systemd.systemctl("disable", "--now", systemd.UNIT)
+    pid = holder.find(config.run)
+    if pid is None:
+        return
+    how = "in order" if holder.stop(pid, config.stop_timeout_s + _STOP_S) else "killed, as it did not end in time"
+    done.removed.append(f"the agent (process {pid}, {how})")
+
+
+def _clear(config: AgentConfig, done: Removed) -> None:
+    """Unmount what nothing needs. Containers keep their own hold of the layers below them, and through it the files."""
+    view = os.path.join(config.run, "view")
+    for entry in traces.mounts_below(view):
+        traces.abort(entry)
+        traces.unmount(entry.path, lazy=True)
+        done.removed.append(f"the view at {entry.path}")
+    for entry in traces.mounts_below(os.path.join(config.root, "l")):
+        if traces.unmount(entry.path):
+            done.removed.append(f"the mount {entry.path}")
+        else:
+            done.keep(entry.path, "something holds the mount")
+    _remove_run(config)
+
+
+def _remove_run(config: AgentConfig) -> None:
+    """The sockets of an agent that is gone, and the place of its view."""
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(config.run):
+            if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
+                os.unlink(entry.path)
+    for directory in (os.path.join(config.run, "view"), config.run):
+        with suppress(OSError):  # there is more in it, which is not ours
+            os.rmdir(directory)
+
+
+def _purge(root: str, done: Removed, *, dry_run: bool) -> None:
+    try:
+        left = purge.delete(root, dry_run=dry_run)
+    except (OSError, shutil.Error) as error:
+        raise ImgdistError(f"{root}: cannot be deleted: {error}; run imgdist uninstall --purge again") from None
+    done.removed.append(f"{root}{', but for what is named below' if left else ''}")
+    for one in left:
+        done.keep(one.path, one.reason)

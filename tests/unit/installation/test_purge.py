@@ -1,0 +1,59 @@
+"""ROOT is deleted but for what is in use, and for what an agent did not make."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from parts import require
+
+from imgdist.installation import purge
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    for path in ("packs/aa", "packs/bb", "l/a", "snapshots/1/fs", "snapshots/2/fs", "snapshots/2/work", "images"):
+        (root / path).mkdir(parents=True)
+    (root / "packs/aa/image").write_bytes(bytes(1 << 20))
+    for name in ("snapshots.db", "agent.db", "ballast", ".lock"):
+        (root / name).write_text("")
+    return root
+
+
+def test_an_unused_root_goes_whole(root: Path) -> None:
+    assert purge.delete(str(root), dry_run=True) == [] and root.exists()
+    assert purge.delete(str(root)) == [] and not root.exists()
+    assert purge.delete(str(root)) == [], "again"
+
+
+def test_what_others_put_there_stays(root: Path) -> None:
+    (root / "notes").write_text("mine")
+    (left,) = purge.delete(str(root))
+    assert left.path == str(root / "notes") and os.listdir(root) == ["notes"]
+
+
+def test_what_is_in_use_stays(root: Path, tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    losetup = ["losetup", "--find", "--show", "--read-only", root / "packs/aa/image"]
+    device = subprocess.run(losetup, capture_output=True, text=True, check=True).stdout.strip()
+    merged, bound = tmp_path / "merged", tmp_path / "bound"
+    merged.mkdir()
+    bound.mkdir()
+    two = root / "snapshots/2"
+    options = f"lowerdir={root}/snapshots/1/fs,upperdir={two}/fs,workdir={two}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
+    (root / "snapshots/3/fs").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", root / "snapshots/3/fs", bound], check=True)
+    try:
+        left = {one.path: one.reason for one in purge.delete(str(root))}
+    finally:
+        subprocess.run(["umount", merged, bound], check=True)
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert set(left) == {str(root / path) for path in ("packs/aa", "snapshots/1", "snapshots/2", "snapshots/3")}
+    assert device in left[str(root / "packs/aa")] and str(merged) in left[str(two)]
+    assert str(bound) in left[str(root / "snapshots/3")]
+    assert sorted(os.listdir(root)) == ["packs", "snapshots"] and os.listdir(root / "packs") == ["aa"]
+    assert purge.delete(str(root)) == [] and not root.exists(), "later, when nothing uses it"
