@@ -171,7 +171,10 @@ async def _lazy_node(
     def completed(store: LayerStore) -> None:
         loop.call_soon_threadsafe(catalog.completed, store.pack_id.hex())
 
-    link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed)
+    def lapsed(node: int, start: int, length: int, waited_s: float) -> None:
+        transfers.lapsed(node, start, length, waited_s)
+
+    link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed, lapsed)
     stack.callback(link.close)
     seeds = [SupernodeChunks(url) for url in urls]
     connect = partial(reach, allow_plain=config.allow_plain, patience=Patience())
@@ -180,7 +183,7 @@ async def _lazy_node(
         seeds,
         twins=chunks.twins,
         on_layer_complete=completed,
-        read_deadline_s=config.read.deadline_s,
+        read_deadline_s=config.read.wait_s,
         gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
         pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
         swarm=listener is not None,

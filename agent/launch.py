@@ -118,7 +118,8 @@ def _children(config: AgentConfig, lazy: bool) -> Iterator[dict[str, Any]]:
     if lazy and not config.supernode:
         yield {"role": "supernode", "argv": _supernode_command(config)}
     if lazy:
-        view = [sys.executable, "-m", "fuse.main", "--deadline", str(config.read.deadline_s)]
+        deadline_s = 0 if config.read.on_no_source == "hold" else config.read.deadline_s
+        view = [sys.executable, "-m", "fuse.main", "--deadline", str(deadline_s)]
         view += ["--log-format", config.log_format]
         yield {"role": "view", "argv": view, "environment": sparing}
     settings = msgspec.json.encode(config).decode()

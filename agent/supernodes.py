@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from agent.supernode_client import OnProgress, SupernodeClient
+from agent.swarm.neighbours import SILENCE_S
 from imgdist.api import JsonApi
 from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UnreachableError, UsageError
 from imgdist.pack.index import Index
@@ -117,6 +118,22 @@ class SupernodeChunks:
         """As ChunkClient.fetch_any."""
         with self._client_in_use() as client:
             client.fetch_any(pack, lacks, count, priority, on_numbers, on_chunk, on_head)
+
+    def probe(self, timeout_s: float) -> None:
+        """As ChunkClient.probe, where its chunk bodies are; if that is not known, where it can be asked for it."""
+        with self._lock:
+            client = self._client
+        if client is not None:
+            client.probe(timeout_s)
+        else:
+            JsonApi(self.name, "the supernode", timeout_s=timeout_s).get("/v1/chunks")
+
+    def renew(self) -> None:
+        """As ChunkClient.renew, of what has been silent for longer than a live supernode is."""
+        with self._lock:
+            client = self._client
+        if client is not None:
+            client.renew(SILENCE_S)
 
     def close(self) -> None:
         """End fetches in progress; later ones fail with TemporaryError."""

@@ -95,8 +95,8 @@ class Answers:
             answer(request)
         except Exception as error:
             try:
-                text = f"node {request.node}: {request.size} bytes at {request.offset}: {error!r}; EIO"
-                self._notes.failure("internal", text)
+                text = f"{request.size} bytes at {request.offset}: {error!r}; EIO"
+                self._notes.failure("internal", f"of node {request.node}", text)
                 self._replies.error(request.unique, errno.EIO)
             except Exception:
                 log.exception("a read cannot be answered: this view ends, the next one answers what is left")
@@ -137,7 +137,7 @@ class Answers:
             self._note_broken(layer, parked.request.offset, error)
 
     def _note_broken(self, layer: Layer, offset: int, error: Exception) -> None:
-        self._notes.failure("image", f"layer {layer.label}: read at {offset}: {error}; EIO")
+        self._notes.failure("image", layer.label, f"read at {offset}: {error}; EIO")
 
 
 def _end(layer: Layer, request: Request) -> int:

@@ -6,7 +6,7 @@ bytes raises ProtocolError only.
 Agent -> view: Hello (with the descriptor of the agent's ring), Add (with those of image and present map), Remove,
 Synced (all layers are added), Ready (verified bytes stand in a ring buffer), Written (they stand in the image and are
 marked present), Fail. View -> agent: Hello, Added, Removed, Miss, Ack (the ring buffer is free again), Touched,
-Failed.
+Failed, Lapsed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _MISS = Struct("<BQQI")
 _ACK = Struct("<BI")
 _TOUCH = Struct("<QQI")
 _FAILED = Struct("<BBI")
+_LAPSED = Struct("<BQQII")
 
 
 class Hello(NamedTuple):
@@ -179,8 +180,21 @@ class Failed(NamedTuple):
         return _FAILED.pack(13, FAILURES.index(self.reason), self.reads)
 
 
+class Lapsed(NamedTuple):
+    """A read of `length` bytes at `start` failed at its deadline, after `waited_ms`: the agent logs it, as it knows
+    what was tried. Also counted in Failed."""
+
+    node: int
+    start: int
+    length: int
+    waited_ms: int
+
+    def encode(self) -> bytes:
+        return _LAPSED.pack(14, self.node, self.start, self.length, self.waited_ms)
+
+
 Message = (
-    Hello | Add | Remove | Synced | Ready | Written | Fail | Added | Removed | Miss | Ack | Touched | Failed
+    Hello | Add | Remove | Synced | Ready | Written | Fail | Added | Removed | Miss | Ack | Touched | Failed | Lapsed
 )  # fmt: skip
 
 
@@ -258,4 +272,5 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     11: lambda data: Ack(_ACK.unpack(data)[1]),
     12: _touched,
     13: _failed,
+    14: lambda data: Lapsed(*_LAPSED.unpack(data)[1:]),
 }

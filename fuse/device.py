@@ -121,6 +121,6 @@ class Device:
             elif request.opcode not in protocol.NO_REPLY:
                 self._view.handle(request, buffer)
         except Exception as error:  # one request that we cannot handle must not end, or hang, those of all layers
-            self._view.notes.failure("internal", f"request {bytes(data[:80]).hex()}: {error!r}; EIO")
+            self._view.notes.failure("internal", "unknown", f"request {bytes(data[:80]).hex()}: {error!r}; EIO")
             if (unique := protocol.unique_of(data)) is not None:
                 self._replies.error(unique, errno.EIO)

@@ -55,15 +55,17 @@ class ViewLink:
         on_miss: Callable[[int, int, int], None],
         on_touched: Callable[[list[tuple[int, int, int]]], None] = _ignore,
         on_failed: Callable[[str, int], None] = _ignore,
+        on_lapsed: Callable[[int, int, int, float], None] = _ignore,
     ) -> None:
         """Link to the view that listens at `path`, from `start` on. Offsets and lengths in bytes.
 
         `on_miss(node, start, length)`; `on_touched([(node, first_block, blocks), ...])` in order of first touch;
-        `on_failed(reason, reads)`: that many more reads got an I/O error for one of channel.FAILURES.
+        `on_failed(reason, reads)`: that many more reads got an I/O error for one of channel.FAILURES;
+        `on_lapsed(node, start, length, waited_s)`: this one at its deadline.
         """
         self._path = path
         self._on_miss, self._on_touched = on_miss, on_touched
-        self._on_failed = on_failed
+        self._on_failed, self._on_lapsed = on_failed, on_lapsed
         self._ring_fd = os.memfd_create("imgdist-ring")  # this agent's alone: agents overlap during an upgrade
         os.ftruncate(self._ring_fd, RING_SIZE)
         self._ring = memoryview(mmap.mmap(self._ring_fd, RING_SIZE))
@@ -271,6 +273,8 @@ class ViewLink:
                 self._call(self._on_touched, list(entries))
             case channel.Failed(reason, reads):
                 self._call(self._on_failed, reason, reads)
+            case channel.Lapsed(node, start, length, waited_ms):
+                self._call(self._on_lapsed, node, start, length, waited_ms / 1000)
             case channel.Added(node, number):
                 self._added(node, number)
             case channel.Removed(node):

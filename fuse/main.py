@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 
+from fuse import deadline
 from fuse.device import Device, KernelReplies
 from fuse.outbox import Outbox
 from fuse.port import Port
@@ -34,7 +35,8 @@ def main() -> int:
     deadline_s, log_format = options(sys.argv[1:])
     daemon.configure_logging(log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    check_deadline(deadline_s)
+    bounded, promise = deadline.in_words(deadline_s)
+    log.log(logging.INFO if bounded else logging.WARNING, "%s", promise)
     holder = holder_client.connect()
     slots = Slots(holder.fds["slots"])
     fd = holder.fds["fuse"]
@@ -66,21 +68,6 @@ def options(arguments: list[str]) -> tuple[float, str]:
         raise SystemExit(f"usage: python -m fuse.main [--deadline SECONDS] [--log-format text|json], not {arguments}")
     known |= given
     return float(known["--deadline"]), known["--log-format"]
-
-
-def check_deadline(deadline_s: float) -> None:
-    """Warn if the kernel would abort the session before we fail a read (fs.fuse.max_request_timeout, newer kernels)."""
-    try:
-        with open("/proc/sys/fs/fuse/max_request_timeout", encoding="ascii") as file:
-            limit_s = int(file.read())
-    except (FileNotFoundError, ValueError):
-        return
-    if limit_s and not 0 < deadline_s < limit_s:
-        log.warning(
-            "reads may wait %s s, but fs.fuse.max_request_timeout ends the session after %d s: raise it or lower ours",
-            deadline_s or "any number of",
-            limit_s,
-        )
 
 
 def _recover(device: Device, replies: KernelReplies, view: View) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
-from fuse.channel import FAILURES, TOUCHED_MAX, Failed, Touched
+from fuse.channel import FAILURES, TOUCHED_MAX, Failed, Lapsed, Touched
+from imgdist.loglimit import LogLimit, left_out
 
 log = logging.getLogger("imgdist.view")
 
 _TOUCHED_KEPT = 65536  # as many as a trace may have
-_FAULTS_KEPT = 100  # lines of log; the counts go on
+_FAULTS_KEPT = 100  # lines of log between two flushes; the counts go on
 
 
 class Agent(Protocol):
@@ -28,10 +30,12 @@ class Agent(Protocol):
 class Notes:
     """Touched blocks in order, failures by reason, and one ring of the bell for all that comes between two flushes."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, agent: Agent, clock: Callable[[], int]) -> None:
+        """`clock` is in nanoseconds."""
+        self._agent, self._clock = agent, clock
+        self._limit = LogLimit()
         self._touched: deque[tuple[int, int, int]] = deque(maxlen=_TOUCHED_KEPT)
-        self._faults: deque[str] = deque(maxlen=_FAULTS_KEPT)
+        self._faults: deque[tuple[str, str, Lapsed | None]] = deque(maxlen=_FAULTS_KEPT)
         self._lock = threading.Lock()
         self._rung = False
         self._untold = dict.fromkeys(FAILURES, 0)
@@ -44,12 +48,12 @@ class Notes:
         else:
             self.ring_once()
 
-    def failure(self, reason: str, text: str) -> None:
-        """A read failed for one of channel.FAILURES. Logged by the port's thread: whoever reads our standard error may
-        be slow."""
+    def failure(self, reason: str, layer: str, text: str, lapsed: Lapsed | None = None) -> None:
+        """A read of `layer` failed for one of channel.FAILURES. Logged by the port's thread: whoever reads our standard
+        error may be slow. One that `lapsed` is logged by the agent, if one is there."""
         with self._lock:
             self._untold[reason] += 1
-        self._faults.append(text)
+        self._faults.append((layer, text, lapsed))
         self.ring_once()
 
     def ring_once(self) -> None:
@@ -62,7 +66,7 @@ class Notes:
         """Log the failures; send their counts and what was touched if an agent is `listening`, else keep them."""
         self._rung = False  # before draining: what is noted from here on rings again
         while self._faults:
-            log.error("%s", self._faults.popleft())
+            self._tell(*self._faults.popleft(), listening=listening)
         if not listening:
             return
         with self._lock:
@@ -73,6 +77,14 @@ class Notes:
         while self._touched:
             batch = [self._touched.popleft() for _ in range(min(TOUCHED_MAX, len(self._touched)))]
             self._agent.put(Touched(tuple(batch)).encode())
+
+    def _tell(self, layer: str, text: str, lapsed: Lapsed | None, *, listening: bool) -> None:
+        if lapsed is not None and listening:
+            self._agent.put(lapsed.encode())
+            return
+        omitted = self._limit.admit(layer, self._clock() / 1e9)
+        if omitted is not None:
+            log.error("layer %s: %s%s", layer, text, left_out(omitted))
 
     @property
     def touched_waiting(self) -> int:

@@ -24,7 +24,7 @@ from imgdist.errors import CorruptError, ProtocolError
 log = logging.getLogger("imgdist.view")
 
 _FLUSH_S = 0.1  # a trace entry is at most this old when it leaves
-_EXPIRY_CHECKS = 20  # a deadline is kept to within 1/20 of itself
+_EXPIRY_CHECKS, _EXPIRY_CHECK_S = 20, 0.25  # a deadline is kept to within 1/20 of itself, and 0.25 s at most
 _FDS_MAX = 4
 
 
@@ -35,7 +35,7 @@ class Port:
         """`deadline_s` 0 waits for ever; `parent` turns readable when the process that started us is gone."""
         self._listener, self._outbox, self._view, self._parent = listener, outbox, view, parent
         self._deadline_ns = int(deadline_s * 1e9)
-        self._check_s = deadline_s / _EXPIRY_CHECKS
+        self._check_s = min(deadline_s / _EXPIRY_CHECKS, _EXPIRY_CHECK_S)
         self._flush_at: float | None = None
         self._check_at = 0.0
         self._agent: socket.socket | None = None

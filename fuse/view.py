@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterable
 
 from fuse import protocol
 from fuse.answers import Answers, Replies
-from fuse.channel import Miss
+from fuse.channel import Lapsed, Miss
 from fuse.disk import Disk
 from fuse.layer import Layer
 from fuse.notes import Agent, Notes
 from fuse.parking import Parked, Parking, Table
 from fuse.protocol import ROOT_NODE, Request
+from fuse.retries import Retries
 from fuse.slots import NAME_MAX, ParkedEntry
 from imgdist.pack import BLOCK
 
 _LOOKS = frozenset({protocol.LOOKUP, protocol.GETATTR, protocol.OPEN, protocol.OPENDIR, protocol.READDIR})
+_MILLISECONDS_MAX = (1 << 32) - 1
 _ACKNOWLEDGED = frozenset({protocol.RELEASE, protocol.RELEASEDIR, protocol.DESTROY})
 
 
@@ -46,7 +48,8 @@ class View:
         self._confirmed: set[int] = set()
         self._complete = False  # the list of layers has been whole once: what it lacks does not exist
         self._asking = False  # an agent that has named all its layers is there
-        self.notes = Notes(agent)
+        self.notes = Notes(agent, clock)
+        self._retries = Retries()
         self.parking = Parking(table, self._show_parked, adopted)
         self._answers = Answers(replies, self.parking, self.notes, Disk())
 
@@ -88,9 +91,10 @@ class View:
             self._park_read(layer, request, size, now)
 
     def _park_read(self, layer: Layer, request: Request, size: int, now_ns: int) -> None:
-        parked = self.parking.park(request, now_ns)
+        since_ns = self._retries.since(layer.node, request.offset, request.offset + size, now_ns)
+        parked = self.parking.park(request, since_ns)
         if parked is None:
-            self.notes.failure("table_full", f"{_place(layer, request)}: too many reads wait already, EIO")
+            self._note("table_full", request, "too many reads wait already, EIO")
             self._replies.error(request.unique, errno.EIO)
             return
         self.notes.ring_once()
@@ -119,7 +123,7 @@ class View:
         """Not there - or not told yet: a new view knows no layers until its agent has named them all."""
         if self._complete or len(request.name) > NAME_MAX:
             if request.opcode == protocol.READ:
-                self.notes.failure("unknown_layer", f"read of node {request.node}, which is no layer: EIO")
+                self._note("unknown_layer", request, "it is no layer, EIO")
             self._replies.error(request.unique, number)
             return
         parked = self.parking.park(request, self._clock())
@@ -215,7 +219,7 @@ class View:
         now = self._clock()
         for parked in self.parking.all():
             if now - parked.since_ns >= deadline_ns:
-                self._fail(parked, errno.EIO, "deadline", f"no bytes after {(now - parked.since_ns) / 1e9:.1f} s, EIO")
+                self._lapse(parked, now)
 
     def flush_notes(self) -> None:
         """Log the failures; tell an agent that listens how many there were, and what was touched."""
@@ -227,15 +231,23 @@ class View:
 
     def _fail(self, parked: Parked, number: int, reason: str, text: str) -> None:
         if self._answers.parked_fails(parked, number):
-            place = _place(self._layers.get(parked.request.node), parked.request)
-            self.notes.failure(reason, f"{place}: {text}")
+            self._note(reason, parked.request, text)
+
+    def _lapse(self, parked: Parked, now_ns: int) -> None:
+        request, waited_ns = parked.request, now_ns - parked.since_ns
+        if request.opcode == protocol.READ:  # before it is answered: the kernel may be back at once
+            end = request.offset + request.size
+            self._retries.failed(request.node, request.offset, end, parked.since_ns, now_ns)
+        if self._answers.parked_fails(parked, errno.EIO):
+            lapsed = Lapsed(request.node, request.offset, request.size, min(waited_ns // 1_000_000, _MILLISECONDS_MAX))
+            self._note("deadline", request, f"no bytes and no agent after {waited_ns / 1e9:.1f} s, EIO", lapsed)
+
+    def _note(self, reason: str, request: Request, text: str, lapsed: Lapsed | None = None) -> None:
+        layer = self._layers.get(request.node)
+        name = layer.label if layer else f"of node {request.node}"
+        self.notes.failure(reason, name, f"{request.size} bytes at {request.offset}: {text}", lapsed)
 
     def _show_parked(self, node: int, waiting: int) -> None:
         layer = self._layers.get(node)
         if layer is not None:
             layer.present.parked = waiting
-
-
-def _place(layer: Layer | None, request: Request) -> str:
-    name = layer.label if layer else f"of node {request.node}"
-    return f"layer {name}: {request.size} bytes at {request.offset}"

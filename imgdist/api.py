@@ -15,6 +15,7 @@ import msgspec
 from imgdist.errors import ProtocolError, TemporaryError
 from imgdist.wire.address import Address
 from imgdist.wire.control import Failure, error_of
+from imgdist.wire.dialling import connect
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -26,6 +27,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+class _TcpConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        assert self.timeout is not None
+        self.sock = connect(self.host, self.port, self.timeout)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class JsonApi:
@@ -79,7 +87,7 @@ class JsonApi:
     def _connect(self) -> http.client.HTTPConnection:
         if self._address.path is not None:
             return _UnixConnection(self._address.path, self._timeout_s)
-        return http.client.HTTPConnection(self._address.host or "", self._address.port, timeout=self._timeout_s)
+        return _TcpConnection(self._address.host or "", self._address.port, timeout=self._timeout_s)
 
     def _answer(self, status: int, raw: bytes) -> Any:
         try:

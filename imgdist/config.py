@@ -6,6 +6,7 @@ allowed is refused when the daemon starts, naming file, key, value and what is a
 
 from __future__ import annotations
 
+import math
 import tomllib
 import types
 import typing
@@ -67,6 +68,15 @@ class ReadConfig(Struct, frozen=True, forbid_unknown_fields=True):
     deadline_s: Annotated[float, Meta(gt=0, le=110, description="seconds until a read without any source gets EIO")] = (
         60.0
     )
+    on_no_source: Annotated[
+        Literal["error", "hold"],
+        Meta(description="EIO at the deadline, or wait for a source however long (as NFS's hard mounts do)"),
+    ] = "error"
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that a read may wait; infinite where it is held."""
+        return math.inf if self.on_no_source == "hold" else self.deadline_s
 
 
 class FillConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -154,6 +154,12 @@ class Neighbour:
         self.failing_until = now + pause
         self.failures = min(self.failures + 1, 16)
 
+    def revived(self, now: float) -> None:
+        """It was away, and is back: it is asked as if it had never failed. Of a peer the trial goes on."""
+        self.failures = 0
+        self.failing_until = 0.0
+        self.silent_since = now
+
     def lied(self, layer: Hashable, chunk: int, now: float) -> bool:
         """It sent wrong bytes for this chunk. True: it is in quarantine now, and was not before."""
         self.is_proven = self.kind is SourceKind.SUPERNODE
@@ -202,6 +208,11 @@ class Neighbour:
         if self.rate:
             wait += self.in_flight_bytes / self.rate
         return max(wait, now - self.silent_since) if self.outstanding or self.urgent else wait
+
+    @property
+    def is_at_ease(self) -> bool:
+        """Nothing is asked of it, and nothing failed since it last served."""
+        return not (self.failures or self.outstanding or self.urgent)
 
     @property
     def late_at(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from agent.swarm.neighbours import SILENCE_S
 from agent.swarm.patience import Patience
 from imgdist.errors import UsageError
 from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers, Told
@@ -61,6 +62,14 @@ class PeerChunks:
         """As ChunkClient.fetch_any. Agents leave the choice to who asks, so this ends with NotFoundError."""
         self._client.read_timeout_s = self._patience.seconds
         self._client.fetch_any(pack, lacks, count, priority, on_numbers, on_chunk, on_head)
+
+    def probe(self, timeout_s: float) -> None:
+        """As ChunkClient.probe."""
+        self._client.probe(timeout_s)
+
+    def renew(self) -> None:
+        """As ChunkClient.renew, of what has been silent for longer than a live peer is."""
+        self._client.renew(SILENCE_S)
 
     def close(self) -> None:
         """End fetches in progress; later ones fail with TemporaryError."""

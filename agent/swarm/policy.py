@@ -39,6 +39,7 @@ class Policy:
         self._all: dict[Source, Neighbour] = {}
         self._supernodes: list[Neighbour] = []
         self._tables: dict[Layer, Table] = {}
+        self._watched: dict[Source, Neighbour] = {}  # asked for something, or failed: few of many
         self._notorious: dict[Source, Neighbour] = {}
         self._suspicion = Suspicion()
         self._hedge = Hedge(self.limits.hedge_quantile, self.limits.hedge_floor_s, self.limits.hedge_share)
@@ -62,6 +63,7 @@ class Policy:
     def leave(self, source: Source) -> None:
         """It is gone, with what it had; its lies are remembered, and that it always failed."""
         neighbour = self._all.pop(source, None)
+        self._watched.pop(source, None)
         if neighbour is None:
             return
         self._totals.left(neighbour)
@@ -116,6 +118,7 @@ class Policy:
             self._hedge.asked()
         neighbour = self._all.get(source)
         if neighbour is not None:
+            self._watched[source] = neighbour
             self._totals.started(neighbour, size_bytes, urgent, now)
 
     def hedged(self) -> None:
@@ -150,6 +153,7 @@ class Policy:
         """A source could not serve."""
         neighbour = self._all.get(source)
         if neighbour is not None:
+            self._watched[source] = neighbour
             neighbour.failed(now, retry_after_s)
 
     def busy(self, source: Source, now: float, retry_after_s: float | None = None) -> None:
@@ -261,6 +265,24 @@ class Policy:
             if at > now
         ]
         return min(times, default=None)
+
+    def troubled(self, now: float) -> list[Source]:
+        """Sources that failed since they last served, or are silent: supernodes first, then who failed least."""
+        for source in [source for source, n in self._watched.items() if n.is_at_ease]:
+            del self._watched[source]
+        found = [n for n in self._watched.values() if n.failures or n.late_at <= now]
+        return [n.source for n in sorted(found, key=lambda n: (n.kind is SourceKind.PEER, n.failures))]
+
+    def troubled_at(self, now: float) -> float | None:
+        """When silence makes one more of them; None: not by time alone."""
+        times = [at for n in self._watched.values() if now < (at := n.late_at) < float("inf")]
+        return min(times, default=None)
+
+    def revived(self, source: Source, now: float) -> None:
+        """A source that was away is back: what failed before says nothing of it now."""
+        neighbour = self._all.get(source)
+        if neighbour is not None:
+            neighbour.revived(now)
 
     def rows(self) -> list[SourceRow]:
         """Every source, for `imgdist peers`; as things were at the last request."""

@@ -6,13 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
+from agent.transfer.attempts import Attempts
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
 from agent.transfer.landing import Job
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.waiters import Waiters
-from imgdist.errors import NotYetError, TemporaryError
+from imgdist.errors import ImgdistError, NotYetError, TemporaryError
 from imgdist.wire.client import RedirectedError, Told
 
 _log = logging.getLogger("imgdist.agent")
@@ -34,6 +35,7 @@ class Desk:
         scheduler: Scheduler,
         sources: Sources,
         waiters: Waiters,
+        attempts: Attempts,
         figures: Figures,
         clock: Callable[[], float],
         *,
@@ -45,6 +47,7 @@ class Desk:
         self._policy = scheduler.policy
         self._sources = sources
         self._waiters = waiters
+        self._attempts = attempts
         self._figures = figures
         self._clock = clock
         self._pump = pump
@@ -70,6 +73,13 @@ class Desk:
             if told.have:  # whatever it says: a set of chunks takes as much memory as its largest number says
                 count = job.store.index.chunk_count
                 self._policy.got(source, job.node, [chunk for chunk in told.have if chunk < count])
+
+    def tried(self, job: Job, chunks: Sequence[int], source: ChunkSource, error: ImgdistError) -> None:
+        """A source did not give these chunks; of those that a reader waits for it is remembered."""
+        _log.debug("%s", error)
+        with self._lock:
+            waited_for = [chunk for chunk in chunks if self._scheduler.is_wanted(job.node, chunk)]
+            self._attempts.failed(job.node, waited_for, f"{source.kind} {source.name}", str(error), self._clock())
 
     def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
         """A busy source says who else has the chunks. Only a supernode knows; a peer must not send this node to whom it
@@ -137,6 +147,7 @@ class Desk:
                 self._policy.came(source, body_bytes, self._clock())
                 self._scheduler.window.received(body_bytes, raw_bytes)
             landed = self._scheduler.landed(job.node, chunk, answered_at)
+            self._attempts.came(job.node, chunk)
             for other, other_chunk in job.twins.get(chunk, ()):
                 self._scheduler.copyable(other.node, [other_chunk])
             self._waiters.landed(job.node, chunk)

@@ -89,6 +89,9 @@ class Desk(Protocol):
     def answered(self, job: Job, fetch: Fetch, source: ChunkSource, told: Told) -> None:
         """The first chunk of an answer is here."""
 
+    def tried(self, job: Job, chunks: Sequence[int], source: ChunkSource, error: ImgdistError) -> None:
+        """A source did not give these chunks."""
+
     def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
         """A busy source says who else has the chunks."""
 
@@ -182,19 +185,19 @@ class Landing:
             try:
                 self._ask(job, fetch, source, rest, told, outcome)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
-                _log.debug("%s", error)
+                self._desk.tried(job, rest, source, error)
                 outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
-                _log.debug("%s", error)
+                self._desk.tried(job, rest, source, error)
                 receivers = self._desk.receivers(source, error)
                 sources.extendleft(other for other in reversed(receivers) if other not in asked)
                 outcome.explained = True
             except NotYetError as error:
-                _log.debug("%s", error)
+                self._desk.tried(job, rest, source, error)
                 self._desk.source_waits(job, source, error)
                 outcome.explained = True
             except TemporaryError as error:
-                _log.debug("%s", error)
+                self._desk.tried(job, rest, source, error)
                 self._desk.source_failed(source, error)
                 outcome.explained = True
             outcome.bad.intersection_update(rest)
@@ -215,6 +218,7 @@ class Landing:
 
         def lied(chunk: int, error: ImgdistError) -> None:
             _log.warning("pack %s, chunk %d from %s: %s", job.name, chunk, source.name, error)
+            self._desk.tried(job, (chunk,), source, error)
             self._desk.source_lied(job, source, chunk, _reason(error))
             outcome.bad.add(chunk)
             outcome.explained = True

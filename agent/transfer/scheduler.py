@@ -234,6 +234,17 @@ class Scheduler:
                 layer.absent += 1
                 layer.wake(chunk)
 
+    def troubled(self, now: float) -> list[Hashable]:
+        """Sources to look at while somebody waits: those in trouble. None, if nobody does."""
+        return self.policy.troubled(now) if self._urgent.has_work else []
+
+    def revived(self, source: Hashable, now: float) -> None:
+        """A source that was away is back: what somebody waits for is asked for at once."""
+        self.policy.revived(source, now)
+        self._urgent.revived(source, now)
+        for node in {node for node, _ in self._urgent}:
+            self._layers[node].backoff.failures = 0
+
     def in_flight(self, node: int) -> int:
         """Requests of a layer that are not finished."""
         return self.flights.in_flight(node)
@@ -263,6 +274,8 @@ class Scheduler:
     def _wake_times(self, now: float) -> Iterator[float | None]:
         yield from self._urgent.wake_times()
         yield from self._bulk.wake_times(now)
+        if self._urgent.has_work:
+            yield self.policy.troubled_at(now)
         yield self._rest.next_at()
         if self._backing_off:
             urgent = {node for node, _ in self._urgent}

@@ -53,6 +53,12 @@ class ChunkSource(Protocol):
     ) -> None:
         """Fetch up to `count` chunks that the source chooses among the set `lacks`; `on_numbers` is told which."""
 
+    def probe(self, timeout_s: float) -> None:
+        """Return if it gives a sign of life within about that time; raises as `fetch` does."""
+
+    def renew(self) -> None:
+        """It was away, and is back: what hangs is asked again at once, on fresh connections."""
+
     def close(self) -> None:
         """End fetches in progress."""
 

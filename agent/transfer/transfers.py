@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.swarm.policy import Policy, SourceKind, SourceRow
+from agent.transfer.attempts import Attempts
 from agent.transfer.crew import Crew
 from agent.transfer.desk import Desk, OnHere
 from agent.transfer.fetch import Fetch
@@ -28,7 +29,9 @@ from agent.transfer.figures import Figures
 from agent.transfer.flights import BULK_SLOTS
 from agent.transfer.gate import FillGate
 from agent.transfer.landing import Job, Landing, Outcome, View
+from agent.transfer.lapses import Lapses
 from agent.transfer.pace import Pace
+from agent.transfer.prober import Prober
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.urgent import DEMAND_SLOTS, HEDGE_SLOTS
@@ -92,11 +95,15 @@ class Transfers:
         self._earlier = threading.Condition(self._lock)  # the ticker must wake before `_tick_at`
         self._tick_at = float("inf")
         self._stopping = False
+        attempts = self._attempts = Attempts()
+        self._lapses = Lapses(self._lock, self._scheduler, attempts, self._figures, clock, self._sources.name)
+        self._prober = Prober(self._lock, self._scheduler, clock, self._pump)
         self._desk = Desk(
             self._lock,
             self._scheduler,
             self._sources,
             self._waiters,
+            attempts,
             self._figures,
             clock,
             pump=self._pump,
@@ -104,7 +111,7 @@ class Transfers:
         )
         for source in supernodes:
             self._sources.join(source, SourceKind.SUPERNODE, clock())
-        self._demand = Crew("demand", DEMAND_SLOTS + (HEDGE_SLOTS if swarm else 0))
+        self._demand = Crew("demand", DEMAND_SLOTS + (HEDGE_SLOTS if swarm or len(supernodes) > 1 else 0))
         self._bulk = Crew("bulk", BULK_SLOTS, BULK_NICE)
         self._ticker = threading.Thread(target=self._tick, name="transfer-tick", daemon=True)
         self._ticker.start()
@@ -164,6 +171,7 @@ class Transfers:
             if self._jobs.pop(node, None) is None:
                 return
             self._scheduler.remove(node)
+            self._attempts.removed(node)
             self._waiters.fail(lambda waiter: waiter.node == node, NotFoundError(f"layer {node} was removed"))
             self._changed.wait_for(lambda: not self._scheduler.in_flight(node))
 
@@ -185,6 +193,13 @@ class Transfers:
             self._view.fail(node, start, start + length, errno.EIO)
         elif not wanted:
             self._view.written(node, start, start + length)
+
+    def lapsed(self, node: int, start: int, length: int, waited_s: float) -> None:
+        """The view: the read of the image's bytes [start, start + length) got EIO after `waited_s`."""
+        with self._lock:
+            job = self._jobs.get(node)
+        if job is not None:
+            self._lapses.lapsed(job, start, length, waited_s)
 
     def touched(self, touches: Sequence[tuple[int, int, int]]) -> None:
         """The view: (node, first block, blocks) were read for the first time. Fill waits until that is over; what a
@@ -247,6 +262,7 @@ class Transfers:
             self._earlier.notify()
         self._sources.close()
         self._ticker.join()
+        self._prober.stop()
         self._demand.stop()
         self._bulk.stop()
 
@@ -299,6 +315,7 @@ class Transfers:
         if self._stopping:
             return
         now = self._clock()
+        self._prober.start_due(now)
         for fetch in self._scheduler.due(now):
             crew = self._demand if fetch.kind.is_urgent else self._bulk
             if fetch.is_hedge:
@@ -309,7 +326,7 @@ class Transfers:
 
     def _wake_at(self, now: float) -> float:
         wake_at = self._scheduler.wake_at(now)
-        times = self._waiters.deadlines
+        times = [*self._waiters.deadlines, *self._prober.wake_times()]
         return min(times if wake_at is None else [wake_at, *times], default=float("inf"))
 
     def _run(self, job: Job, fetch: Fetch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from agent.swarm.policy import Ask
@@ -53,6 +53,13 @@ class Urgent:
     def give_up(self, node: int, chunk: int) -> None:
         """The job no longer waits."""
         self._now.pop((node, chunk), None)
+
+    def revived(self, source: Hashable, now: float) -> None:
+        """A source is back: what readers wait for at others, which may still be away, is asked a second time."""
+        for node, chunk in self._wanted:
+            is_flying = self.flights.layers[node].state[chunk] == FLYING
+            if is_flying and source not in self.flights.sources_of(node, chunk):
+                self._hedge_at[node, chunk] = now
 
     def remove(self, node: int) -> None:
         """Forget a layer."""

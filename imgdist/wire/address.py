@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from imgdist.errors import ImgdistError, UnreachableError, UsageError
+from imgdist.wire.dialling import connect
 
 UNIX_PATH_MAX = 107
 """Bytes of a unix socket's path without its NUL (sun_path in linux/un.h has 108)."""
@@ -87,7 +88,7 @@ class Address:
                     connection.close()
                     raise
                 return connection
-            connection = socket.create_connection((self.host, self.port), timeout_s)
+            connection = connect(self.host, self.port, timeout_s)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connection
         except OSError as error:

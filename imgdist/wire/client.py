@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from imgdist.errors import (
 from imgdist.wire.address import Address
 from imgdist.wire.connection import Connection
 from imgdist.wire.messages import FRAME_SIZE, Priority, decode_frame
-from imgdist.wire.requests import encode_any, encode_request
+from imgdist.wire.requests import HELLO, encode_any, encode_request
 from imgdist.wire.responses import ResponseHead
 
 CONNECT_TIMEOUT_S = 3.0
@@ -124,6 +125,29 @@ class ChunkClient:
 
         self._exchange(request, name, priority, read, on_head)
 
+    def probe(self, timeout_s: float) -> None:
+        """Return if somebody answers, on a connection of its own. Raises TemporaryError, ProtocolError."""
+        connection = Connection(self.address, timeout_s, timeout_s)
+        try:
+            if connection.ask(HELLO) is None:
+                raise UnreachableError(f"{self.address}: closed the connection instead of answering")
+        finally:
+            connection.close()
+
+    def renew(self, silent_s: float) -> None:
+        """The server was away, and is back: requests that have heard nothing for so long are sent again, on fresh
+        connections; answers that broke off end with TemporaryError."""
+        before = time.monotonic() - silent_s
+        with self._lock:
+            stale = [connection for pool in self._idle.values() for connection in pool]
+            for pool in self._idle.values():
+                pool.clear()
+            for connection in self._busy:
+                if connection.heard_at < before:
+                    connection.abort()
+        for connection in stale:
+            connection.close()
+
     def close(self) -> None:
         """Close every connection; fetches in progress end with TemporaryError."""
         with self._lock:
@@ -173,7 +197,7 @@ class ChunkClient:
                     self._put_back(connection, priority, False)
             if head is not None:
                 return connection, head
-            if not kept:
+            if not kept and not connection.is_aborted:
                 raise UnreachableError(f"{self.address}: closed the connection instead of answering")
             self._drop_idle(priority)  # what closed this one (a restart) has closed those too; the next is fresh
 

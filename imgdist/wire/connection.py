@@ -30,6 +30,10 @@ class Connection:
         self.read_timeout_s = read_timeout_s
         """Longest silence within an answer; may be set between requests."""
         self._patience_s = 0.0
+        self.is_aborted = False
+        """Whether somebody else ended its use."""
+        self.heard_at = time.monotonic()
+        """When the last bytes came, or the last request was sent."""
         # Not a bytearray: pages that no body has reached yet do not exist, and most bodies are far below the largest.
         self._buffer = memoryview(mmap.mmap(-1, HEAD_MAX + FRAME_SIZE + BODY_MAX))
         self._start = 0
@@ -40,7 +44,7 @@ class Connection:
     def ask(self, request: bytes) -> ResponseHead | None:
         """Send a request and read the answer's head; None if the server had closed the connection before."""
         self._start = self._end = 0
-        asked = time.monotonic()
+        asked = self.heard_at = time.monotonic()
         deadline = asked + 2 * self.read_timeout_s
         try:
             self._socket.sendall(request)
@@ -92,7 +96,9 @@ class Connection:
         if patience_s != self._patience_s:
             self._patience_s = patience_s
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(patience_s))
-        return self._socket.recv_into(self._buffer[self._end : end], 0, flags)
+        count = self._socket.recv_into(self._buffer[self._end : end], 0, flags)
+        self.heard_at = time.monotonic()
+        return count
 
     @property
     def is_drained(self) -> bool:
@@ -101,6 +107,7 @@ class Connection:
 
     def abort(self) -> None:
         """Make the thread that uses the connection fail at once; callable from any thread."""
+        self.is_aborted = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -69,6 +69,9 @@ class MeshRequest:
     leftover: bytes = b""
 
 
+HELLO = b"GET /v1/hello HTTP/1.1\r\nHost: imgdist\r\nConnection: close\r\n\r\n"
+"""The bytes of a `HelloRequest`, the only one on its connection. A server without a hello answers 404."""
+
 BodyRequest = ChunkRequest | AnyRequest
 Request = BodyRequest | HelloRequest | MeshRequest
 

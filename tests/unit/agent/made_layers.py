@@ -62,6 +62,8 @@ class MemorySource:
         self.before: Callable[[tuple[int, ...], Priority], None] = lambda numbers, priority: None
         self.spoil: Callable[[int, bytes], bytes] = lambda number, body: body
         self.closed = threading.Event()
+        self.gone: ImgdistError | None = None  # what a probe meets
+        self.probed = self.renewed = 0
 
     def fetch(
         self,
@@ -111,6 +113,14 @@ class MemorySource:
         for number in numbers:
             encoding, body = self.layers[pack].encoded[number]
             on_chunk(number, encoding, memoryview(self.spoil(number, bytes(body))))
+
+    def probe(self, timeout_s: float) -> None:
+        self.probed += 1
+        if self.gone is not None:
+            raise self.gone
+
+    def renew(self) -> None:
+        self.renewed += 1
 
     def close(self) -> None:
         self.closed.set()

@@ -123,6 +123,12 @@ def test_the_view_keeps_the_configured_deadline(tmp_path: Path, became: dict[str
     assert view[view.index("--deadline") + 1] == "4.5"
 
 
+def test_a_view_that_holds_reads_has_no_deadline(tmp_path: Path, became: dict[str, Any]) -> None:
+    plan = launched(became, made(tmp_path, read=config.ReadConfig(on_no_source="hold")))
+    (view,) = [child["argv"] for child in plan["children"] if child["role"] == "view"]
+    assert view[view.index("--deadline") + 1] == "0"
+
+
 def test_a_machine_without_fuse_gets_an_agent_that_says_so(
     tmp_path: Path, became: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from made_layers import MadeLayer
 
+from agent.swarm.policy import SourceKind
 from agent.transfer.bulk import TRACE_TRIES
 from agent.transfer.fetch import RUN_CHUNKS, Fetch, Kind, Landed
 from agent.transfer.flights import BULK_SLOTS
@@ -249,9 +251,9 @@ def test_a_failed_fetch_is_tried_again_later_and_later(scheduler: Scheduler) -> 
         assert wake is not None
         pauses.append(wake - now)
         now = wake
-    assert pauses == sorted(pauses)
+    assert pauses == pytest.approx(sorted(pauses))
     assert pauses[0] <= 0.07
-    assert 0.75 <= pauses[-1] <= 1.25
+    assert pauses[-1] <= 0.5
     (fetch,) = scheduler.due(now)
     assert land(scheduler, fetch, now)[0].waited_s == pytest.approx(now)
 
@@ -331,7 +333,7 @@ def test_a_chunk_that_came_wrong_rests_alone(scheduler: Scheduler) -> None:
             land(scheduler, other, now)
         now = scheduler.wake_at(now) or 0.0
     pauses = [after - before for before, after in itertools.pairwise(times)]
-    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1, 1])
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, *[0.4] * 5])
 
 
 def test_a_reader_hurries_a_chunk_that_rests_for_long(scheduler: Scheduler) -> None:
@@ -520,3 +522,15 @@ class Machine(RuleBasedStateMachine):
 
 TestAnyOrder = Machine.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_reader_that_is_held_waits_for_ever() -> None:
+    scheduler = Scheduler(lambda: 0.5, math.inf)
+    scheduler.policy.join("S", SourceKind.SUPERNODE)
+    scheduler.window.answered(0, 0.0, 0.0001, 0.001)  # near: nothing is fetched ahead
+    scheduler.add(2, LAYER.index, range(LAYER.index.chunk_count))
+    scheduler.miss(2, offset(0), 1, 0.0)
+    (fetch,) = scheduler.due(0.0)
+    scheduler.finished(fetch, 1.0)
+    (again,) = scheduler.due(1e6)
+    assert again.chunks == fetch.chunks and again.kind is Kind.DEMAND

@@ -312,7 +312,9 @@ def test_a_lone_node_hedges_nothing() -> None:
     scheduler.miss(2, offset(3), 1, 0.0)
     (fetch,) = scheduler.due(0.0)
     assert set(fetch.sources) == {"S", "T"} and not fetch.picked
-    assert scheduler.wake_at(0.0) == 60.0
+    assert scheduler.wake_at(0.0) == SILENCE_S  # to see whether its source lives
+    assert scheduler.due(SILENCE_S) == [] and scheduler.troubled(SILENCE_S) == [fetch.sources[0]]
+    assert scheduler.wake_at(SILENCE_S) == 60.0
 
 
 def test_the_last_chunks_are_asked_of_a_second_source_if_the_first_is_slow() -> None:

@@ -319,6 +319,69 @@ def test_a_source_that_returns_heals_readers_without_being_told(make_node: MakeN
     assert store.has(1)
 
 
+def test_a_source_that_was_away_is_looked_after_while_a_reader_waits(make_node: MakeNode) -> None:
+    """Its request hangs: the probe that finds it back has that asked again."""
+    source = MemorySource(LAYER)
+    hanging, renewed = threading.Event(), threading.Event()
+
+    def hang(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not renewed.is_set():
+            hanging.set()
+            assert renewed.wait(20)
+
+    source.before, source.renew = hang, renewed.set  # type: ignore[method-assign]
+    source.gone = TemporaryError("no answer")
+    node = make_node(source)
+    node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    assert hanging.wait(5)
+    while source.probed < 2:
+        threading.Event().wait(0.01)
+    assert not renewed.is_set()
+    source.gone = None
+    node.view.wait(("written", 2, START[1], END[1]), 1)
+
+
+def test_a_slow_source_is_not_cut(make_node: MakeNode) -> None:
+    source = MemorySource(LAYER)
+    go_on = threading.Event()
+    source.before = lambda numbers, priority: require_true(go_on.wait(20))
+    node = make_node(source)
+    node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    while not source.probed:
+        threading.Event().wait(0.01)
+    go_on.set()
+    node.view.wait(("written", 2, START[1], END[1]), 5)
+    assert not source.renewed and source.probed == 1
+
+
+def test_a_node_where_nobody_waits_looks_after_nobody(make_node: MakeNode) -> None:
+    source = FailingSource(TemporaryError("refused"), LAYER)
+    node = make_node(source)
+    store = node.add(LAYER)
+    node.transfers.fill(store)
+    while len(source.asked) < 3:
+        threading.Event().wait(0.01)
+    assert not source.probed
+
+
+def test_a_read_that_failed_is_explained(make_node: MakeNode, caplog: pytest.LogCaptureFixture) -> None:
+    source = FailingSource(TemporaryError("connection refused"), LAYER, name="http://there")
+    node = make_node(source)
+    node.add(LAYER)
+    node.transfers.miss(2, START[1], 4096)
+    while len(source.asked) < 2:
+        threading.Event().wait(0.01)
+    for _ in range(2):
+        node.transfers.lapsed(2, START[1], 4096, 60.1)
+    node.transfers.lapsed(77, 0, 4096, 60.1)  # a layer that has gone
+    (line,) = [record.getMessage() for record in caplog.records if "EIO" in record.getMessage()]
+    assert line.startswith(f"layer {LAYER.name}: 4096 bytes at {START[1]}: no bytes after 60.1 s, EIO; chunk 1: ")
+    assert "supernode http://there failed " in line and line.endswith("ago: connection refused")
+    assert node.figure("imgdist_read_wait_seconds_count") == 2
+
+
 def test_no_source_at_all_ends_a_job_at_its_deadline(make_node: MakeNode) -> None:
     node = make_node(FailingSource(TemporaryError("refused"), LAYER))
     store = node.add(LAYER)

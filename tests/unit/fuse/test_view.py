@@ -16,6 +16,7 @@ from fuse import channel, disk, protocol
 from fuse.layer import Layer
 from fuse.present import PresentMap, current_boot_id
 from fuse.protocol import INTERRUPT, LOOKUP, READ, READDIR, UNIQUE_RESEND, Buffer, Request
+from fuse.retries import AGAIN_NS
 from fuse.slots import PARKED_MAX, ParkedEntry
 from fuse.view import View
 from imgdist.errors import CorruptError
@@ -216,6 +217,57 @@ def test_deadline_is_named_and_counted_and_not_sticky(bench: Bench) -> None:
     bench.present.mark(0, 1)
     bench.handle(READ, 2, 5, 0, BLOCK)
     assert bench.fakes.answers[2] == CONTENT[:BLOCK]
+
+
+def test_the_kernels_second_try_does_not_wait_for_a_second_deadline(bench: Bench) -> None:
+    """After readahead failed, a page is read again by itself: it has AGAIN_NS left, then counts as new again."""
+    deadline = 60 * 10**9
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, 2 * BLOCK)
+    bench.fakes.now = deadline
+    bench.view.expire(deadline)
+    bench.handle(READ, 2, 5, BLOCK, BLOCK)
+    bench.handle(READ, 3, 5, 2 * BLOCK, BLOCK)  # others wait as long as any
+    bench.fakes.now += AGAIN_NS - 1
+    bench.view.expire(deadline)
+    assert bench.fakes.answers == {1: -errno.EIO}
+    bench.fakes.now += 1
+    bench.view.expire(deadline)
+    assert bench.fakes.answers == {1: -errno.EIO, 2: -errno.EIO}
+    bench.fakes.now += 2 * 10**9
+    bench.handle(READ, 4, 5, BLOCK, BLOCK)
+    bench.fakes.now += deadline - 1
+    bench.view.expire(deadline)
+    assert bench.fakes.answers == {1: -errno.EIO, 2: -errno.EIO, 3: -errno.EIO}
+
+
+def test_a_second_try_gets_bytes_that_have_come(bench: Bench) -> None:
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    bench.fakes.now = 10**9
+    bench.view.expire(10**9)
+    bench.handle(READ, 2, 5, 0, BLOCK)
+    assert bench.fakes.sent.count(channel.Miss(5, 0, BLOCK)) == 2, "it is asked for like any"
+    bench.present.mark(0, 1)
+    bench.view.written(5, 0, BLOCK)
+    assert bench.fakes.answers[2] == CONTENT[:BLOCK]
+
+
+def test_a_lapsed_read_is_told_to_the_agent_or_else_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, BLOCK)
+    bench.fakes.now = 2_500_000_000
+    bench.view.expire(1)
+    bench.view.flush_notes()
+    assert channel.Lapsed(5, 0, BLOCK, 2500) in bench.fakes.sent and not caplog.records
+    bench.view.agent_gone()
+    for unique in (2, 3):
+        bench.handle(READ, unique, 5, 7 * BLOCK, BLOCK)
+    bench.fakes.now += 3_000_000_000
+    bench.view.expire(1)
+    bench.view.flush_notes()
+    (record,) = caplog.records  # one line of a layer in a while
+    assert record.getMessage() == "layer five: 4096 bytes at 28672: no bytes and no agent after 3.0 s, EIO"
 
 
 def test_killed_reader_is_let_go(bench: Bench) -> None:

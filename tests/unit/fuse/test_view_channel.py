@@ -25,6 +25,7 @@ MESSAGES = [
     channel.Ack(31),
     channel.Touched(((2, 0, 1), (3, 7, 256))),
     channel.Failed("image", 512),
+    channel.Lapsed(2, 1 << 45, 4096, 60_250),
 ]
 
 
@@ -47,7 +48,7 @@ def test_cut_or_lengthened_messages_are_refused_or_whole_again(message: channel.
 
 @given(st.binary(max_size=100))
 def test_any_bytes_give_a_message_or_a_protocol_error(data: bytes) -> None:
-    for kind in range(15):
+    for kind in range(16):
         with contextlib.suppress(ProtocolError):
             channel.decode(bytes([kind]) + data)
 

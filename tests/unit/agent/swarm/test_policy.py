@@ -508,3 +508,31 @@ def test_sources_that_left_are_not_asked_and_their_requests_no_longer_count() ->
     assert policy.fill(LAYER, 1, 0.0) == Ask("b", (0,))
     policy.got("a", LAYER, [0])
     assert policy.urgent(LAYER, [0], 0.0) == ["b"]
+
+
+def test_sources_in_trouble_are_known_supernodes_first_until_they_serve() -> None:
+    policy = Policy(lambda: 0.5)
+    policy.join("S", SourceKind.SUPERNODE)
+    for peer in ("a", "b", "c"):
+        policy.join(peer, SourceKind.PEER)
+    assert policy.troubled(0.0) == [] and policy.troubled_at(0.0) is None
+    policy.failed("a", 0.0)
+    policy.started("S", 1, 100, True, 0.0)
+    policy.started("c", 1, 100, True, 0.0)
+    policy.came("c", 100, 0.4)
+    assert policy.troubled(0.4) == ["a"] and policy.troubled_at(0.4) == SILENCE_S
+    assert policy.troubled(SILENCE_S) == ["S", "a"] and policy.troubled_at(SILENCE_S) == pytest.approx(0.4 + SILENCE_S)
+    policy.ended("S", 100, True, 2.0)
+    policy.ended("c", 100, True, 2.0)
+    policy.revived("a", 2.0)
+    assert policy.troubled(9.0) == [] and policy.troubled_at(9.0) is None
+    assert {row.source: row.state for row in policy.rows()}["a"] == "ok"
+
+
+def test_a_source_that_left_is_in_no_trouble() -> None:
+    policy = Policy(lambda: 0.5)
+    policy.join("a", SourceKind.PEER)
+    policy.failed("a", 0.0)
+    policy.leave("a")
+    policy.failed("a", 0.0)
+    assert policy.troubled(1.0) == []

@@ -1,0 +1,157 @@
+"""Nobody to fetch from at half of a fill: what is here is read on, what is not ends at its deadline, and comes back."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults import outage
+from faults.outage import FILES
+
+from imgdist.demo import caches
+from imgdist.demo.processes import wait_until
+
+_HEALED_S = 1.0
+_LATE_S = 2.0
+_SHORT = ("read.deadline_s=3", "swarm.down_bytes_per_s=2000000")
+_FAULT = "import mmap, sys; file = open(sys.argv[1], 'rb'); mmap.mmap(file.fileno(), 0, prot=1)[0]"
+
+
+class Reader:
+    """Reads the beginning of a file, past the page cache or through it, on a thread of its own."""
+
+    def __init__(self, path: Path, *, direct: bool) -> None:
+        self.result: bytes | int = b""
+        self.began, self.ended = time.monotonic(), 0.0
+        self._path, self._direct = path, direct
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        fd = os.open(self._path, os.O_RDONLY | (os.O_DIRECT if self._direct else 0))
+        buffer = mmap.mmap(-1, mmap.PAGESIZE)
+        try:
+            os.preadv(fd, [buffer], 0)
+            self.result = buffer[:]
+        except OSError as error:
+            self.result = error.errno or 0
+        finally:
+            self.ended = time.monotonic()
+            os.close(fd)
+
+    def wait(self, timeout_s: float) -> float:
+        """How long it took."""
+        self._thread.join(timeout_s)
+        assert not self._thread.is_alive(), f"{self._path.name} is still being read after {timeout_s} s"
+        return self.ended - self.began
+
+
+@pytest.fixture
+def hung_tasks() -> Iterator[None]:
+    """The kernel reports no task that waits for too long meanwhile."""
+    with open("/dev/kmsg", "rb", buffering=0) as log:
+        os.set_blocking(log.fileno(), False)
+        os.lseek(log.fileno(), 0, os.SEEK_END)
+        yield
+        lines: list[bytes] = []
+        while True:
+            try:
+                lines.append(os.read(log.fileno(), 8192))
+            except BlockingIOError:
+                break
+            except BrokenPipeError:  # overwritten before we came; the next read goes on behind it
+                continue
+        assert not [line for line in lines if b"blocked for more than" in line]
+
+
+@pytest.mark.timeout(600)
+def test_what_is_absent_ends_at_the_deadline_and_heals_at_once(
+    tmp_path: Path, matrix: str, kind: str, hung_tasks: None
+) -> None:
+    deadline_s, cut_s, settings = (3.0, 11.0, _SHORT) if matrix == "quick" else (60.0, 300.0, _SHORT[1:])
+    with outage.site(tmp_path, *settings) as site:
+        processes = site.processes()
+        wait_until(lambda: site.share() >= 0.5, "half of the layer")
+        with getattr(site, kind)():
+            time.sleep(0.5)  # what was on its way
+            present = site.present()
+            here = [name for name, is_here in present.items() if is_here]
+            absent = [name for name, is_here in present.items() if not is_here]
+            assert here and len(absent) >= 8, "it was not cut in the middle of a fill"
+            cut_until = time.monotonic() + cut_s - 0.5
+            caches.drop()
+            _absent_ends_present_goes_on(site, here, absent, deadline_s)
+            _sleep_until(cut_until - deadline_s - 2.0)
+            again = [Reader(site.place / absent[0], direct=direct) for direct in (True, False)]
+            took = [reader.wait(deadline_s + 10) for reader in again]  # EIO again at its deadline, and not before
+            assert [reader.result for reader in again] == [errno.EIO] * 2
+            assert all(abs(one - deadline_s) <= _LATE_S for one in took), took
+            _sleep_until(cut_until - 0.5)
+            waiting = [Reader(site.place / name, direct=bool(n % 2)) for n, name in enumerate(absent[2:8])]
+            _sleep_until(cut_until)
+        returned = time.monotonic()
+        for reader in waiting:
+            reader.wait(20)
+        healed = [reader.ended - returned for reader in waiting]
+        print(f"{kind}: healed after {max(healed):.2f} s")
+        for name, reader in zip(absent[2:8], waiting, strict=True):
+            assert reader.result == FILES[name][: mmap.PAGESIZE], f"{name}: {reader.result!r}"
+        assert max(healed) <= _HEALED_S, healed
+        assert {name: (site.place / name).read_bytes() for name in FILES} == FILES
+        assert site.processes() == processes, "something was restarted"
+        _failures_are_told(site)
+
+
+def _absent_ends_present_goes_on(site: outage.Site, here: list[str], absent: list[str], deadline_s: float) -> None:
+    fault = subprocess.Popen([sys.executable, "-c", _FAULT, site.place / absent[1]], stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    readers = [Reader(site.place / absent[0], direct=direct) for direct in (True, False)]
+    slowest = 0.0
+    while any(not reader.ended for reader in readers):
+        for name in here[:4]:
+            started = time.monotonic()
+            reader = Reader(site.place / name, direct=True)
+            reader.wait(10)
+            assert reader.result == FILES[name][: mmap.PAGESIZE]
+            slowest = max(slowest, time.monotonic() - started)
+        time.sleep(0.05)
+    assert slowest < 1.0, "reads of what is here were held up"
+    waited = [reader.wait(1) for reader in readers]
+    assert fault.wait(deadline_s + 10) == -signal.SIGBUS
+    waited.append(time.monotonic() - began)
+    print(f"EIO after {[round(one, 2) for one in waited]} s (direct, buffered, mapped); present {slowest:.3f} s")
+    assert [reader.result for reader in readers] == [errno.EIO] * 2
+    assert all(abs(one - deadline_s) <= _LATE_S for one in waited), waited
+
+
+def _failures_are_told(site: outage.Site) -> None:
+    metrics = site.node.metrics()
+    (failed,) = re.findall(r'^imgdist_reads_failed_total\{reason="deadline"\} (\S+)', metrics, re.M)
+    assert float(failed) >= 4
+    assert re.search(r"^imgdist_reads_waiting 0\.0$", metrics, re.M)
+    assert re.search(r"^imgdist_read_wait_seconds_count [1-9]", metrics, re.M)
+    log = site.node.log.read_text()
+    lines = [line for line in log.splitlines() if "EIO; chunk" in line]
+    assert lines and all(re.search(r"layer [0-9a-f]{64}: \d+ bytes at \d+: no bytes after", line) for line in lines)
+    assert all(site.supernode.url in line for line in lines), lines
+    assert len(lines) < float(failed), "one line of a layer in a while"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        more = ["refused"] if metafunc.config.getoption("matrix") == "full" else []
+        metafunc.parametrize("kind", ["dropped", "stopped", *more])
+
+
+def _sleep_until(at: float) -> None:
+    time.sleep(max(0.0, at - time.monotonic()))
