@@ -220,6 +220,7 @@ class Catalog:
         try:
             fetching = self._transfers.fetch_now(store, metadata)  # on its way while the view is told
             await asyncio.to_thread(self._mounter.show, store)
+            await asyncio.to_thread(store.settle)  # a snapshot will name the pack; meanwhile chunks come
             await asyncio.wrap_future(fetching)
             await asyncio.to_thread(self._mounter.mount_shown, store)
         except BaseException:

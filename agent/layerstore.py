@@ -51,6 +51,7 @@ class LayerStore:
         """Where chunks are kept as they came, for other agents; None: nowhere."""
         self._image = ImageFile(directory / "image")
         self._syncing = threading.Lock()
+        self._settled = False
 
     @classmethod
     def lay_out(
@@ -130,6 +131,16 @@ class LayerStore:
     def is_complete(self) -> bool:
         """Whether every chunk is present."""
         return self.present.all_present()
+
+    def settle(self) -> None:
+        """Make the pack durable without its image's bytes, once: from now on it is here after a power cut, and what is
+        lost of it is found by its index. To be done before anybody is promised the layer. OSError if the disk refuses.
+        """
+        with self._syncing:
+            if not (self._settled or self.present.clean):
+                self.present.flush()
+                self._sync_names()
+                self._settled = True
 
     def complete(self) -> None:
         """Make a full image durable, once: from now on any boot trusts it unseen.
@@ -228,14 +239,17 @@ class LayerStore:
         """Make what is present, and proven, durable and say so."""
         try:
             os.fdatasync(self.image_fd)
-            for path in (self.directory / "index", self.directory, self.directory.parent):
-                _fsync(path)
+            self._sync_names()
             self.present.clean = True
             self.present.flush()
         except OSError:
             self.present.clean = False
             self.present.boot_id = _NOBODY  # in the map, as an agent that is killed must not forget it either
             raise
+
+    def _sync_names(self) -> None:
+        for path in (self.directory / "index", self.directory, self.directory.parent):
+            _fsync(path)
 
 
 @contextlib.contextmanager

@@ -44,12 +44,15 @@ class FakeStore:
         self.present = FakePresent()
         self.received: Counter[str] = Counter()
         self.missing = {0, 1, 2}
-        self.durable = False
+        self.durable = self.settled = False
         self.is_proven = True
 
     def prove(self) -> None:
         """Hash what is here: nothing is wrong."""
         self.is_proven = True
+
+    def settle(self) -> None:
+        self.settled = True
 
     @property
     def is_complete(self) -> bool:

@@ -39,6 +39,7 @@ async def test_a_large_layer_is_shown_once_its_metadata_is_here_and_then_filled(
         assert await made.catalog.mount(layer) == "/l/n5"
         assert made.steps.names() == ["add", "fetch_now", "show", "mount_shown"]
         assert layer.store.missing_chunks() == [0, 1]
+        assert layer.store.settled, "before anybody counts on it"  # type: ignore[attr-defined]
         assert (layer.state, layer.mounted, layer.shown) == (State.FILLING, True, True)
         assert made.transfers.filled == [5]
 

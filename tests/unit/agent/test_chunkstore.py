@@ -257,6 +257,28 @@ def test_after_a_failed_sync_the_disk_itself_is_read(
     store.close()
 
 
+def test_a_pack_is_settled_once_and_one_that_is_clean_is_already(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
+    chunks = ChunkStore(packs, database)
+    store = chunks.create(LAYER.index_data)
+    store.settle()
+    assert synced == [str(path) for path in (store.directory / "index", store.directory, packs)]
+    store.settle()
+    assert len(synced) == 3 and not store.present.clean
+    put(store, 0, 1, 3, 4)
+    store.complete()
+    chunks.close()
+    synced.clear()
+    (again,) = ChunkStore(packs, database).recover()
+    again.settle()
+    assert not synced
+    again.close()
+
+
 def test_a_pack_keeps_its_node_number_without_the_database(packs: Path, tmp_path: Path) -> None:
     """Its mount, which outlives agent.db, is found by that number."""
     first = Database(tmp_path / "first.db")
