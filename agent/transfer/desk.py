@@ -134,6 +134,11 @@ class Desk:
         with self._lock:
             return self._scheduler.is_wanted(node, chunk)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other agent was ever met."""
+        return not self._sources.has_met_agents
+
     def landed(
         self, job: Job, fetch: Fetch, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float
     ) -> bool:

@@ -110,6 +110,10 @@ class Desk(Protocol):
     def is_wanted(self, node: int, chunk: int) -> bool:
         """Whether a reader waits for the chunk."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other agent was ever met: there is nobody to keep encoded bodies for."""
+
     def landed(
         self, job: Job, fetch: Fetch, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float
     ) -> bool:
@@ -250,7 +254,7 @@ class Landing:
                     lied(number, error)
                     return
                 self._land(job, fetch, number, raw, source, len(body))
-            if job.store.frames is not None:
+            if job.store.frames is not None and not self._desk.is_alone:
                 job.store.frames.append(number, encoding, body)
             expected.popleft()
             rest.remove(number)

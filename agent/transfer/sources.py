@@ -75,9 +75,12 @@ class Sources:
         self._joined: dict[Hashable, ChunkSource] = {}
         self._strangers: dict[str, ChunkSource | None] = {}
         self._closed = False
+        self.has_met_agents = False
+        """Whether there was ever another agent to ask: one that may ask this node, too."""
 
     def join(self, source: ChunkSource, kind: SourceKind, now: float, *, near: bool = False) -> None:
         """The source may be asked."""
+        self.has_met_agents |= kind is SourceKind.PEER
         self._joined[source] = source
         self._policy.join(source, kind, near=near, now=now)
 

@@ -90,6 +90,7 @@ class Node:
             on_layer_complete=lambda store: self.complete.set(),
             registry=CollectorRegistry(),
         )
+        self.transfers.join(MemorySource(name="a neighbour", kind="peer"))
         self.landed: set[int] = set()
         self._came = threading.Condition()
         self.transfers.listen(self._here)

@@ -158,6 +158,7 @@ def test_what_a_peer_says_to_have_beyond_the_layer_takes_no_memory(make_node: Ma
 
 def test_bodies_are_kept_as_they_came_for_others(make_node: MakeNode) -> None:
     node = make_node(MemorySource(LAYER))
+    node.meet(peer("a"), have=0)
     node.fill()
     frames = node.store.frames
     assert isinstance(frames, Frames)
@@ -167,6 +168,14 @@ def test_bodies_are_kept_as_they_came_for_others(make_node: MakeNode) -> None:
         offset, length, encoding = found
         body = (node.store.directory / "frames").read_bytes()[offset : offset + length]
         assert (encoding, body) == (LAYER.encoded[chunk][0], bytes(LAYER.encoded[chunk][1]))
+
+
+def test_a_node_that_has_met_nobody_keeps_no_bodies(make_node: MakeNode) -> None:
+    node = make_node(MemorySource(LAYER))
+    node.fill()
+    frames = node.store.frames
+    assert isinstance(frames, Frames)
+    assert not any(frames.find(chunk) for chunk in range(6))
 
 
 def test_a_lying_peer_is_found_out_and_the_chunk_fetched_elsewhere(make_node: MakeNode) -> None:
