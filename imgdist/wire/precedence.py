@@ -29,6 +29,9 @@ for no more than that a connection [measured with four chunks: 0.24-0.30 CPU-s/G
 0.62 by the delay; 0.70 by looking every millisecond; 0.19-0.30 without a bound]."""
 DELAY_S = 0.002
 """How long a queue fill may cause: LEDBAT's rule (RFC 6817), whose 100 ms would cost twenty misses (a guess)."""
+DISTANCE_S = 300.0
+"""How long the least round trip counts, as the kernel's own of one connection (tcp_min_rtt_wlen)."""
+HOSTS_KEPT = 1024
 _SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14: 0 gives a socket's buffers back to the kernel's own tuning."""
 
@@ -85,14 +88,35 @@ class Precedence:
             return min(self._share_at, quiet_at) - now
 
 
+class Distances:
+    """The least round trip to each host, over all connections with it. A connection that begins in a queue takes that
+    for the distance and adds to it: LEDBAT's late-comer (RFC 6817, section 4.4). Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._least: dict[str, tuple[float, int]] = {}  # (when, microseconds); the one heard of last stands last
+
+    def least(self, host: str, rtt_us: int) -> int:
+        """What it is in microseconds, now that the least of one connection is `rtt_us`."""
+        now = self._clock()
+        with self._lock:
+            at, known = self._least.pop(host, (now, rtt_us))
+            kept = (now, rtt_us) if rtt_us <= known or now >= at + DISTANCE_S else (at, known)
+            self._least[host] = kept
+            if len(self._least) > HOSTS_KEPT:
+                del self._least[next(iter(self._least))]
+        return kept[1]
+
+
 class Outstanding:
     """Bounds the bytes of a TCP connection that are sent and not acknowledged: more while that causes no delay, less
     when it does. What lies in queues can no longer be overtaken, neither here nor at the narrowest link.
 
     The socket's send buffer is the bound, so that the kernel says when there is room, and nobody has to look."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    def __init__(self, sock: socket.socket, host: str, distances: Distances) -> None:
+        self._socket, self._host, self._distances = sock, host, distances
         self._poll = select.poll()
         self._poll.register(sock, select.POLLOUT)
         self._least = self._limit = OUTSTANDING_LEAST
@@ -111,6 +135,7 @@ class Outstanding:
             self._bind(OUTSTANDING_CALM)
             return
         mss, rtt_us, least_us = _INFO.unpack(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+        least_us = self._distances.least(self._host, least_us)
         self._least = max(OUTSTANDING_LEAST, 2 * mss)  # a receiver may keep the acknowledgement of one segment back
         wanted = self._limit // 2 if rtt_us - least_us > DELAY_S * 1e6 else self._limit * 2
         self._limit = max(self._least, min(wanted, OUTSTANDING_MOST))

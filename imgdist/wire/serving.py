@@ -14,7 +14,7 @@ from imgdist.errors import NotFoundError, NotYetError, TemporaryError
 from imgdist.wire.answer import Answer, ChunkReader
 from imgdist.wire.load import Load
 from imgdist.wire.messages import Priority
-from imgdist.wire.precedence import Precedence
+from imgdist.wire.precedence import Distances, Precedence
 from imgdist.wire.ratelimit import PIECE, RateLimit
 from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest
 from imgdist.wire.session import TURN_S, Session
@@ -57,6 +57,7 @@ class Serving:
         self.seeder = seeder
         self.load = Load()
         self.precedence = Precedence()
+        self._distances = Distances()
         self.is_stopping = False
         """Then answers are gone on with until their time is up: nobody is left to park them at."""
         self._shelf = shelf
@@ -80,7 +81,7 @@ class Serving:
             except TemporaryError as error:
                 self.release(session)
                 return session.refuse(503, str(error), error.retry_after_s) and request.keep_alive
-            session.suit(request.priority)
+            session.suit(request.priority, self._distances)
         answer = session.answer
         while not self._send(session, answer):
             if time.monotonic() > answer.deadline:

@@ -15,7 +15,7 @@ from imgdist.wire.answer import Answer
 from imgdist.wire.arrivals import Arrivals
 from imgdist.wire.load import Ticket
 from imgdist.wire.messages import Priority
-from imgdist.wire.precedence import Outstanding
+from imgdist.wire.precedence import Distances, Outstanding
 from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest, Request, RequestDecoder
 from imgdist.wire.responses import encode_head
 from imgdist.wire.tracker import peer_address
@@ -88,12 +88,12 @@ class Session:
         first = self.pending[0] if self.pending else None
         return first if isinstance(first, (ChunkRequest, AnyRequest)) else None
 
-    def suit(self, priority: Priority) -> None:
+    def suit(self, priority: Priority, distances: Distances) -> None:
         """Set the socket up for requests of this priority."""
         if self.peer is None:
             return
         if priority is Priority.FILL:
-            self.outstanding = self.outstanding or Outstanding(self.socket)
+            self.outstanding = self.outstanding or Outstanding(self.socket, self.peer, distances)
         elif priority is Priority.DEMAND and not self.unpaced:
             self.unpaced = True
             with contextlib.suppress(OSError):  # it keeps the system's

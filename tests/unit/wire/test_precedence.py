@@ -12,7 +12,17 @@ from collections.abc import Callable
 
 import pytest
 
-from imgdist.wire.precedence import CALM_S, LINGER_S, OUTSTANDING_LEAST, SHARE_S, Outstanding, Precedence
+from imgdist.wire.precedence import (
+    CALM_S,
+    DISTANCE_S,
+    HOSTS_KEPT,
+    LINGER_S,
+    OUTSTANDING_LEAST,
+    SHARE_S,
+    Distances,
+    Outstanding,
+    Precedence,
+)
 
 
 class Clock:
@@ -100,7 +110,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 def test_a_piece_waits_for_acknowledgements(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = pair
     with near, far:
-        outstanding = Outstanding(near)
+        outstanding = Outstanding(near, "host", Distances())
         assert outstanding.has_room(0.0)
         near.setblocking(False)
         with pytest.raises(BlockingIOError):  # until both sockets' buffers are full
@@ -123,7 +133,7 @@ def test_a_reader_that_makes_no_room_gets_no_more_than_the_limit(pair: tuple[soc
     near, far = pair
     with near, far:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        outstanding = Outstanding(near)
+        outstanding = Outstanding(near, "host", Distances())
         outstanding.tune(calm=False)
         near.setblocking(False)
         waiting = array("i", [0])
@@ -136,17 +146,31 @@ def test_a_reader_that_makes_no_room_gets_no_more_than_the_limit(pair: tuple[soc
 def test_a_calm_fill_goes_by_chunks(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = pair
     with near, far:
-        outstanding = Outstanding(near)
+        outstanding = Outstanding(near, "host", Distances())
         outstanding.tune(calm=True)
         assert outstanding.piece is None
         outstanding.tune(calm=False)
         assert outstanding.piece is not None
 
 
+def test_a_connection_that_begins_in_a_queue_knows_the_distance_from_others() -> None:
+    now = 0.0
+    distances = Distances(lambda: now)
+    assert distances.least("a", 20_000) == 20_000
+    assert distances.least("a", 900) == 900
+    assert distances.least("a", 20_000) == 900
+    assert distances.least("b", 20_000) == 20_000
+    now = DISTANCE_S
+    assert distances.least("a", 20_000) == 20_000, "the way has become longer"
+    for host in range(HOSTS_KEPT):
+        distances.least(str(host), 1)
+    assert distances.least("b", 30_000) == 30_000, "forgotten"
+
+
 def test_pieces_grow_where_nothing_is_delayed(pair: tuple[socket.socket, socket.socket]) -> None:
     near, far = pair
     with near, far:
-        outstanding = Outstanding(near)
+        outstanding = Outstanding(near, "host", Distances())
         first = outstanding.piece
         assert first is not None
         deadline = time.monotonic() + 10
