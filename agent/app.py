@@ -177,7 +177,7 @@ async def _lazy_node(
     link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed, lapsed)
     stack.callback(link.close)
     seeds = [SupernodeChunks(url) for url in urls]
-    connect = partial(reach, allow_plain=config.allow_plain, patience=Patience())
+    connect = partial(reach, allow_plain=config.allow_plain, patience=Patience(), node=lambda: seeds[0].node or "")
     transfers = Transfers(
         link,
         seeds,

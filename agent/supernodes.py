@@ -100,10 +100,11 @@ class SupernodeChunks:
         priority: Priority,
         on_chunk: OnChunk,
         on_head: OnHead | None = None,
+        wait_s: float = 0.0,
     ) -> None:
         """As ChunkClient.fetch."""
         with self._client_in_use() as client:
-            client.fetch(pack, numbers, priority, on_chunk, on_head)
+            client.fetch(pack, numbers, priority, on_chunk, on_head, wait_s)
 
     def fetch_any(
         self,

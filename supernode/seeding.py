@@ -18,6 +18,8 @@ from imgdist.wire.answer import ChunkReader
 
 RECEIVERS = 8
 """Latest receivers that are remembered of each chunk."""
+ELSEWHERE = 2
+"""Of them so many are named to whoever is sent elsewhere: the second if the first proves to be gone (a guess)."""
 RECENT_S = 0.5
 """A chunk was only just sent for this long, and up to twice as long: whoever got it passes it on (a guess)."""
 RETRY_S = 0.1
@@ -101,11 +103,13 @@ class PackSeeding:
                 self._next[number] = (self._next[number] + 1) % RECEIVERS
 
     def receivers(self, numbers: Sequence[int], generation: int) -> list[int]:
-        """Who got all of these."""
+        """Who got all of these, the latest first."""
         if generation != self._generation or max(numbers) >= len(self._next):
             return []
-        first, *others = map(self._ring, numbers)
-        return [node for node in first if node and all(node in other for other in others)]
+        last, *others = numbers
+        latest, at = self._ring(last), self._next[last]
+        in_turn = [latest[at - 1 - i] for i in range(RECEIVERS)]
+        return [node for node in in_turn if node and all(node in self._ring(other) for other in others)]
 
     def _ring(self, number: int) -> array[int]:
         return self._receivers[number * RECEIVERS : (number + 1) * RECEIVERS]
@@ -170,24 +174,31 @@ class Seeding:
 
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         """These went out whole."""
-        if not node:
-            return
-        with self._lock:
-            pack = self._packs.get(self._names.get(name))
-            if pack is not None:
-                number, before = self._nodes.number(node), pack.remembered  # may begin a generation
-                pack.received(numbers, number, self._nodes.generation)
-                if pack.remembered > before:
-                    self._forget_some()
+        if node:
+            with self._lock:
+                self._received(name, numbers, node)
 
-    def receivers(self, name: str, numbers: Sequence[int], node: str) -> list[str]:
-        """Up to RECEIVERS others who got all of these lately, not always the same one first."""
+    def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> list[str]:
+        """Who got all of these or is getting them, the latest first; the next one who asks is sent to this one. Nobody,
+        if that was said before: then whoever comes back is served."""
+        if not node:
+            return []
         with self._lock:
             pack = self._packs.get(self._names.get(name))
             found = [] if pack is None else pack.receivers(numbers, self._nodes.generation)
             addresses = [self._nodes.addresses[number] for number in found]
-        start = int(self._dice() * len(addresses))
-        return [address for address in addresses[start:] + addresses[:start] if address != node]
+            if node in addresses:
+                return []
+            self._received(name, numbers, node)
+        return addresses[:ELSEWHERE]
+
+    def _received(self, name: str, numbers: Sequence[int], node: str) -> None:
+        pack = self._packs.get(self._names.get(name))
+        if pack is not None:
+            number, before = self._nodes.number(node), pack.remembered  # may begin a generation
+            pack.received(numbers, number, self._nodes.generation)
+            if pack.remembered > before:
+                self._forget_some()
 
     def _pack(self, name: str, reader: ChunkReader) -> PackSeeding:
         identity = self._names[name] = reader.identity

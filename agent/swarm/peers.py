@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agent.swarm.neighbours import SILENCE_S
 from agent.swarm.patience import Patience
@@ -17,17 +17,18 @@ CONNECT_TIMEOUT_S = 1.5
 
 class PeerChunks:
     """The chunk bodies of the agent at `address` ("host:port"; UsageError if it is none). Two of the same address are
-    equal: a source that left and comes again is the same one to the policy. `patience` is shared with other peers."""
+    equal: a source that left and comes again is the same one to the policy. `patience` is shared with other peers.
+    `node()` is where others reach this one (host:port), "" if nobody does: a member can be sent elsewhere."""
 
     kind = "peer"
 
-    def __init__(self, address: str, patience: Patience | None = None) -> None:
+    def __init__(self, address: str, patience: Patience | None = None, node: Callable[[], str] = lambda: "") -> None:
         self._patience = patience or Patience()
+        self._node = node
         self._client = ChunkClient(
             peer_address(address),
             connect_timeout_s=CONNECT_TIMEOUT_S,
             read_timeout_s=self._patience.seconds,
-            node="",  # a member, who can be sent elsewhere; a peer need not know where it is reached
         )
         self.name = str(self._client.address)
 
@@ -44,10 +45,12 @@ class PeerChunks:
         priority: Priority,
         on_chunk: OnChunk,
         on_head: OnHead | None = None,
+        wait_s: float = 0.0,
     ) -> None:
         """As ChunkClient.fetch."""
         self._client.read_timeout_s = self._patience.seconds
-        self._client.fetch(pack, numbers, priority, on_chunk, self._timed(on_head))
+        self._client.node = self._node()
+        self._client.fetch(pack, numbers, priority, on_chunk, self._timed(on_head), wait_s)
 
     def fetch_any(
         self,
@@ -84,11 +87,13 @@ class PeerChunks:
         return told
 
 
-def reach(address: str, *, allow_plain: bool, patience: Patience | None = None) -> PeerChunks | None:
+def reach(
+    address: str, *, allow_plain: bool, patience: Patience | None = None, node: Callable[[], str] = lambda: ""
+) -> PeerChunks | None:
     """The agent at an address that somebody named; None if that is no address, or one that must not be spoken to
     without TLS."""
     try:
-        peer = PeerChunks(address, patience)
+        peer = PeerChunks(address, patience, node)
     except UsageError:
         return None
     return peer if allow_plain or peer_address(address).is_local else None

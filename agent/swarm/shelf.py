@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -66,16 +66,22 @@ class Served(Protocol):
 class Shelf:
     """Finds layers by what the wire calls them (a `ChunkShelf`). Thread-safe."""
 
-    def __init__(self, lookup: Callable[[str], Served | None]) -> None:
-        """`lookup` knows pack ids in hex and layer names (`sha256-<hex>-v<n>`)."""
+    def __init__(
+        self,
+        lookup: Callable[[str], Served | None],
+        expects: Callable[[int, int], bool] = lambda node, chunk: False,
+    ) -> None:
+        """`lookup` knows pack ids in hex and layer names (`sha256-<hex>-v<n>`), `expects(node, chunk)` says whether a
+        chunk is on its way to us."""
         self._lookup = lookup
+        self._expects = expects
         self._lock = threading.Lock()
         self._arrivals: dict[int, Arrivals] = {}
 
     def open(self, name: str) -> LayerReader | None:
         """The reader of a layer that is here, whole or not."""
         store = self._lookup(name)
-        return None if store is None else LayerReader(store, self._arrivals_of(store.node))
+        return None if store is None else LayerReader(store, self._arrivals_of(store.node), self._expects)
 
     def arrived(self, node: int, chunk: int) -> None:
         """A chunk of a layer became present."""
@@ -95,8 +101,9 @@ class LayerReader:
     """One layer's chunks (a `ChunkReader`). Holds up nobody who closes or removes the layer: what it reads from stays
     open as long as it is referenced."""
 
-    def __init__(self, store: Served, arrivals: Arrivals) -> None:
+    def __init__(self, store: Served, arrivals: Arrivals, expects: Callable[[int, int], bool]) -> None:
         self.arrivals = arrivals
+        self._expects = expects
         self.identity = store.node
         self.count = store.index.chunk_count
         self._store = store
@@ -117,3 +124,20 @@ class LayerReader:
                 self._image = os.dup(self._store.image_fd)
                 weakref.finalize(self, os.close, self._image)
         return Row(self._image, index.start(number), index.size(number), codec.RAW)
+
+    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+        """Return once these are here, are not on their way, or time is over."""
+        node, awaited = self.identity, [number for number in numbers if not self._is_here(number)]
+
+        def is_over() -> bool:
+            return not any(self._expects(node, number) and not self._is_here(number) for number in awaited)
+
+        if awaited:
+            self.arrivals.wait(is_over, seconds)
+
+    def _is_here(self, number: int) -> bool:
+        try:
+            self.row(number)
+        except NotFoundError:
+            return False
+        return True

@@ -18,6 +18,7 @@ from agent.swarm.membership import Membership
 from agent.swarm.mesh import Mesh
 from agent.swarm.neighbours import SourceKind, SourceRow
 from agent.swarm.presence import Presence
+from agent.swarm.relay import Relay
 from agent.swarm.shelf import Shelf
 from agent.transfer.sources import ChunkSource
 from agent.transfer.transfers import Transfers
@@ -56,7 +57,7 @@ class Station:
         self._membership = Membership(me, config.supernode)
         self._mesh = Mesh(me, transfers, connect, self._membership, limit=config.swarm.neighbours)
         self._presence = Presence(self._mesh, tasks)
-        self._shelf = Shelf(self._presence.find)
+        self._shelf = Shelf(self._presence.find, transfers.expects)
         hello = tracker.encode(tracker.Hello(me.node, wire.VERSION, wire.VERSION))
         limit = config.swarm.up_bytes_per_s
         self._server = ChunkServer(
@@ -67,6 +68,7 @@ class Station:
             hello=lambda: hello,
             up_limit=RateLimit(limit) if limit else None,
             busy_after_s=BUSY_AFTER_S,
+            seeder=Relay(),
         )
         transfers.listen(self._shelf.arrived)
         transfers.listen(self._mesh.here)

@@ -81,12 +81,16 @@ class Desk:
             waited_for = [chunk for chunk in chunks if self._scheduler.is_wanted(job.node, chunk)]
             self._attempts.failed(job.node, waited_for, f"{source.kind} {source.name}", str(error), self._clock())
 
-    def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
-        """A busy source says who else has the chunks. Only a supernode knows; a peer must not send this node to whom it
-        likes."""
+    def receivers(self, fetch: Fetch, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
+        """A busy source says who else has the chunks, or is getting them. A peer must not send this node to whom it
+        likes, only to other neighbours; one that does so without need is left alone like one that is busy."""
         with self._lock:
-            self._policy.busy(source, self._clock(), error.retry_after_s)
-            return self._sources.at(error.addresses) if source.kind == "supernode" else []
+            is_peer = source.kind == "peer"
+            found = self._sources.at(error.addresses, strangers=not is_peer)
+            if is_peer and not (found and fetch.kind.is_urgent):
+                self._policy.busy(source, self._clock(), error.retry_after_s)
+            self._scheduler.redirected(fetch)
+            return found
 
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now. Only a supernode should say so; a peer that does is left

@@ -16,12 +16,15 @@ from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.sources import ChunkSource
 from imgdist.errors import CorruptError, ImgdistError, NotFoundError, NotYetError, ProtocolError, TemporaryError
 from imgdist.pack import CHUNK_MAX
-from imgdist.pack.codec import decode_into
+from imgdist.pack.codec import RAW, decode_into
 from imgdist.wire.client import RedirectedError, Told
 from imgdist.wire.messages import Priority
 
 _log = logging.getLogger("imgdist.agent")
 
+WAIT_S = 1.0
+"""For chunks that are on their way to whom a busy source named: sixteen links of 12 Mbit/s, one behind the other, take
+as long for a chunk (a guess)."""
 TWINS_KEPT = 4
 """Copies of a chunk that are remembered; the first present one is used (a guess)."""
 
@@ -92,8 +95,8 @@ class Desk(Protocol):
     def tried(self, job: Job, chunks: Sequence[int], source: ChunkSource, error: ImgdistError) -> None:
         """A source did not give these chunks."""
 
-    def receivers(self, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
-        """A busy source says who else has the chunks."""
+    def receivers(self, fetch: Fetch, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
+        """A busy source says who else has the chunks, or is getting them."""
 
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now."""
@@ -180,6 +183,7 @@ class Landing:
         whole = len(rest) == len(fetch.chunks)
         sources = deque(cast(tuple[ChunkSource, ...], fetch.sources))
         asked: list[ChunkSource] = []
+        receivers: list[ChunkSource] = []
         while sources:
             source = sources.popleft()
             if asked:
@@ -187,14 +191,16 @@ class Landing:
             asked.append(source)
             told: list[Told] = []
             try:
-                self._ask(job, fetch, source, rest, told, outcome)
+                self._ask(job, fetch, source, rest, told, outcome, WAIT_S if source in receivers else 0.0)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 self._desk.tried(job, rest, source, error)
                 outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
                 self._desk.tried(job, rest, source, error)
-                receivers = self._desk.receivers(source, error)
-                sources.extendleft(other for other in reversed(receivers) if other not in asked)
+                named = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]
+                again = [source] if asked.count(source) == 1 else []
+                sources.extendleft(reversed([*named, *again]))
+                receivers += named
                 outcome.explained = True
             except NotYetError as error:
                 self._desk.tried(job, rest, source, error)
@@ -211,7 +217,14 @@ class Landing:
             whole = False
 
     def _ask(
-        self, job: Job, fetch: Fetch, source: ChunkSource, rest: list[int], told: list[Told], outcome: Outcome
+        self,
+        job: Job,
+        fetch: Fetch,
+        source: ChunkSource,
+        rest: list[int],
+        told: list[Told],
+        outcome: Outcome,
+        wait_s: float,
     ) -> None:
         """Fetch `rest`, or what the source chooses, taking from it what lands; what comes wrong goes to `outcome.bad`.
         Then a supernode's answer is read on, there may be no other; a peer's is not: what follows is as likely wrong,
@@ -253,9 +266,7 @@ class Landing:
                     expected.popleft()
                     lied(number, error)
                     return
-                self._land(job, fetch, number, raw, source, len(body))
-            if job.store.frames is not None and not self._desk.is_alone:
-                job.store.frames.append(number, encoding, body)
+                self._land(job, fetch, number, raw, source, encoding, body)
             expected.popleft()
             rest.remove(number)
 
@@ -264,7 +275,7 @@ class Landing:
                 priority = _ANY_PRIORITY[fetch.kind]
                 source.fetch_any(job.name, fetch.any_of, fetch.count, priority, on_numbers, on_chunk, told.append)
             else:
-                source.fetch(job.name, asked, _PRIORITY[fetch.kind], on_chunk, told.append)
+                source.fetch(job.name, asked, _PRIORITY[fetch.kind], on_chunk, told.append, wait_s)
         except (CorruptError, ProtocolError) as error:
             lied(_where_it_broke(fetch, expected, asked), error)
 
@@ -285,12 +296,19 @@ class Landing:
                         _log.warning("pack %s: no copy of its chunk %d: %s", job.name, chunk, error)
                         job.drop_twin(chunk, twin)
                         continue
-                    self._land(job, fetch, chunk, raw, None, size)
+                    self._land(job, fetch, chunk, raw, None, RAW, raw)
                 return True
         return False
 
     def _land(
-        self, job: Job, fetch: Fetch, chunk: int, raw: memoryview, source: ChunkSource | None, body_bytes: int
+        self,
+        job: Job,
+        fetch: Fetch,
+        chunk: int,
+        raw: memoryview,
+        source: ChunkSource | None,
+        encoding: int,
+        body: memoryview,
     ) -> None:
         start = job.store.index.start(chunk)
         end = start + len(raw)
@@ -304,7 +322,10 @@ class Landing:
                 answered_at = self._clock()
         # Buffered where a reader is about to come back for the neighbouring blocks, past the page cache otherwise.
         job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
-        if self._desk.landed(job, fetch, chunk, source, body_bytes, answered_at or self._clock()):
+        frames = job.store.frames
+        if source is not None and frames is not None and not self._desk.is_alone:
+            frames.append(chunk, encoding, body)  # before anybody hears that the chunk is here
+        if self._desk.landed(job, fetch, chunk, source, len(body), answered_at or self._clock()):
             # Only then: each read that the view parks is told to us as a miss, so nobody else is waiting for this.
             self._view.written(job.node, start, end)
 

@@ -17,7 +17,7 @@ from agent.transfer.bulk import Bulk
 from agent.transfer.fetch import Fetch, Kind, Landed
 from agent.transfer.flights import Flights
 from agent.transfer.gate import FillGate
-from agent.transfer.layerstate import HERE, MISSING, RESTING, LayerState, Layout
+from agent.transfer.layerstate import FLYING, HERE, MISSING, RESTING, LayerState, Layout
 from agent.transfer.pace import Pace
 from agent.transfer.urgent import Urgent
 from agent.transfer.window import Window
@@ -28,7 +28,9 @@ AHEAD_CHUNKS = 4
 AHEAD_ROUND_TRIP_S = 0.002
 """Below this a chunk ahead costs more than the miss it saves: a round trip of 1 ms, and up to 1 ms until the first byte
 leaves a busy server (a guess)."""
-
+AHEAD_BYTES = 64 * 1024
+"""Of a chunk on the wire. While these take longer than the round trip, the link is what a start waits for, and chunks
+ahead take a third of it (a guess)."""
 
 _NEVER = float("inf")
 
@@ -170,9 +172,18 @@ class Scheduler:
         """Whether a reader waits for the chunk: then answer first, write after."""
         return self._urgent.is_wanted(node, chunk)
 
+    def expects(self, node: int, chunk: int) -> bool:
+        """Whether the chunk is on its way."""
+        layer = self._layers.get(node)
+        return layer is not None and chunk < len(layer.state) and layer.state[chunk] == FLYING
+
     def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
         """The source of an `any_of` request says which chunks it sends."""
         self.flights.named(fetch, chunks)
+
+    def redirected(self, fetch: Fetch) -> None:
+        """A supernode knows who passes these chunks on: to ask it a second time would take its link from others."""
+        self._urgent.redirected(fetch)
 
     def turned(self, fetch: Fetch, source: Hashable, now: float) -> None:
         """What a request's source did not serve is asked of another one."""
@@ -286,8 +297,8 @@ class Scheduler:
 
     @property
     def _is_far(self) -> bool:
-        round_trip = self.window.round_trip_s
-        return round_trip is None or round_trip >= AHEAD_ROUND_TRIP_S
+        round_trip, rate = self.window.round_trip_s, self.window.rate_bytes_per_s
+        return round_trip is None or round_trip >= max(AHEAD_ROUND_TRIP_S, AHEAD_BYTES / rate)
 
     def _guess_behind(self, node: int, layer: LayerState, first: int) -> None:
         for chunk in range(first, min(first + AHEAD_CHUNKS, len(layer.state))):

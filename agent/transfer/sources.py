@@ -38,8 +38,9 @@ class ChunkSource(Protocol):
         priority: Priority,
         on_chunk: OnChunk,
         on_head: OnHead | None = None,
+        wait_s: float = 0.0,
     ) -> None:
-        """Fetch chunks of the pack named so on the wire."""
+        """Fetch chunks of the pack named so on the wire; what is on its way to the source may take `wait_s` more."""
 
     def fetch_any(
         self,
@@ -89,12 +90,12 @@ class Sources:
         self._joined.pop(source, None)
         self._policy.leave(source)
 
-    def at(self, addresses: Iterable[str]) -> list[ChunkSource]:
-        """Agents by their addresses, neighbours or not: as many as are worth a try."""
+    def at(self, addresses: Iterable[str], *, strangers: bool) -> list[ChunkSource]:
+        """Agents by their addresses, also those that are no neighbours or not: as many as are worth a try."""
         neighbours = {source.name: source for source in self._joined.values()}
         found: list[ChunkSource] = []
         for address in addresses:
-            source = neighbours.get(address) or self._stranger(address)
+            source = neighbours.get(address) or (self._stranger(address) if strangers else None)
             if source is not None:
                 found.append(source)
             if len(found) == RECEIVERS_MAX:

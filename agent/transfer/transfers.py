@@ -175,6 +175,10 @@ class Transfers:
             self._waiters.fail(lambda waiter: waiter.node == node, NotFoundError(f"layer {node} was removed"))
             self._changed.wait_for(lambda: not self._scheduler.in_flight(node))
 
+    def expects(self, node: int, chunk: int) -> bool:
+        """Whether a chunk is on its way. Without the lock: for a moment it may be wrong."""
+        return self._scheduler.expects(node, chunk)
+
     # Events.
 
     def miss(self, node: int, start: int, length: int) -> None:

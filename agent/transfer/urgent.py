@@ -79,6 +79,11 @@ class Urgent:
         want = self._wanted.pop(key, None)
         return max(0.0, answered_at - want.asked_at) if want else None
 
+    def redirected(self, fetch: Fetch) -> None:
+        """Who passes the chunks on is known: only silence makes them late."""
+        for chunk in fetch.chunks:
+            self._hedge_at.pop((fetch.node, chunk), None)
+
     @property
     def has_work(self) -> bool:
         """Whether anybody waits."""

@@ -31,6 +31,7 @@ class Window:
     def __init__(self) -> None:
         self._rates: deque[tuple[float, Hashable]] = deque(maxlen=_RATES_KEPT)
         self._round_trips: dict[Hashable, deque[tuple[float, float]]] = {}  # (when, seconds), rising in both
+        self._bodies: deque[tuple[int, float]] = deque(maxlen=_RATES_KEPT)
         self._delivered = 0
         self._ratio = 0.5
         self.size_bytes = WINDOW_MIN
@@ -45,6 +46,12 @@ class Window:
     def round_trip_s(self) -> float | None:
         """From a request to the first byte of its answer, serving included, at the nearest source; None before one."""
         return min((kept[0][1] for kept in self._round_trips.values()), default=None)
+
+    @property
+    def rate_bytes_per_s(self) -> float:
+        """Of the node's link: what came within the last answers, from their first byte on; infinite before one."""
+        count, seconds = sum(count for count, _ in self._bodies), sum(took for _, took in self._bodies)
+        return count / seconds if count and seconds else float("inf")
 
     def estimate(self, raw_bytes: int) -> int:
         """Body bytes that so many raw bytes will be."""
@@ -69,6 +76,7 @@ class Window:
         kept.append((finished, round_trip_s))
         while kept[0][0] < finished - ROUND_TRIP_S:
             kept.popleft()
+        self._bodies.append((self._delivered - delivered_before, max(0.0, finished - started - round_trip_s)))
         if finished > started:
             self._rates.append(((self._delivered - delivered_before) / (finished - started), source))
         trips = self._round_trips

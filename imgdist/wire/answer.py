@@ -49,6 +49,9 @@ class ChunkReader(Protocol):
     def row(self, number: int) -> Row:
         """A chunk's place. Raises NotFoundError where it is not there (yet)."""
 
+    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+        """Return once these are there, are not on their way, or time is over."""
+
 
 class Answer:
     """What a request for `numbers` still gets. `deadline` is on the clock of `now`. Raises NotFoundError if a chunk is

@@ -88,14 +88,17 @@ class ChunkClient:
         priority: Priority,
         on_chunk: OnChunk,
         on_head: OnHead | None = None,
+        wait_s: float = 0.0,
     ) -> None:
         """Fetch chunks `numbers` of pack `name`, calling `on_chunk` for each in order, as it arrives, unverified.
+
+        An agent that is getting them itself may take `wait_s` until they are there.
 
         An exception of a callback ends the fetch and comes out as it is. Raises NotFoundError (no such pack, or a chunk
         is not there yet), RedirectedError, TemporaryError (refused, time-out, cut, busy: `retry_after_s`) and
         ProtocolError. Chunks handed to `on_chunk` before an error count.
         """
-        request = encode_request(name, numbers, priority, node=self.node)
+        request = encode_request(name, numbers, priority, node=self.node, wait_s=wait_s)
 
         def read(connection: Connection, head: ResponseHead) -> None:
             self._read_chunks(connection, head, numbers, on_chunk)

@@ -40,12 +40,19 @@ _INFO = Struct("=16xI48xI76xI")
 
 
 class Precedence:
-    """Urgent requests never wait; fills ask before each piece. Thread-safe."""
+    """Urgent requests never wait; fills ask before each piece. Thread-safe.
+
+    On a slow link what is urgent goes on long after the kernel has it: 57 ms of a chunk at 12 Mbit/s.
+    """
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        is_sending: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._clock, self._sleep = clock, sleep
+        """`is_sending` says whether urgent answers that were handed to the kernel are still on their way."""
+        self._is_sending, self._clock, self._sleep = is_sending, clock, sleep
         self._lock = threading.Lock()
         self._urgent = 0
         self._quiet_at = float("-inf")
@@ -79,12 +86,14 @@ class Precedence:
     def _wait_s(self) -> float:
         with self._lock:
             now = self._clock()
-            if not self._urgent and now >= self._quiet_at:
+            quiet_at = self._quiet_at
+            if self._urgent or (now >= quiet_at and self._is_sending()):
+                quiet_at = now + LINGER_S  # while it lasts, look again then
+            if now >= quiet_at:
                 return 0.0
             if now >= self._share_at:
                 self._share_at = now + SHARE_S
                 return 0.0
-            quiet_at = now + LINGER_S if self._urgent else self._quiet_at  # while it lasts, look again then
             return min(self._share_at, quiet_at) - now
 
 

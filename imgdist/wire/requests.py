@@ -17,7 +17,7 @@ PIPELINED_MAX = 16
 
 _CHUNKS = re.compile(
     rb"/v1/chunks/([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})/"
-    rb"(?:([0-9,-]{1,800})(?:\?p=(demand|trace|fill))?|any\?p=(trace|fill)&n=([1-8]))"
+    rb"(?:([0-9,-]{1,800})(?:\?p=(demand|trace|fill)(?:&w=([0-9]{1,4}))?)?|any\?p=(trace|fill)&n=([1-8]))"
 )
 _PRIORITIES = {priority.value.encode(): priority for priority in Priority}
 _ONCE = (b"content-length", b"transfer-encoding", b"imgdist-lacks", b"imgdist-node")
@@ -27,7 +27,8 @@ _ONCE = (b"content-length", b"transfer-encoding", b"imgdist-lacks", b"imgdist-no
 class ChunkRequest:
     """For chunks `numbers` of the pack `name`, to be answered in that order.
 
-    `node` is where others reach the member of the swarm that asks, "" if nobody does; None: it is no member.
+    `node` is where others reach the member of the swarm that asks, "" if nobody does; None: it is no member. `wait_s`:
+    so long it may take until chunks are there that are on their way to the server.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ChunkRequest:
     priority: Priority
     keep_alive: bool = True
     node: str | None = None
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,16 @@ Request = BodyRequest | HelloRequest | MeshRequest
 
 
 def encode_request(
-    name: str, numbers: Sequence[int], priority: Priority, host: str = "imgdist", node: str | None = None
+    name: str,
+    numbers: Sequence[int],
+    priority: Priority,
+    host: str = "imgdist",
+    node: str | None = None,
+    wait_s: float = 0.0,
 ) -> bytes:
-    """The bytes of a `ChunkRequest`."""
-    return _encode(f"/v1/chunks/{name}/{format_numbers(numbers)}?p={priority.value}", host, node)
+    """The bytes of a `ChunkRequest`; `wait_s` is below 10 and sent as whole milliseconds."""
+    wait = f"&w={round(wait_s * 1000)}" if wait_s else ""
+    return _encode(f"/v1/chunks/{name}/{format_numbers(numbers)}?p={priority.value}{wait}", host, node)
 
 
 def encode_any(
@@ -151,9 +159,10 @@ def _parse_chunks(target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -
     if match[2] is None:
         missing = fields.get(b"imgdist-lacks", b"")
         parse_lacks(missing)
-        return AnyRequest(name, missing, int(match[5]), _PRIORITIES[match[4]], keep_alive, node)
+        return AnyRequest(name, missing, int(match[6]), _PRIORITIES[match[5]], keep_alive, node)
     priority = _PRIORITIES[match[3]] if match[3] else Priority.DEMAND
-    return ChunkRequest(name, parse_numbers(match[2].decode()), priority, keep_alive, node)
+    wait_s = int(match[4] or 0) / 1000
+    return ChunkRequest(name, parse_numbers(match[2].decode()), priority, keep_alive, node, wait_s)
 
 
 def _parse_node(value: bytes | None) -> str | None:

@@ -6,6 +6,7 @@ Between two pieces of a chunk a fill stands back for demand and trace requests (
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -18,6 +19,14 @@ from imgdist.wire.precedence import Distances, Precedence
 from imgdist.wire.ratelimit import PIECE, RateLimit
 from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest
 from imgdist.wire.session import TURN_S, Session
+from imgdist.wire.uplink import Uplink
+
+WAITING_MAX = 4
+"""Slots that may wait at once for chunks that are on their way to us: half of demand's, the others serve."""
+
+
+WAIT_MAX_S = 2.0
+"""However long a client is ready to wait: a slot is not to be had meanwhile (a guess)."""
 
 
 class ChunkShelf(Protocol):
@@ -40,8 +49,9 @@ class Seeder(Protocol):
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         """These chunks went out whole."""
 
-    def receivers(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
-        """Who else got all of these lately. Never waits."""
+    def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
+        """Who else got all of these lately or is getting them; whoever asks is taken to get them there, or here if that
+        is nobody. Never waits."""
 
 
 class Serving:
@@ -56,13 +66,15 @@ class Serving:
     ) -> None:
         self.seeder = seeder
         self.load = Load()
-        self.precedence = Precedence()
+        self.uplink = Uplink()
+        self.precedence = Precedence(lambda: self.uplink.is_busy)
         self._distances = Distances()
         self.is_stopping = False
         """Then answers are gone on with until their time is up: nobody is left to park them at."""
         self._shelf = shelf
         self._on_sent = on_sent
         self._up_limit = up_limit
+        self._waiting = threading.Semaphore(WAITING_MAX)
 
     def answer(self, session: Session, request: BodyRequest) -> bool:
         """Begin the answer or go on with it, for a turn: it is over unless `session.answer` is set afterwards.
@@ -90,6 +102,8 @@ class Serving:
                 return True
         if self.seeder is not None:
             self.seeder.sent(request.name, answer.numbers, request.node)
+        if session.peer is not None and request.priority is not Priority.FILL:
+            self.uplink.sent(session.socket, request.node)
         self.release(session)
         return request.keep_alive
 
@@ -111,6 +125,8 @@ class Serving:
             numbers = seeder.choose(request.name, reader, request.lacks, request.count, request.node)
         else:
             numbers = request.numbers
+            if request.wait_s:
+                self._wait(reader, request)
         answer = Answer(request, numbers, reader, time.monotonic())
         if seeder is not None and isinstance(request, ChunkRequest):
             seeder.begun(request.name, reader, numbers, request.node)
@@ -119,6 +135,13 @@ class Serving:
         self.load.settle(session.ticket, answer.size_bytes, len(numbers))
         answer.open(max(0, queue_bytes), session.news(request.name, reader.arrivals))
         return answer
+
+    def _wait(self, reader: ChunkReader, request: ChunkRequest) -> None:
+        if self._waiting.acquire(blocking=False):
+            try:
+                reader.wait(request.numbers, min(request.wait_s, WAIT_MAX_S))
+            finally:
+                self._waiting.release()
 
     def _send(self, session: Session, answer: Answer) -> bool:
         """Send what the reader has room for, for a turn. True when the kernel has all of it."""

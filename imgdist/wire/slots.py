@@ -114,19 +114,28 @@ class Slots:
         busy_after_s, priority = self._busy_after_s, request.priority
         if busy_after_s is None or request.node is None:
             return None
+        if priority is not Priority.FILL:
+            return self._elsewhere(request, request.node)
         if self._serving.load.requests(priority) < self._counts[priority]:
             return None
         excess_s = self._serving.load.wait_s(priority) - busy_after_s
         if excess_s <= 0:
             return None
-        if priority is Priority.FILL:
-            least, most = _BUSY_RETRY_S
-            return Refusal(503, "busy; ask elsewhere or again", min(max(excess_s, least), most))
-        if self._serving.seeder is not None and isinstance(request, ChunkRequest):
-            addresses = self._serving.seeder.receivers(request.name, request.numbers, request.node)
-            if addresses:
-                return Refusal(307, "busy; others have it", None, addresses)
-        return None
+        least, most = _BUSY_RETRY_S
+        return Refusal(503, "busy; ask elsewhere or again", min(max(excess_s, least), most))
+
+    def _elsewhere(self, request: BodyRequest, node: str) -> Refusal | None:
+        """A member's demand while others are served: those who have the chunks, or are getting them, pass them on. A
+        crowd that misses the same chunk at once gets it one from the other, each link busy once, instead of each with
+        its share of this link."""
+        serving = self._serving
+        if serving.seeder is None or not isinstance(request, ChunkRequest):
+            return None
+        addresses = serving.seeder.elsewhere(request.name, request.numbers, node)
+        urgent = serving.load.requests(Priority.DEMAND) + serving.load.requests(Priority.TRACE)
+        if not addresses or not (urgent or serving.uplink.is_occupied(node)):
+            return None
+        return Refusal(307, "busy; others have it", None, addresses)
 
     def _find_slot(self, priority: Priority) -> bool:
         """Count a free thread as taken, or begin one; else what is put waits for whoever is free next. False if there
@@ -203,7 +212,18 @@ class Slots:
             return False
         request = session.request
         if isinstance(request, ChunkRequest) and request.priority is Priority.DEMAND:
+            refusal = self._busy(request)
+            if refusal is not None:
+                return self._turn_away(session, refusal)
             session.ticket = self._serving.load.take_on(request.priority, len(request.numbers))
             return True
         self._desk.proceed(session)
+        return False
+
+    def _turn_away(self, session: Session, refusal: Refusal) -> bool:
+        session.pending.popleft()
+        if session.refuse(refusal.status, refusal.reason, refusal.retry_after_s, refusal.addresses):
+            self._desk.proceed(session)
+        else:
+            self._desk.close(session)
         return False

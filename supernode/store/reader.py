@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 from imgdist.errors import CorruptError, NotFoundError
@@ -55,6 +56,9 @@ class PackReader:
         if offset > _OFFSET_MAX or length > CHUNK_MAX or encoding > codec.ZERO:
             raise CorruptError(f"table row of chunk {number} says {length} bytes at {offset}, encoding {encoding}")
         return Row(self._chunks, offset, length, encoding)
+
+    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+        """Nothing is on its way here that somebody would know of."""
 
     def body(self, number: int) -> tuple[int, bytes]:
         """(encoding, body) of a chunk. `CorruptError` if the file ends before the body does."""

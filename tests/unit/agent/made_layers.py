@@ -59,6 +59,7 @@ class MemorySource:
         self.name = name
         self.asked: list[tuple[str, tuple[int, ...], Priority]] = []
         self.chosen: list[tuple[int, ...]] = []
+        self.waits: list[float] = []
         self.before: Callable[[tuple[int, ...], Priority], None] = lambda numbers, priority: None
         self.spoil: Callable[[int, bytes], bytes] = lambda number, body: body
         self.closed = threading.Event()
@@ -72,7 +73,9 @@ class MemorySource:
         priority: Priority,
         on_chunk: OnChunk,
         on_head: OnHead | None = None,
+        wait_s: float = 0.0,
     ) -> None:
+        self.waits.append(wait_s)
         self._answer(pack, tuple(numbers), priority, on_chunk, on_head)
 
     def fetch_any(

@@ -115,6 +115,16 @@ def test_the_run_behind_a_miss_is_fetched_only_without_a_trace_and_far_away(sche
     assert [fetch.chunks for fetch in far.due(0.0)] == [(30,), (20,)]
 
 
+@pytest.mark.parametrize(("rate", "is_ahead"), [(1e6, False), (25e6, True)])
+def test_where_a_chunk_takes_longer_than_the_way_nothing_is_fetched_ahead(rate: float, is_ahead: bool) -> None:
+    far = Scheduler(lambda: 0.5)
+    far.add(2, LAYER.index, range(COUNT))
+    far.window.received(85_000, 200_000)
+    far.window.answered(0, 0.9, 0.01, 0.91 + 85_000 / rate)
+    far.miss(2, offset(3), 1, 1.0)
+    assert [fetch.kind for fetch in far.due(1.0)] == [Kind.DEMAND, Kind.TRACE][: 1 + is_ahead]
+
+
 def test_a_trace_keeps_the_window_full_in_runs(scheduler: Scheduler) -> None:
     scheduler.trace([(2, chunk) for chunk in reversed(range(40))])
     fetches = scheduler.due(0.0)

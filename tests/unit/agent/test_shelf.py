@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,3 +178,37 @@ def test_a_neighbour_gets_every_chunk_and_the_news(shelf: Shelf, store: Store, l
         server.stop()
     assert got == dict(enumerate(layer.chunks[:4]))
     assert [answer.have for answer in told] == [(3,), (4,), ()]
+
+
+def test_what_is_on_its_way_is_waited_for(store: Store, layer: MadeLayer) -> None:
+    expected = {1, 2}
+    shelf = Shelf({layer.name: store}.get, lambda node, chunk: node == store.node and chunk in expected)
+    reader = shelf.open(layer.name)
+    assert reader is not None
+    reader.wait([0, 4], 60)  # nobody brings those
+    store.present = {0}
+    reader.wait([0], 60)  # here already
+
+    waiting = threading.Thread(target=reader.wait, args=([0, 1, 2], 60))
+    waiting.start()
+    store.present |= {1}
+    shelf.arrived(store.node, 1)
+    waiting.join(0.05)
+    assert waiting.is_alive(), "one of them is still to come"
+    store.present |= {2}
+    shelf.arrived(store.node, 2)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_what_does_not_come_after_all_is_waited_for_no_longer(store: Store, layer: MadeLayer) -> None:
+    expected = {1}
+    shelf = Shelf({layer.name: store}.get, lambda node, chunk: chunk in expected)
+    reader = shelf.open(layer.name)
+    assert reader is not None
+    reader.wait([1], 0.01)  # time is over
+    waiting = threading.Thread(target=reader.wait, args=([1], 60))
+    waiting.start()
+    expected.clear()
+    waiting.join(10)
+    assert not waiting.is_alive()

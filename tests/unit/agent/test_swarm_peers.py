@@ -17,6 +17,7 @@ from agent.database import Database
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
 from agent.swarm.peers import PeerChunks, reach
+from agent.swarm.relay import Relay
 from agent.swarm.shelf import Shelf
 from agent.transfer.sources import ChunkSource
 from agent.transfer.transfers import Transfers
@@ -24,6 +25,7 @@ from imgdist.errors import NotFoundError, TemporaryError, UnreachableError, Usag
 from imgdist.wire.messages import Priority
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.server import ChunkServer
+from imgdist.wire.uplink import Uplink
 from supernode.seeding import Seeding
 
 LAYER = MadeLayer([16] * 160 + [1], dense=True)  # 160 chunks of 64 KiB
@@ -37,8 +39,7 @@ class Seed(PeerChunks):
     kind = "supernode"
 
     def __init__(self, address: str, node: str) -> None:
-        super().__init__(address)
-        self._client.node = node
+        super().__init__(address, node=lambda: node)
 
 
 class Member:
@@ -55,9 +56,13 @@ class Member:
         self.complete = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        shelf = Shelf(self._find)
+        shelf = Shelf(self._find, lambda node, chunk: self.transfers.expects(node, chunk))
         self.server = ChunkServer(
-            shelf, [self.listener], up_limit=RateLimit(rate) if rate else None, busy_after_s=0.05, seeder=seeding
+            shelf,
+            [self.listener],
+            up_limit=RateLimit(rate) if rate else None,
+            busy_after_s=0.05,
+            seeder=seeding or Relay(),
         )
         self.transfers = Transfers(
             self.view,
@@ -65,7 +70,7 @@ class Member:
             twins=self.chunks.twins,
             on_layer_complete=lambda store: self.complete.set(),
             swarm=True,
-            connect=lambda address: reach(address, allow_plain=False),
+            connect=lambda address: reach(address, allow_plain=False, node=lambda: self.address),
             registry=self.registry,
         )
         self.transfers.listen(shelf.arrived)
@@ -78,7 +83,7 @@ class Member:
 
     def meet(self, other: Member) -> PeerChunks:
         """Know what the other one has, now and later."""
-        source = PeerChunks(other.address)
+        source = PeerChunks(other.address, node=lambda: self.address)
         self.transfers.join(source)
         have = bits_of(range(COUNT)) ^ bits_of(other.store.missing_chunks())
         self.transfers.opened(source, self.store.node, have)
@@ -174,6 +179,29 @@ def test_a_member_that_dies_takes_nothing_with_it(make_member: MakeMember) -> No
     first.server.stop(0.0)
     third.transfers.leave(dying)
     third.wait()
+
+
+def test_a_crowd_that_misses_the_same_chunks_passes_them_on(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Uplink, "is_occupied", lambda uplink, node: True)  # as slow links would be
+    supernode = make_member(seeding=Seeding())
+    supernode.seed()
+    members = [make_member(supernode.address) for _ in range(4)]
+    for member in members:
+        for other in members:
+            if other is not member:
+                member.meet(other)
+    for chunk in range(8):
+        start = LAYER.index.start(chunk)
+        for member in members:
+            member.transfers.miss(member.store.node, start, 4096)
+        deadline = time.monotonic() + 20
+        while not all(member.store.has(chunk) for member in members):
+            assert time.monotonic() < deadline, f"chunk {chunk} does not come"
+            threading.Event().wait(0.002)
+    each = [sum(member.came(source) for source in ("supernode", "peer")) for member in members]
+    assert sum(member.came("supernode") for member in members) <= 2 * max(each)
 
 
 def test_misses_are_served_by_a_peer(make_member: MakeMember) -> None:

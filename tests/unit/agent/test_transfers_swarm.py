@@ -18,6 +18,7 @@ from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
 from agent.swarm.quarantine import DENIALS_MAX
 from agent.transfer.fetch import Fetch, Kind
+from agent.transfer.landing import WAIT_S
 from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource
 from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, NotYetError, TemporaryError, UnreachableError
@@ -327,6 +328,41 @@ def test_a_busy_supernode_names_who_has_the_chunk(make_node: MakeNode) -> None:
     assert set(strangers["10.0.0.2:1"].asked_chunks) == {1, 2}  # on a busy machine a late one is asked for twice
     node.transfers.stop()
     assert all(stranger.closed.is_set() for stranger in strangers.values())
+
+
+def test_who_is_named_may_be_getting_the_chunk_and_whoever_named_it_is_asked_last(make_node: MakeNode) -> None:
+    supernode, stranger = MemorySource(LAYER), peer("10.0.0.1:1", MadeLayer([1], seed=9))
+    redirected: list[int] = []
+
+    def redirect_once(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not redirected:
+            redirected.extend(numbers)
+            raise RedirectedError("busy", ("10.0.0.1:1",))
+
+    supernode.before = redirect_once
+    node = make_node(supernode, connect=lambda address: stranger)
+    node.transfers.miss(node.store.node, START[1], 4096)
+    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    assert (supernode.asked_chunks, supernode.waits) == ([1, 1], [0.0, 0.0])
+    assert (stranger.asked_chunks, stranger.waits) == ([1], [WAIT_S])
+
+
+def test_a_peer_sends_a_reader_to_neighbours_only(make_node: MakeNode) -> None:
+    connected: list[str] = []
+    has, getting = peer("has"), peer("getting")
+
+    def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
+        raise RedirectedError("busy", ("10.0.0.9:1", "getting"))
+
+    has.before = redirect
+    node = make_node(connect=connected.append)
+    node.meet(has)
+    node.meet(getting, have=0)
+    node.transfers.miss(node.store.node, START[1], 4096)
+    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    assert (getting.asked_chunks, getting.waits) == ([1], [WAIT_S])
+    assert not connected
+    assert {row.source: row.state for row in node.transfers.sources_rows()}["has"] == "ok"
 
 
 def test_a_stranger_that_fails_or_lies_is_not_asked_again(make_node: MakeNode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from imgdist.wire.answer import Row
 from supernode import seeding as seeding_module
 from supernode.seeding import RECEIVERS, RECENT_S, PackSeeding, Seeding
 
-A, B, C = "10.0.0.1:7651", "10.0.0.2:7651", "10.0.0.3:7651"
+A, B, C, D = (f"10.0.0.{i}:7651" for i in range(1, 5))
 
 
 class Pack:
@@ -25,6 +26,9 @@ class Pack:
         self.count, self.identity = count, identity
 
     def row(self, number: int) -> Row:
+        raise NotImplementedError
+
+    def wait(self, numbers: Sequence[int], seconds: float) -> None:
         raise NotImplementedError
 
 
@@ -109,29 +113,45 @@ def test_ties_are_broken_by_chance() -> None:
     assert {pack.least_sent(0b1111, random.Random(seed).random) for seed in range(50)} == {0, 1, 2, 3}
 
 
-def test_receivers_are_the_last_others_who_got_all_of_it(seeding: Seeding) -> None:
+def test_who_asks_is_sent_to_the_last_one_who_got_all_of_it(seeding: Seeding) -> None:
     pack = Pack(4)
+    assert seeding.elsewhere("p", [0], A) == []
     seeding.begun("p", pack, [0, 1], A)
-    assert seeding.receivers("p", [0], B) == []
     seeding.sent("p", [0, 1], A)
     seeding.sent("p", [1], B)
-    assert seeding.receivers("p", [0, 1], C) == [A]
-    assert sorted(seeding.receivers("p", [1], C)) == [A, B]
-    assert seeding.receivers("p", [1], A) == [B]
-    assert seeding.receivers("p", [1, 2], C) == []
-    assert seeding.receivers("other", [1], C) == []
-    for i in range(RECEIVERS):
-        seeding.sent("p", [1], f"n:{i + 1}")
-        seeding.sent("p", [1], f"n:{i + 1}")
-    assert sorted(seeding.receivers("p", [1], C)) == [f"n:{i + 1}" for i in range(RECEIVERS)]
-    assert len({seeding.receivers("p", [1], C)[0] for _ in range(100)}) > 1
+    assert seeding.elsewhere("p", [0, 1], C) == [A]
+    assert seeding.elsewhere("p", [1, 2], "n:1") == []
+    assert seeding.elsewhere("other", [1], D) == []
+    assert seeding.elsewhere("p", [1], D) == ["n:1", C], "who was sent elsewhere is about to have it"
+
+
+def test_a_crowd_is_sent_from_one_to_the_next(seeding: Seeding) -> None:
+    seeding.begun("p", Pack(4), [0], A)
+    chain = [A, B, C, D, *(f"n:{i + 1}" for i in range(2 * RECEIVERS))]
+    for before, node in zip(["", *chain], chain, strict=False):
+        assert seeding.elsewhere("p", [0], node)[:1] == [before] * bool(before)
+
+
+def test_who_comes_back_is_served(seeding: Seeding) -> None:
+    seeding.begun("p", Pack(4), [0], A)
+    assert seeding.elsewhere("p", [0], A) == []
+    assert seeding.elsewhere("p", [0], B) == [A]
+    assert seeding.elsewhere("p", [0], B) == []
+    assert seeding.elsewhere("p", [0], A) == []
+
+
+def test_who_cannot_be_reached_is_served(seeding: Seeding) -> None:
+    seeding.begun("p", Pack(4), [0], A)
+    seeding.sent("p", [0], A)
+    assert seeding.elsewhere("p", [0], "") == []
+    assert seeding.elsewhere("p", [0], B) == [A]
 
 
 def test_one_pack_under_two_names_is_one(seeding: Seeding) -> None:
     seeding.begun("layer", Pack(2, identity=7), [0], A)
     seeding.sent("layer", [0], A)
     assert seeding.choose("sealed", Pack(2, identity=7), 0b11, 1, B) == [1]
-    assert seeding.receivers("sealed", [0], B) == [A]
+    assert seeding.elsewhere("sealed", [0], B) == [A]
 
 
 def test_packs_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,10 +159,10 @@ def test_packs_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatc
     for i in range(3):
         seeding.begun(str(i), Pack(1, identity=i), [0], A)
         seeding.sent(str(i), [0], A)
-    assert [seeding.receivers(str(i), [0], B) for i in range(3)] == [[], [A], [A]]
+    assert [seeding.elsewhere(str(i), [0], B) for i in range(3)] == [[], [A], [A]]
     monkeypatch.setattr(seeding_module, "CHUNKS_MAX", 50)
     seeding.sent("2", [49], A)
-    assert [seeding.receivers(str(i), [0], B) for i in range(3)] == [[], [], [A]]
+    assert [seeding.elsewhere(str(i), [0], C) for i in range(3)] == [[], [], [B, A]]
 
 
 def test_nodes_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +170,6 @@ def test_nodes_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatc
     seeding.begun("p", Pack(1), [0], None)
     for node in (A, B):
         seeding.sent("p", [0], node)
-    assert sorted(seeding.receivers("p", [0], "")) == [A, B]
+    assert seeding.elsewhere("p", [0], B) == []
     seeding.sent("p", [0], C)
-    assert seeding.receivers("p", [0], "") == [C]
+    assert seeding.elsewhere("p", [0], B) == [C]

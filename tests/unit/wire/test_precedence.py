@@ -48,7 +48,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def precedence(clock: Clock) -> Precedence:
-    return Precedence(clock, clock.sleep)
+    return Precedence(clock=clock, sleep=clock.sleep)
 
 
 def test_fill_goes_at_once_where_nothing_is_urgent(precedence: Precedence, clock: Clock) -> None:
@@ -72,6 +72,19 @@ def test_fill_keeps_a_low_share_of_a_chain_without_pauses(precedence: Precedence
             precedence.stand_back()
             gone.append(clock.now)
     assert gone == pytest.approx([100.0 + SHARE_S * n for n in range(1, 6)])
+
+
+def test_fill_stands_back_for_what_the_kernel_still_sends(clock: Clock) -> None:
+    until = 100.1
+    precedence = Precedence(lambda: clock.now < until, clock, clock.sleep)
+    with precedence.urgent():
+        pass
+    gone = []
+    while clock.now < until:
+        precedence.stand_back()
+        gone.append(clock.now)
+    assert gone[:2] == pytest.approx([100.0 + SHARE_S, 100.0 + 2 * SHARE_S])
+    assert until <= gone[2] <= until + LINGER_S
 
 
 def test_each_urgent_request_prolongs_the_wait(precedence: Precedence, clock: Clock) -> None:

@@ -30,8 +30,8 @@ PACK = "ab" * 32
 NUMBERS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64).map(tuple)
 NODES = st.none() | st.just("") | st.just("10.0.0.1:7651")
 CHUNKS = st.builds(
-    lambda numbers, priority, node: ChunkRequest(PACK, numbers, priority, node=node),
-    NUMBERS, st.sampled_from(Priority), NODES,
+    lambda numbers, priority, node, wait: ChunkRequest(PACK, numbers, priority, node=node, wait_s=wait / 1000),
+    NUMBERS, st.sampled_from(Priority), NODES, st.integers(0, 9999),
 )  # fmt: skip
 ANY = st.builds(
     lambda lacks, count, priority, node: AnyRequest(PACK, format_lacks(lacks).encode(), count, priority, node=node),
@@ -42,7 +42,9 @@ ANY = st.builds(
 def encoded(request: Request) -> bytes:
     match request:
         case ChunkRequest():
-            return encode_request(request.name, request.numbers, request.priority, node=request.node)
+            return encode_request(
+                request.name, request.numbers, request.priority, node=request.node, wait_s=request.wait_s
+            )
         case AnyRequest():
             return encode_any(request.name, request.lacks, request.count, request.priority, node=request.node)
         case _:

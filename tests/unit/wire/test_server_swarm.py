@@ -31,6 +31,7 @@ from imgdist.wire.messages import Frame, Priority, encode_frame
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.responses import SWITCHING, encode_head
 from imgdist.wire.server import ChunkServer
+from imgdist.wire.serving import WAIT_MAX_S, WAITING_MAX
 
 PACK, BODY = "cd" * 32, os.urandom(100_000)
 HELLO = b"GET /v1/hello HTTP/1.1\r\n\r\n"
@@ -48,9 +49,15 @@ class Pack:
         self.file.write(BODY)
         self.file.flush()
         self.on_open: Callable[[], None] = lambda: None
+        self.waits: list[tuple[Sequence[int], float]] = []
+        self.on_wait: Callable[[], None] = lambda: None
 
     def row(self, number: int) -> Row:
         return Row(self.file.fileno(), 0, self.length, 0)
+
+    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+        self.waits.append((numbers, seconds))
+        self.on_wait()
 
     def open(self, name: str) -> Pack | None:
         self.on_open()
@@ -77,7 +84,7 @@ class Choices:
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         self.calls.append(("sent", numbers, node))
 
-    def receivers(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
+    def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
         return self.others
 
 
@@ -200,6 +207,73 @@ def test_a_members_demand_is_sent_to_receivers_if_there_are_any(pack: Pack) -> N
             waiting.join(0.1)
             assert waiting.is_alive()
         waiting.join(10)
+
+
+def test_a_member_is_served_while_nobody_else_is(pack: Pack) -> None:
+    seeder = Choices()
+    seeder.others = ("10.0.0.2:7651",)
+    with (
+        serving(pack, busy_after_s=0.05, seeder=seeder) as address,
+        asking(address, node="10.0.0.1:7651") as member,
+        asking(address) as other,
+    ):
+        for _ in range(3):  # within a chain of misses, too, whose connection its slot keeps
+            fetch(member, Priority.DEMAND)
+        fetch(other, Priority.DEMAND)
+
+
+def test_a_chain_of_misses_is_sent_elsewhere_once_others_are_served(pack: Pack) -> None:
+    seeder = Choices()
+    with (
+        serving(pack, busy_after_s=0.05, seeder=seeder) as address,
+        asking(address, node="10.0.0.1:7651") as member,
+    ):
+        fetch(member, Priority.DEMAND)
+        with held(pack, address, Priority.TRACE, 1):
+            seeder.others = ("10.0.0.2:7651",)
+            for _ in range(2):
+                with pytest.raises(RedirectedError):
+                    fetch(member, Priority.DEMAND)
+            with pytest.raises(RedirectedError):
+                fetch(member, Priority.TRACE)
+            fetch(member, Priority.FILL)
+        fetch(member, Priority.DEMAND)
+
+
+def test_what_is_on_its_way_is_waited_for_if_that_is_asked(pack: Pack) -> None:
+    with serving(pack) as address, asking(address) as client:
+        fetch(client, Priority.DEMAND)
+        assert pack.waits == []
+        client.fetch(PACK, (1, 2), Priority.DEMAND, lambda number, encoding, body: None, wait_s=0.75)
+        assert pack.waits == [((1, 2), 0.75)]
+        client.fetch(PACK, (1,), Priority.DEMAND, lambda number, encoding, body: None, wait_s=9.5)
+        assert pack.waits[1:] == [((1,), WAIT_MAX_S)]
+
+
+def test_few_may_wait_at_once(pack: Pack) -> None:
+    release, entered = threading.Event(), threading.Semaphore(0)
+
+    def wait() -> None:
+        entered.release()
+        release.wait(20)
+
+    pack.on_wait = wait
+
+    def ask() -> None:
+        client.fetch(PACK, (1,), Priority.DEMAND, lambda number, encoding, body: None, wait_s=1.0)
+
+    with serving(pack) as address, asking(address) as client:
+        threads = [threading.Thread(target=ask) for _ in range(WAITING_MAX)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:
+                assert entered.acquire(timeout=10)
+            ask()  # is answered at once
+        finally:
+            release.set()
+            for thread in threads:
+                thread.join()
 
 
 def test_the_server_chooses_and_keeps_account(pack: Pack) -> None:
