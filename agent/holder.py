@@ -100,7 +100,8 @@ class Holder:
             return status
         delay_s = child.plan_restart()
         why = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        say(f"{child.role} (process {child.pid}) {why}: starting it again in {delay_s:.2f} s")
+        when = f"in {delay_s:.2f} s" if delay_s else "at once"
+        say(f"{child.role} (process {child.pid}) {why}: starting it again {when}")
         if child.role == "view" and status == _SESSION_LOST:
             say("the view's mount is gone: making a new session; the agent moves the layers over to it")
             self._held.renew_session()

@@ -34,7 +34,7 @@ class Child:
         self.restart_at = 0.0
         self.pid = 0
         self.running = False
-        self._backoff_s = _BACKOFF_LEAST_S
+        self._backoff_s = 0.0
         self._ready_at = 0.0
 
     def start(self) -> socket.socket:
@@ -88,12 +88,13 @@ class Child:
         return os.waitstatus_to_exitcode(status)
 
     def plan_restart(self) -> float:
-        """Set `restart_at`; returns the delay in seconds, doubled at each death soon after a start."""
+        """Set `restart_at`; returns the delay in seconds: none, then 0.05 and doubled at each death soon after a start.
+        Readers and containerd wait for who is started again."""
         now = time.monotonic()
         if self.ready and now - self._ready_at >= _STEADY_S:
-            self._backoff_s = _BACKOFF_LEAST_S
+            self._backoff_s = 0.0
         delay_s = self._backoff_s
-        self._backoff_s = min(2 * delay_s, _BACKOFF_MOST_S)
+        self._backoff_s = min(max(2 * delay_s, _BACKOFF_LEAST_S), _BACKOFF_MOST_S)
         self.ready = False
         self.restart_at = now + delay_s
         return delay_s

@@ -105,8 +105,15 @@ os.read(holder.fileno(), 1)
 """
     with running(plan(tmp_path, agent=dies_once)) as process:
         said = read_until(process, b"second life")
-        assert any(b"agent" in line and b"signal 9" in line and b"0.05 s" in line for line in said)
+        assert any(b"agent" in line and b"signal 9" in line and line.endswith(b"again at once") for line in said)
         assert said.count(b"ready") == 1
+
+
+def test_a_child_that_dies_at_each_start_is_started_ever_later(tmp_path: Path) -> None:
+    dies = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with running(plan(tmp_path, agent=dies)) as process:
+        said = read_until(process, b"in 0.20 s")
+    assert [line.rpartition(b"again ")[2] for line in said] == [b"at once", b"in 0.05 s", b"in 0.10 s", b"in 0.20 s"]
 
 
 def test_child_that_never_starts_ends_the_holder_with_its_status(tmp_path: Path) -> None:
