@@ -18,8 +18,8 @@ from faults.schedule import Schedule
 
 _ROUNDS = {"quick": (5,), "full": (10,) * 10}
 """Deaths of each process, node by node: the layers of one are filled after some more."""
-_STALL_S = {"quick": 5.0, "full": 1.0}
-_GAP_S = {"quick": 5.0, "full": 0.8}
+_STALL_S = {"quick": 20.0, "full": 1.0}
+_GAP_S = {"quick": 20.0, "full": 0.8}
 _NO_RESEND: dict[str, Sequence[Hook]] = {
     "view": [{"call": "fuse.device.KernelReplies.ask_again", "do": "return false", "times": 1000}]
 }

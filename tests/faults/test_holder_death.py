@@ -12,7 +12,7 @@ from faults.schedule import Schedule
 from imgdist.demo.processes import wait_until
 
 _DEATHS = {"quick": 3, "full": 20}
-_RESCUE_S = {"quick": 10.0, "full": 3.0}
+_RESCUE_S = {"quick": 20.0, "full": 3.0}
 
 
 def kill_and_rescue(node: Node, schedule: Schedule, kills: int) -> tuple[Report, list[tuple[float, float]]]:
@@ -24,7 +24,7 @@ def kill_and_rescue(node: Node, schedule: Schedule, kills: int) -> tuple[Report,
             begun = time.monotonic()
             node.kill_holder()
             node.start()
-            wait_until(node.is_rescued, "the loops rescued", 20)
+            wait_until(node.is_rescued, "the loops rescued", 30)
             deaths.append((begun, time.monotonic()))
         time.sleep(0.3)
         return readers.stop(), deaths

@@ -39,7 +39,7 @@ def soak_s(pytestconfig: pytest.Config) -> float:
 
 @pytest.fixture(scope="module")
 def soaked(tmp_path_factory: pytest.TempPathFactory, soak_s: float) -> Iterator[Site]:
-    windows = int((_FRESH_PER_S + _FILL_PER_S) * (soak_s + 30) * 1.3)
+    windows = int((_FRESH_PER_S + _FILL_PER_S) * (soak_s + 120) * 1.3)
     with site(tmp_path_factory.mktemp("s"), layers=2, layer_blocks=windows // 2 * 64) as running:
         yield running
 
