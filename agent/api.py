@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -82,6 +83,14 @@ def application(node: Node | None, root: str, supernodes: Sequence[str]) -> web.
         ]
     )
     return app
+
+
+async def serve(app: web.Application, listener: socket.socket, *, shutdown_s: float) -> web.AppRunner:
+    """Answer on a socket that listens already. To stop: `runner.cleanup()`, which gives calls so many seconds."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=shutdown_s)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    return runner
 
 
 @web.middleware

@@ -1,4 +1,4 @@
-"""The agent process: composition root. Started by the holder as `python -m agent.app CONFIG_JSON lazy|plain`."""
+"""The agent's composition root; agent/main.py is where the process begins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from aiohttp import web
 from grpclib.server import Server
 
 from agent import api
@@ -256,14 +255,12 @@ async def _serve_sockets(
         tasks.create_task(node.keeper.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
     stack.push_async_callback(_close, server)
+    await asyncio.to_thread(lambda: api.application)  # it is loaded now (agent/main.py), while containerd is answered
     seen = _api_node(node, snapshotter) if node is not None else None
     supernodes = supernode_urls(config) if node is not None else config.supernode
-    runner = web.AppRunner(
-        api.application(seen, config.root, supernodes), access_log=None, shutdown_timeout=_SHUTDOWN_S
-    )
-    await runner.setup()
+    application = api.application(seen, config.root, supernodes)
+    runner = await api.serve(application, socket.socket(fileno=holder.fds["socket:api"]), shutdown_s=_SHUTDOWN_S)
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, socket.socket(fileno=holder.fds["socket:api"])).start()
     return snapshotter
 
 
@@ -326,7 +323,3 @@ async def _unmount_forgotten(node: _LazyNode, timeout_s: float) -> None:
             await node.own_snapshots.cleanup()
     except (ImgdistError, OSError, sqlite3.Error) as error:
         log.warning("layers that nothing uses stay mounted until the next start: %s", error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -123,7 +123,7 @@ def _children(config: AgentConfig, lazy: bool) -> Iterator[dict[str, Any]]:
         view += ["--log-format", config.log_format]
         yield {"role": "view", "argv": view, "environment": sparing}
     settings = msgspec.json.encode(config).decode()
-    agent = [sys.executable, "-m", "agent.app", settings, "lazy" if lazy else "plain"]
+    agent = [sys.executable, "-m", "agent.main", settings, "lazy" if lazy else "plain"]
     yield {"role": "agent", "argv": agent, "environment": sparing | _NO_PUBLIC_CAS}
 
 

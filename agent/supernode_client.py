@@ -48,19 +48,26 @@ class SupernodeClient:
 
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
         """`timeout_s` bounds the silence of the supernode within a call; resolving may ask a slow registry."""
-        address = Address.parse(url)
-        self.url = address.url
-        self._base = "http://localhost" if address.path else address.url
-        connector = (
-            aiohttp.UnixConnector(address.path)
-            if address.path
-            else aiohttp.TCPConnector(limit=0, socket_factory=watched_socket)
-        )
-        self._http = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=timeout_s),
-        )
+        self._address, self._timeout_s = Address.parse(url), timeout_s
+        self.url = self._address.url
+        self._base = "http://localhost" if self._address.path else self.url
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        """Made at the first question: an agent that starts again serves readers before it has one (agent/main.py)."""
+        if self._session is None:
+            connector = (
+                aiohttp.UnixConnector(self._address.path)
+                if self._address.path
+                else aiohttp.TCPConnector(limit=0, socket_factory=watched_socket)
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=self._timeout_s),
+            )
+        return self._session
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,7 +79,8 @@ class SupernodeClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.close()
+        if self._session is not None:
+            await self._session.close()
 
     async def resolve(
         self, reference: str, *, platform: str = "", manifest_digest: str | None = None, convert: bool = True

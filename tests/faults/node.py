@@ -35,7 +35,7 @@ from imgdist.demo.push import push
 from imgdist.demo.registry import registry
 from imgdist.errors import ImgdistError
 
-_WORDS = {"view": "fuse.main", "agent": "agent.app", "supernode": "imgdist.cli"}
+_WORDS = {"view": "fuse.main", "agent": "agent.main", "supernode": "imgdist.cli"}
 _EDGE = Path(__file__).with_name("edge.py")
 _TOP = Path(__file__).parents[2]
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # and empty settings (RFC 9113, 3.4)

@@ -121,7 +121,7 @@ class Node:
         """SIGKILL for the agent's process alone: its holder starts it again."""
         holder = self.agent.pid
         for child in Path(f"/proc/{holder}/task/{holder}/children").read_text().split():
-            if b"\0agent.app\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"\0agent.main\0" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(int(child), signal.SIGKILL)
 
     def kill(self) -> None:

@@ -60,7 +60,7 @@ class LocalAgent:
 
     def child(self, role: str) -> int:
         """Pid of one of them: "supernode", "view" or "agent"."""
-        words = {"supernode": b"\0supernode\0", "view": b"\0fuse.main\0", "agent": b"\0agent.app\0"}
+        words = {"supernode": b"\0supernode\0", "view": b"\0fuse.main\0", "agent": b"\0agent.main\0"}
         (pid,) = (pid for pid in self._children() if words[role] in Path(f"/proc/{pid}/cmdline").read_bytes())
         return pid
 
