@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from faults import content
 from faults.edge import Hook
+from faults.link import Link
 from faults.readers import Readers, Report, Target
 from faults.schedule import VARIABLE, Schedule
 
@@ -85,6 +87,38 @@ def watched(directory: Path, data: bytes | None, how: str) -> tuple[list[Any], l
         report: Report = readers.stop()
     assert report.reads > 20 or data is None
     return report.errors, report.wrong
+
+
+def test_a_link_delays_falsifies_falls_silent_and_cuts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, Link(f"127.0.0.1:{server.getsockname()[1]}") as link:
+        host, _, port = link.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as near:
+            far, _ = server.accept()
+            with far:
+                far.settimeout(10)
+
+                def passes(data: bytes) -> tuple[bytes, float]:
+                    begun = time.monotonic()
+                    far.sendall(data)
+                    return near.recv(len(data), socket.MSG_WAITALL), time.monotonic() - begun
+
+                near.sendall(b"asked")
+                assert far.recv(5, socket.MSG_WAITALL) == b"asked"
+                assert passes(b"right")[0] == b"right"
+                link.flip_next = 1
+                assert passes(b"right")[0] == b"rifht" and passes(b"right")[0] == b"right"
+                link.delay_s = 0.2
+                assert passes(b"late")[1] >= 0.2
+                link.delay_s, link.silent = 0.0, True
+                far.sendall(b"later")
+                near.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    near.recv(5)
+                near.settimeout(10)
+                link.silent = False
+                assert near.recv(5, socket.MSG_WAITALL) == b"later"
+                link.cut()
+                assert near.recv(1) == b"" and far.recv(1) == b""
 
 
 def test_a_seed_repeats_a_schedule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
