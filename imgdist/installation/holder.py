@@ -15,7 +15,8 @@ _HOLDER = b"\0agent.holder\0"
 
 
 def find(run: str) -> int | None:
-    """Pid of the holder whose sockets are in `run`: whoever listens there (SO_PEERCRED of unix(7)) and is a holder."""
+    """Pid of the holder whose sockets are in `run`: who called listen(2) last (SO_PEERCRED of unix(7)), which is it or
+    a child of its. None if nobody listens there."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
@@ -23,7 +24,9 @@ def find(run: str) -> int | None:
         except OSError:
             return None
         pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(pid) if _HOLDER in _command_line(pid) else None
+    while pid > 1 and _HOLDER not in _command_line(pid):
+        pid = _parent(pid)
+    return pid if pid > 1 else None
 
 
 def stop(pid: int, timeout_s: float) -> bool:
@@ -73,6 +76,14 @@ def _ended(ends: list[int], timeout_s: float) -> bool:
         if left_s <= 0:
             break
     return not waiting
+
+
+def _parent(pid: int) -> int:
+    """0 if it is gone."""
+    with suppress(OSError):
+        # Field 4 of proc_pid_stat(5), behind the command's closing bracket.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _command_line(pid: int) -> bytes:
