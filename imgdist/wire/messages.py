@@ -2,7 +2,7 @@
 
 Requests have no body::
 
-    GET /v1/chunks/<name>/<numbers>?p=demand|trace|fill HTTP/1.1
+    GET /v1/chunks/<name>/<numbers>?p=demand|trace|fill[&w=<0..9999>] HTTP/1.1
     GET /v1/chunks/<name>/any?p=trace|fill&n=<1..8> HTTP/1.1        with Imgdist-Lacks
     GET /v1/hello HTTP/1.1                                          who answers here, and which versions it speaks
     GET /v1/mesh HTTP/1.1                                           with Upgrade: imgdist-mesh (imgdist.wire.mesh)
@@ -11,12 +11,12 @@ Requests have no body::
 `<numbers>` lists at most `NUMBERS_MAX` chunks, single or as inclusive ranges: `3-7,9`. The answer's body is, for
 each chunk in the order asked, a 16-byte frame header (little-endian `<IBxxxII`: number, encoding, length, raw size in
 bytes or 0 where the sender does not know it) and `length` bytes. For `any` the server chooses n of the chunks that
-`Imgdist-Lacks: <first>:<bitmap>` names, and says in `Imgdist-Chunks` which. Any HTTP client can talk to it; only ours
-is fast.
+`Imgdist-Lacks: <first>:<bitmap>` names, and says in `Imgdist-Chunks` which. With `w` an agent may take so many
+milliseconds for chunks that are on their way to it. Any HTTP client can talk to it; only ours is fast.
 
 Fields of a request: `Imgdist-Node: host:port` of a member of the swarm, where others reach it, or empty if nobody can:
-it can go elsewhere, so that 307 with `Imgdist-Peers: host:port,...` (who got these chunks lately) and 503 with
-`Retry-After-Ms` are better answers than a long wait; 404 with `Retry-After-Ms` is no sign of load: others just got what
+it can go elsewhere, so that 307 with `Imgdist-Peers: host:port,...` (who got these chunks lately, or is getting them)
+and 503 with `Retry-After-Ms` are better answers than a long wait; 404 with `Retry-After-Ms` is no sign of load: others just got what
 the member lacks of this pack. Fields of an answer: `Imgdist-Queue`, bytes that wait to be sent with that urgency or a
 higher one; `Imgdist-Have`, chunks of this pack that came to the sender lately.
 
