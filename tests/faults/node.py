@@ -266,6 +266,12 @@ class Node:
         view = os.stat(self.run / "view").st_dev
         return all(loop.backing(entry.source).device == view for entry in self._layer_mounts())
 
+    def is_local(self) -> bool:
+        """Whether every loop device shows the layer's own image: none needs the view any more."""
+        images = {(stat.st_dev, stat.st_ino) for stat in map(os.stat, self.root.glob("packs/*/image"))}
+        shown = [loop.backing(entry.source) for entry in self._layer_mounts()]
+        return all((backing.device, backing.inode) in images for backing in shown)
+
     def targets(self, *, fresh_per_s: float) -> list[Target]:
         """Each layer three ways: its loop device and its file past the page cache, its file through it."""
         found = []

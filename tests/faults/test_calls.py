@@ -29,6 +29,11 @@ _AGENT: list[Hook] = [
     {"call": "fuse.link.ViewLink.ready", "do": "kill after", "at": "20-80"},  # told, not written
     {"call": "os.pwrite", "do": "short", "chance": 0.1},
 ]
+_SWITCH: list[Hook] = [
+    {"call": "agent.layers.loop.change_file", "do": "kill", "at": "1-4"},  # durable, and behind the view still
+    {"call": "agent.layers.loop.change_file", "do": "kill after", "at": "1-4"},  # local, and in the view still
+    {"call": "fuse.link.ViewLink.remove", "do": "kill after", "at": "1-4"},  # out of the view, and not told further
+]
 
 
 @pytest.mark.parametrize(("role", "hooks"), [("view", _VIEW), ("agent", _AGENT)])
@@ -40,6 +45,22 @@ def test_death_at_a_call_costs_no_read(made: Site, role: str, hooks: list[Hook])
             wait_until(lambda: deaths(node, role) >= 3, f"three deaths of the {role}", 60)
             report = readers.stop()
         print(f"{deaths(node, role)} deaths: {report}")
+    assert (report.errors, report.wrong) == ([], [])
+
+
+def test_death_around_the_switch_leaves_layers_local_and_right(made: Site) -> None:
+    """Each layer leaves the view under its readers, however often the agent dies before, in and after that."""
+    schedule = Schedule()
+    settings = ("fill.quiet_s=0", "switch.idle_s=0")
+    with Node(made, "switch", settings, edges={"agent": _SWITCH}) as node:
+        targets = node.targets(fresh_per_s=100)
+        with Readers(targets, 8, seed=schedule.seed) as readers:
+            wait_until(node.is_local, "both layers local", 80)
+            node.kill("agent")
+            node.kill("view")  # nobody needs them any more
+            time.sleep(0.5)
+            report = readers.stop()
+        print(f"{deaths(node, 'agent')} deaths: {report}")
     assert (report.errors, report.wrong) == ([], [])
 
 
