@@ -17,8 +17,8 @@ milliseconds for chunks that are on their way to it. Any HTTP client can talk to
 Fields of a request: `Imgdist-Node: host:port` of a member of the swarm, where others reach it, or empty if nobody can:
 it can go elsewhere, so that 307 with `Imgdist-Peers: host:port,...` (who got these chunks lately, or is getting them)
 and 503 with `Retry-After-Ms` are better answers than a long wait; 404 with `Retry-After-Ms` is no sign of load: others
-just got what the member lacks of this pack. Fields of an answer: `Imgdist-Queue`, bytes that wait to be sent with that urgency or a
-higher one; `Imgdist-Have`, chunks of this pack that came to the sender lately.
+just got what the member lacks of this pack. Fields of an answer: `Imgdist-Queue`, bytes that wait to be sent with that
+urgency or a higher one; `Imgdist-Have`, chunks of this pack that came to the sender lately.
 
 Nothing here (requests, responses, numbers) does I/O. Decoders raise ProtocolError and nothing else.
 """
