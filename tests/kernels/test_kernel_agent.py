@@ -50,7 +50,7 @@ class Node:
         build_image([layer], directory / "made")
         self.content = (directory / "made").read_bytes()
         self.image: Pushed = Workshop(directory / "images", address).push("app", [layer], compression="none")
-        self.agent, self.place = LocalAgent(directory / "a", address), directory / "a/m"
+        self.agent, self.place = LocalAgent(directory / "a", address, patience_s=PATIENCE_S), directory / "a/m"
         self.place.mkdir()
 
     def mount(self) -> str:

@@ -18,12 +18,13 @@ from imgdist.demo.processes import Process, wait_until
 
 
 class LocalAgent:
-    """Started and stopped as often as a test likes; what it mounted stays in between. `directory` is short."""
+    """Started and stopped as often as a test likes; what it mounted stays in between. `directory` is short, and
+    `patience_s` how long it may take to start; a command may take twice that."""
 
-    def __init__(self, directory: Path, registry: str, root: Path | None = None) -> None:
+    def __init__(self, directory: Path, registry: str, root: Path | None = None, patience_s: float = 30.0) -> None:
         self.root, self.run = root or directory / "root", directory / "run"
         self._directory = directory
-        self._registry = registry
+        self._registry, self._patience_s = registry, patience_s
         self._process: Process | None = None
         self._directory.mkdir(exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,7 @@ class LocalAgent:
         argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--plain-http", self._registry]
         argv += ["--peer-listen", f"127.0.0.1:{free_port()}"]  # used only with configured supernodes
         self._process = Process("agent", [*argv, *flags], self._directory / "agent.log", stop_timeout_s=60)
-        self._process.wait_for_line("ready")
+        self._process.wait_for_line("ready", self._patience_s)
 
     def stop(self) -> int:
         """SIGTERM, as systemd does it; the exit code."""
@@ -84,7 +85,8 @@ class LocalAgent:
     def imgdist(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command against this agent."""
         argv = [*IMGDIST, *words, "--run", str(self.run)]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        timeout_s = 2 * self._patience_s
+        return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
 
     def done(self, *words: str) -> None:
         """Run a command that must succeed and say nothing."""

@@ -21,7 +21,8 @@ import root
 from imgdist.demo.cache import cache_directory
 
 _DEFAULT = ("6.1", "6.12")
-_TIMEOUT_S = 600.0
+_TIMEOUT_S = 900.0
+_KILLS = 30
 _JOBS = 2  # on two cores: most tests keep one of a guest's two processors busy
 _TAIL_LINES = 60
 
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", default=_DEFAULT, help=f"of {', '.join(packages.VERSIONS)}")
     parser.add_argument("--only", action="append", default=[], metavar="TEST", help="file or test, as pytest takes it")
     parser.add_argument("--timeout", type=float, default=_TIMEOUT_S, metavar="SECONDS", help="of one kernel")
+    parser.add_argument("--kills", type=int, default=_KILLS, metavar="N", help="of the view, and of the agent")
     parser.add_argument("--jobs", type=int, default=_JOBS, metavar="N", help="virtual machines at a time")
     signal.signal(signal.SIGTERM, _stop)
     options = parser.parse_args()
@@ -42,8 +44,9 @@ def main() -> int:
         print(f"kernels: {error}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="kernels-") as name:
+        script = guest.run_script(options.only or ["tests/kernels"], options.kills, options.timeout)
         image = Path(name) / "root.erofs"
-        root.build(image, guest.run_script(options.only or ["tests/kernels"]))
+        root.build(image, script)
         with ThreadPoolExecutor(options.jobs) as pool:
             running = {kernel: pool.submit(_run, kernel, image, cache, options.timeout) for kernel in kernels}
             try:
