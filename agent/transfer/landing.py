@@ -194,7 +194,8 @@ class Landing:
                 self._ask(job, fetch, source, rest, told, outcome, WAIT_S if source in receivers else 0.0)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 self._desk.tried(job, rest, source, error)
-                outcome.explained |= self._desk.source_lacks(job, source, rest)
+                if source not in receivers:  # who was named by another promised nothing
+                    outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
                 self._desk.tried(job, rest, source, error)
                 named = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]

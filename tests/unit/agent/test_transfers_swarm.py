@@ -365,6 +365,24 @@ def test_a_peer_sends_a_reader_to_neighbours_only(make_node: MakeNode) -> None:
     assert {row.source: row.state for row in node.transfers.sources_rows()}["has"] == "ok"
 
 
+def test_who_is_named_by_another_and_lacks_the_chunk_has_not_lied(make_node: MakeNode) -> None:
+    has, named = peer("has"), peer("named", MadeLayer([1], seed=9))
+
+    def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
+        if len(has.asked) % 2:
+            raise RedirectedError("busy", ("named",))
+
+    has.before = redirect
+    node = make_node()
+    node.meet(has)
+    node.meet(named, have=0)
+    for chunk in (0, 1, 2, 4):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert len(named.asked) >= 3
+    assert {row.source: (row.state, row.lies) for row in node.transfers.sources_rows()}["named"] == ("ok", 0)
+
+
 def test_a_stranger_that_fails_or_lies_is_not_asked_again(make_node: MakeNode) -> None:
     supernode, liar = MemorySource(LAYER), peer("liar")
     liar.spoil = lambda number, body: bytes([body[0] ^ 1]) + body[1:]
