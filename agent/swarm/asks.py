@@ -12,13 +12,14 @@ class Limits:
 
     run: int = 8
     """Chunks of one request at most."""
-    run_s: float = 0.05
-    """What a request should take: at 25 Mbit/s one chunk, above 200 Mbit/s the whole run."""
+    run_s: float = 0.4
+    """What a request should take at a peer, whose link several share: at 25 Mbit/s two to four chunks. A request costs
+    the processors more than a chunk [measured, 16 nodes at 25 Mbit/s on two cores: 22 CPU-s/GB with 0.05 s, 16 with
+    0.4; simulated, 60 such nodes with links alone: T/T* 1.14 and 1.11]."""
+    any_s: float = 0.1
+    """Likewise at a supernode: the others are to get something new, too."""
     outstanding: int = 6
     """Fill requests in flight in all."""
-    outstanding_slow: int = 4
-    """Likewise while one chunk takes longer than `run_s`: more only find sources busy [simulated, 300 nodes: T/T* 1.058
-    with six, 1.037 with four and a seventh fewer requests at 25 Mbit/s; 1.14 and 1.20 at 1 Gbit/s]."""
     per_source: int = 2
     """And at one source: while one is sent the next one waits there."""
     alone: int = 4

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 from agent.swarm.asks import Ask, Limits
 from agent.swarm.bitset import bits_of, pick, without
-from agent.swarm.holdings import Holding, Table
-from agent.swarm.neighbours import Neighbour
+from agent.swarm.holdings import Table
+from agent.swarm.neighbours import Neighbour, SourceKind
 from agent.swarm.rarity import Rarity
 from agent.swarm.totals import Totals
 
@@ -42,7 +42,7 @@ class Choice:
         self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
     ) -> Ask | None:
         """See Policy.fill."""
-        if self._totals.outstanding >= (self._most if table is not None else self._limits.bulk):
+        if self._totals.outstanding >= (self._limits.outstanding if table is not None else self._limits.bulk):
             return None
         fresh = without(lacks, bits_of(flying)) if flying else lacks
         ask = None
@@ -52,7 +52,17 @@ class Choice:
             ask = self._second(table, layer, lacks, now, flying)
         return ask
 
-    def spread(self, table: Table | None, layer: Hashable, chunks: Sequence[int], now: float) -> list[Ask]:
+    def unseen(self, table: Table, layer: Hashable, lacks: int, now: float) -> Ask | None:
+        """See Policy.unseen."""
+        supernode = self._supernode(now)
+        if supernode is None or not self._has_supernode_room(supernode, table):
+            return None
+        nobodys = without(lacks, table.rarity(now).union)
+        return self._any(supernode, layer, nobodys, now) if nobodys else None
+
+    def spread(
+        self, table: Table | None, layer: Hashable, chunks: Sequence[int], now: float, in_order: bool
+    ) -> list[Ask]:
         """See Policy.spread."""
         pairs = table.pairs if table is not None else ()
         able = [
@@ -81,19 +91,21 @@ class Choice:
         asks = [Ask(source, tuple(run)) for source, plan in plans.items() for run in _parts(plan, self._limits.run)]
         room = max(0, self._limits.bulk - self._totals.outstanding)
         if orphans and len(asks) < room:
-            asks += self._orphans(table, layer, orphans, now, room - len(asks))
+            asks += self._orphans(table, layer, orphans, now, room - len(asks), in_order)
         return asks[:room]
 
-    def _orphans(self, table: Table | None, layer: Hashable, orphans: list[int], now: float, room: int) -> list[Ask]:
-        """Requests for chunks that no neighbour can give. Alone, a node takes them in order; among others it lets the
-        supernode choose, from sets that do not overlap: what it chose is known only when it answers."""
+    def _orphans(
+        self, table: Table | None, layer: Hashable, orphans: list[int], now: float, room: int, in_order: bool
+    ) -> list[Ask]:
+        """Requests for chunks that no neighbour can give. Alone, a node may take them in order; among others it lets
+        the supernode choose, from sets that do not overlap: what it chose is known only when it answers."""
         supernode = self._supernode(now)
         if supernode is None:
             last = self._last_resort(table, layer, bits_of(orphans), now)
             return [last] if last is not None else []
         room = min(room, self._limits.bulk - supernode.outstanding)
         run = self._limits.run
-        if table is None:
+        if table is None and in_order:
             return [Ask(supernode.source, tuple(part)) for part in _parts(orphans, run)[:room]]
         if supernode.waits.get(layer, 0.0) > now:
             return []
@@ -103,19 +115,14 @@ class Choice:
 
     def _rarest(self, table: Table | None, layer: Hashable, fresh: int, now: float) -> Ask | None:
         """What nobody near has from a supernode, else the rarest of what the least busy useful peer has."""
-        supernode = self._supernode(now)
-        if supernode is not None and not self._has_supernode_room(supernode, table):
-            supernode = None
-        if table is None:
-            return self._any(supernode, layer, fresh, now)
-        rarity = table.rarity(now)
-        if supernode is not None:
-            nobodys = without(fresh, rarity.union)
-            if nobodys and (ask := self._any(supernode, layer, nobodys, now)) is not None:
+        if table is not None:
+            if (ask := self.unseen(table, layer, fresh, now)) is not None:
                 return ask
-        found = self._least_busy(table, layer, fresh, now)
-        if found is not None:
-            return Ask(found[0].source, self._run(found[0], rarity, found[1]))
+            if (found := self._least_busy(table, layer, fresh, now)) is not None:
+                return Ask(found[0].source, self._run(found[0], table.rarity(now), found[1]))
+        supernode = self._supernode(now)
+        if supernode is None or not self._has_supernode_room(supernode, table):
+            return None
         return self._any(supernode, layer, fresh, now)
 
     def _least_busy(self, table: Table, layer: Hashable, wanted: int, now: float) -> tuple[Neighbour, int] | None:
@@ -123,30 +130,34 @@ class Choice:
 
         From a random place on, so that nodes which see the same do not all ask the same one.
         """
-        pairs, limits, slow_rate = table.pairs, self._limits, self._totals.slow_rate
-        able: list[tuple[float, Neighbour, Holding]] = []
+        pairs, per_source = table.pairs, self._limits.per_source
+        best, least, tried = None, float("inf"), 0
         start = int(self._random() * len(pairs))
         for neighbour, holding in pairs[start:] + pairs[:start]:
-            if neighbour.busy_until > now or neighbour.failing_until > now:
+            if neighbour.busy_until > now or neighbour.failing_until > now or neighbour.conviction.until > now:
                 continue
             outstanding = neighbour.outstanding
-            if outstanding >= limits.per_source or neighbour.is_on_trial:
+            if outstanding and (outstanding >= per_source or self._is_late_or_slow(neighbour, now)):
                 continue
-            if outstanding and neighbour.late_at <= now:
-                continue
-            if neighbour.conviction.until > now:
-                continue
-            if outstanding and neighbour.rate is not None and neighbour.rate < slow_rate:
+            if not neighbour.is_proven and neighbour.is_on_trial:
                 continue
             score = outstanding + (neighbour.queue_s(now) / _QUEUE_S if neighbour.queue_bytes else 0.0)
             if neighbour.near:
                 score -= 0.5
-            able.append((score, neighbour, holding))
-            if len(able) == _TRIED:
-                if (found := _first_useful(able, layer, wanted, now)) is not None:
-                    return found
-                able.clear()
-        return _first_useful(able, layer, wanted, now)
+            if score < least and (useful := holding.bits & wanted):
+                if neighbour.conviction.total:
+                    useful = without(useful, neighbour.conviction.chunks(layer, now))
+                if useful:
+                    best, least = (neighbour, useful), score
+            tried += 1
+            if best is not None and tried >= _TRIED:
+                break
+        return best
+
+    def _is_late_or_slow(self, neighbour: Neighbour, now: float) -> bool:
+        """Whether a source that is asked already should not be asked for more."""
+        rate = neighbour.rate
+        return neighbour.late_at <= now or (rate is not None and rate < self._totals.slow_rate)
 
     def _run(self, neighbour: Neighbour, rarity: Rarity, useful: int) -> tuple[int, ...]:
         """As many as one request should have: the rarest of the set, and where those are too few any.
@@ -166,11 +177,12 @@ class Choice:
             return 1
         if neighbour.rate is None:
             return max(1, limits.run // 4)
-        return max(1, min(limits.run, int(neighbour.rate * limits.run_s / self._totals.chunk_bytes)))
+        seconds = limits.run_s if neighbour.kind is SourceKind.PEER else limits.any_s
+        return max(1, min(limits.run, int(neighbour.rate * seconds / self._totals.chunk_bytes)))
 
-    def _any(self, supernode: Neighbour | None, layer: Hashable, among: int, now: float) -> Ask | None:
+    def _any(self, supernode: Neighbour, layer: Hashable, among: int, now: float) -> Ask | None:
         """Let the supernode choose; not twice at once among a few, for it may choose the same again."""
-        if supernode is None or supernode.waits.get(layer, 0.0) > now:
+        if supernode.waits.get(layer, 0.0) > now:
             return None
         if supernode.conviction.total:
             among = without(among, supernode.conviction.chunks(layer, now))
@@ -230,16 +242,9 @@ class Choice:
             return 0 if neighbour.is_on_trial else self._run_length(neighbour)
         return self._limits.run * (self._limits.per_source - neighbour.outstanding - neighbour.urgent)
 
-    @property
-    def _most(self) -> int:
-        """Fill requests in flight beside neighbours."""
-        limits, totals = self._limits, self._totals
-        is_slow = 0.0 < totals.rate * limits.run_s < totals.chunk_bytes
-        return limits.outstanding_slow if is_slow else limits.outstanding
-
     def _has_room(self, neighbour: Neighbour) -> bool:
         """Whether one more fill request may go there."""
-        if neighbour.outstanding >= self._limits.per_source or self._totals.outstanding >= self._most:
+        if neighbour.outstanding >= self._limits.per_source or self._totals.outstanding >= self._limits.outstanding:
             return False
         return not neighbour.is_on_trial
 
@@ -250,24 +255,6 @@ class Choice:
         if table is None:
             return supernode.outstanding < limits.alone and self._totals.outstanding < limits.bulk
         return self._has_room(supernode) and not (supernode.outstanding and len(table.pairs) >= _MANY)
-
-
-def _first_useful(
-    able: list[tuple[float, Neighbour, Holding]], layer: Hashable, wanted: int, now: float
-) -> tuple[Neighbour, int] | None:
-    """The one with the least score that has some of the set, and what."""
-    able.sort(key=_score)
-    for _, neighbour, holding in able:
-        useful = holding.bits & wanted
-        if useful and neighbour.conviction.total:
-            useful = without(useful, neighbour.conviction.chunks(layer, now))
-        if useful:
-            return neighbour, useful
-    return None
-
-
-def _score(able: tuple[float, Neighbour, Holding]) -> float:
-    return able[0]
 
 
 def _parts(chunks: Sequence[int], size: int) -> list[Sequence[int]]:

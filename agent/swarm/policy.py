@@ -238,13 +238,25 @@ class Policy:
         neighbour = self._all.get(source)
         return neighbour.late_at if neighbour is not None and neighbour.late_at < float("inf") else None
 
-    def spread(self, layer: Layer, chunks: Sequence[int], now: float) -> list[Ask]:
+    def spread(self, layer: Layer, chunks: Sequence[int], now: float, *, in_order: bool = True) -> list[Ask]:
         """Requests that may start now for wanted chunks, the first of them first; what is left out must wait.
 
         A chunk goes to the neighbour that has it and would be done first. What no neighbour has, the supernode chooses
-        from: nodes that start together then get different chunks first.
+        from: nodes that start together then get different chunks first. While there is no neighbour it chooses, too,
+        unless the chunks are wanted `in_order`.
         """
-        return self._choice.spread(self._tables.get(layer), layer, chunks, now)
+        return self._choice.spread(self._tables.get(layer), layer, chunks, now, in_order)
+
+    def unseen(self, layer: Layer, lacks: int, now: float) -> Ask | None:
+        """One request that may start now for chunks that no neighbour has, among neighbours: those come before what
+        neighbours have of any layer, so that the supernode's link never waits for that."""
+        table = self._tables.get(layer)
+        return None if table is None else self._choice.unseen(table, layer, lacks, now)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no fill request may start before another one is over."""
+        return self._totals.outstanding >= (self.limits.outstanding if self._tables else self.limits.bulk)
 
     def fill(
         self, layer: Layer, lacks: int, now: float, flying: Mapping[int, Collection[Source]] | None = None

@@ -12,14 +12,14 @@ _ENDED = 32
 
 
 class Totals:
-    """`outstanding`: fill and spread requests in flight; `chunk_bytes`: a chunk's body, on average; `rate`: the median
-    of the peers' rates in bytes/s, 0 while it is not known; `slow_rate`: below it a peer is slow, its `slow`-fold."""
+    """`outstanding`: fill and spread requests in flight; `chunk_bytes`: a chunk's body, on average; `slow_rate`: in
+    bytes/s, the `slow`-fold of the peers' median; below it a peer is slow."""
 
     def __init__(self, slow: float) -> None:
         self._slow = slow
         self.outstanding = 0
         self.chunk_bytes = 100_000.0
-        self.rate = self.slow_rate = 0.0
+        self.slow_rate = 0.0
         self._ended = 0
 
     def started(self, neighbour: Neighbour, size_bytes: int, urgent: bool, now: float) -> None:
@@ -40,8 +40,7 @@ class Totals:
         self._ended += 1
         if self._ended % _ENDED == 0:
             rates = [other.rate for other in all_ if other.rate and other.kind is SourceKind.PEER]
-            self.rate = median(rates) if len(rates) > 2 else 0.0
-            self.slow_rate = self.rate * self._slow
+            self.slow_rate = median(rates) * self._slow if len(rates) > 2 else 0.0
 
     def left(self, neighbour: Neighbour) -> None:
         """What is in flight there comes to nothing."""

@@ -4,9 +4,10 @@ the caller locks."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from agent.swarm.policy import Ask
 from agent.transfer.backoff import BULK_PAUSE_S, DEMAND_PAUSE_S
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.flights import Flights
@@ -86,8 +87,8 @@ class Bulk:
 
     @property
     def has_work(self) -> bool:
-        """Whether anything is to be fetched."""
-        return bool(self._ahead or self._trace or self._fill)
+        """Whether anything is to be fetched that does not wait for a fill request to end."""
+        return bool(self._ahead or self._trace or (self._fill and not self.flights.policy.is_full))
 
     def start(self, now: float, fetches: list[Fetch]) -> None:
         """Start what may start."""
@@ -153,24 +154,39 @@ class Bulk:
                 self._parked.setdefault(node, []).append(entry)
 
     def _start_fill(self, now: float, fetches: list[Fetch]) -> None:
-        if not self.flights.has_room(now):
+        if not self.flights.has_fill_room(now):
             return
         starting = self._is_start_going_on(now)
-        for node, begins_at in list(self._fill.items()):
+        ready = [node for node, begins_at in self._fill.items() if begins_at <= now and self._is_rested(node, now)]
+        if len(ready) > 1:
+            self._start_asks(ready, self.flights.unseen_ask, starting, now, fetches)
+        self._start_asks(ready, self.flights.fill_ask, starting, now, fetches)
+
+    def _start_asks(
+        self,
+        nodes: Sequence[int],
+        ask_of: Callable[[int, float], Ask | None],
+        starting: bool,
+        now: float,
+        fetches: list[Fetch],
+    ) -> None:
+        """Start what `ask_of` these layers, one after the other, gives."""
+        for node in nodes:
             layer = self.flights.layers[node]
-            if begins_at > now or layer.backoff.ready_at(BULK_PAUSE_S) > now:
-                continue
-            while self.flights.has_room(now) and (layer.lacks or self._is_late(node, now)):
+            while self.flights.has_fill_room(now) and (layer.lacks or self._is_late(node, now)):
                 # Asked before the policy: what it costs would be paid with each miss.
                 if not self.gate.is_open(now, starting, self.flights.busy[Kind.FILL]):
                     return
-                ask = self.flights.fill_ask(node, now)
+                ask = ask_of(node, now)
                 if ask is None:
                     break
                 # Beside a start one chunk at a time: a run of eight keeps a miss waiting 24 ms at 200 Mbit/s.
                 if self.gate.is_low:
                     ask = replace(ask, chunks=ask.chunks[:1], count=min(ask.count, 1))
                 fetches.append(self.flights.start(node, ask, Kind.FILL, now))
+
+    def _is_rested(self, node: int, now: float) -> bool:
+        return self.flights.layers[node].backoff.ready_at(BULK_PAUSE_S) <= now
 
     def _is_late(self, node: int, now: float) -> bool:
         """Whether the last chunks of a layer, all in flight, are to be asked of others, too."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agent.swarm.bitset import bits_of, pick
+from agent.swarm.bitset import bits_of, pick, without
 from agent.swarm.policy import Ask, Policy
 from agent.transfer.fetch import RUN_CHUNKS, Fetch, Kind
 from agent.transfer.layerstate import FLYING, MISSING, LayerState
@@ -62,15 +62,15 @@ class Flights:
         """Every request under way."""
         return iter(self._flights.values())
 
-    def asks(self, node: int, chunks: Sequence[int], now: float) -> Iterator[Ask]:
-        """How to ask for missing chunks that are wanted in this order, as far as that may begin now. To be started one
-        by one, or not at all."""
+    def asks(self, node: int, chunks: Sequence[int], now: float, *, in_order: bool = True) -> Iterator[Ask]:
+        """How to ask for missing chunks that are wanted, in this order or all of them, as far as that may begin now. To
+        be started one by one, or not at all."""
         copies = self.layers[node].copies
         in_turn = chunks if self.alone else [chunk for chunk in chunks if copies >> chunk & 1]
         for i in range(0, len(in_turn), RUN_CHUNKS):
             yield Ask(None, tuple(in_turn[i : i + RUN_CHUNKS]))
         rest = [] if self.alone else [chunk for chunk in chunks if not copies >> chunk & 1]
-        for ask in self.policy.spread(node, rest, now) if rest else ():
+        for ask in self.policy.spread(node, rest, now, in_order=in_order) if rest else ():
             if self._is_new(node, ask):
                 yield ask
 
@@ -87,6 +87,13 @@ class Flights:
             late = {chunk: sources for chunk, (at, sources) in self._last(node).items() if at + ENDGAME_S <= now}
             lacks = bits_of(late)
         ask = self.policy.fill(node, lacks, now, late) if lacks else None
+        return ask if ask is not None and self._is_new(node, ask) else None
+
+    def unseen_ask(self, node: int, now: float) -> Ask | None:
+        """How to ask for what no neighbour has of a layer."""
+        layer = self.layers[node]
+        lacks = without(layer.lacks, layer.copies)
+        ask = self.policy.unseen(node, lacks, now) if lacks and not self.alone else None
         return ask if ask is not None and self._is_new(node, ask) else None
 
     def fill_at(self, node: int) -> float | None:
@@ -193,6 +200,10 @@ class Flights:
         """Whether one more trace or fill request may start."""
         in_flight = self.busy[Kind.TRACE] + self.busy[Kind.FILL]
         return in_flight < BULK_SLOTS and self.bulk_bytes < self.window.size_bytes and self.pace.ready_at <= now
+
+    def has_fill_room(self, now: float) -> bool:
+        """Whether one more fill request may start, as far as its source does not matter."""
+        return self.has_room(now) and (self.alone or not self.policy.is_full)
 
     def _last(self, node: int) -> dict[int, tuple[float, list[Hashable]]]:
         """A layer's last chunks, once each is in flight: since when and from whom, if from one source so far. Without

@@ -274,6 +274,11 @@ class Scheduler:
         self._bulk.start(now, fetches)
         return fetches
 
+    @property
+    def has_use_for_news(self) -> bool:
+        """Whether `due` may start more when others have more than before."""
+        return self._urgent.has_work or self._bulk.has_work
+
     def wake_at(self, now: float) -> float | None:
         """When `due` may say more without a new event; None: never."""
         best = _NEVER
@@ -292,7 +297,7 @@ class Scheduler:
             urgent = {node for node, _ in self._urgent}
             for node in self._backing_off:
                 yield self._layers[node].backoff.ready_at(DEMAND_PAUSE_S if node in urgent else BULK_PAUSE_S)
-        if not self.flights.alone and (self._urgent.has_work or self._bulk.has_work):
+        if not self.flights.alone and self.has_use_for_news:
             yield self.policy.next_at(now)
 
     @property

@@ -296,7 +296,8 @@ class Transfers:
         with self._lock:
             for peer, node, chunks in news:
                 self._policy.got(peer, node, chunks)
-            self._pump()
+            if self._scheduler.has_use_for_news:
+                self._pump()
 
     def closed(self, peer: ChunkSource, node: int) -> None:
         """An agent serves a layer no longer."""

@@ -169,7 +169,7 @@ class Urgent:
             if self.flights.layers[node].startable(chunk, now, DEMAND_PAUSE_S):
                 wanted.setdefault(node, []).append(chunk)
         for node, chunks in wanted.items():
-            for ask in self.flights.asks(node, chunks[:NOW_CHUNKS], now):
+            for ask in self.flights.asks(node, chunks[:NOW_CHUNKS], now, in_order=False):
                 if self.flights.busy[Kind.NOW] >= NOW_SLOTS or not self._has_slot():
                     return
                 fetches.append(self.flights.start(node, ask, Kind.NOW, now))

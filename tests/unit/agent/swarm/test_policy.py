@@ -204,13 +204,41 @@ def test_among_neighbours_a_node_leaves_the_supernode_to_others(neighbours: str,
     assert count == most
 
 
-@pytest.mark.parametrize(("bytes_per_s", "chunks"), [(25e6 / 8, 1), (1e9 / 8, 8)])
-def test_a_run_takes_about_50_ms(bytes_per_s: float, chunks: int) -> None:
+@pytest.mark.parametrize(("bytes_per_s", "chunks"), [(0.2e6, 1), (0.9e6, 3), (1e9 / 8, 8)])
+def test_a_run_of_a_peer_takes_about_400_ms(bytes_per_s: float, chunks: int) -> None:
     policy = _policy({"a": list(range(100))}, supernodes=())
     for i in range(20):
         _serve(policy, "a", CHUNK / bytes_per_s, 1.0 + i)
     ask = policy.fill(LAYER, bits_of(range(100)), 30.0)
     assert ask is not None and len(ask.chunks) == chunks
+
+
+def test_a_run_of_the_supernode_is_shorter_for_the_others_are_to_get_something_too() -> None:
+    policy = _policy({"a": []})
+    for i in range(20):
+        _serve(policy, "S", CHUNK / 2.5e6, 1.0 + i)
+    ask = policy.fill(LAYER, bits_of(range(100)), 30.0)
+    assert ask is not None and (ask.source, ask.count) == ("S", 2)
+
+
+def test_what_no_neighbour_has_can_be_asked_for_alone() -> None:
+    policy = _policy({"a": [0, 1, 2]})
+    ask = policy.unseen(LAYER, 0b11111, 1.0)
+    assert ask is not None and (ask.source, ask.any_of) == ("S", 0b11000)
+    assert policy.unseen(LAYER, 0b111, 1.0) is None, "a neighbour has all of these"
+    policy.waits("S", LAYER, 1.0, 0.1)
+    assert policy.unseen(LAYER, 0b11111, 1.0) is None, "others got them just now"
+    assert policy.unseen("a layer without neighbours", 0b11111, 1.0) is None
+
+
+def test_a_node_is_full_until_a_request_ends() -> None:
+    policy = _policy({"a": [0], "b": [0]})
+    for _ in range(Limits().outstanding):
+        assert not policy.is_full
+        policy.started("a", 1, CHUNK, False, 1.0)
+    assert policy.is_full
+    policy.ended("a", CHUNK, False, 1.0)
+    assert not policy.is_full
 
 
 def test_near_neighbours_are_preferred_and_slow_ones_get_one_request_at_a_time() -> None:
