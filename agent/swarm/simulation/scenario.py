@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from agent.swarm.asks import Limits
 from agent.swarm.news import FLUSH_CHUNKS, FLUSH_LEAST_S, FLUSH_S
+from imgdist.wire.slots import BUSY_AFTER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,14 @@ class Scenario:
     silence_s: float = 1.0
     """Until a vanished source is noticed."""
     start_jitter_s: float = 0.0
+    head_bytes: int = 0
+    """What each node takes of the supernode itself before it fills: the index, and metadata nobody else has yet."""
+    cores: int = 0
+    """All nodes share a machine of so many, as those of `bench swarm` do; 0: each has one that is fast enough."""
+    request_cpu_s: float = 0.002
+    chunk_cpu_s: float = 0.0012
+    """What a request and each of its chunks cost such a machine, both ends and the kernel [fitted to 16 nodes at 25
+    Mbit/s with requests of one chunk: T/T* 1.48, measured 1.43-1.47]."""
     zones: int = 0
     """Equal zones of nodes; 0: one for each 40 nodes."""
     random_neighbours: int = 16
@@ -42,7 +51,7 @@ class Scenario:
     flush_least_s: float = FLUSH_LEAST_S
     flush_chunks: int = FLUSH_CHUNKS
     """How old have-lists get."""
-    busy_after_s: float = 0.05
+    busy_after_s: float = BUSY_AFTER_S
     """A source with four requests and a longer queue refuses."""
     super_seeding: bool = True
     """The supernode chooses what it has sent least; otherwise any chunk asked for, at random."""

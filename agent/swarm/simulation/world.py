@@ -6,7 +6,7 @@ passes in a second is the same, and with requests of some 50 ms so is, nearly, w
 events a request, where sharing would re-plan every flow of a link with each start and end. A run of chunks counts as
 received when its last byte is there, later than in truth, where chunks are usable one by one.
 
-What is left out: verification, disks, the processors' speed, and demand.
+What is left out: verification, disks, and demand; the processors' speed where `cores` does not say it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class World:
         self._random = random.Random(scenario.seed)
         self._events: list[_Event] = []
         self._order = count()
+        self._machine_free_at = 0.0
         self.tally = Tally()
         goodput = (1.0 - scenario.loss) / 8
         self._supernode = self._new_supernode()
@@ -66,7 +67,12 @@ class World:
         scenario, chance = self._scenario, self._random.random
         least = scenario.least_time_s()
         for node in self._nodes:
-            self._at(chance() * scenario.start_jitter_s, self._look, node)
+            begins_at = chance() * scenario.start_jitter_s
+            if scenario.head_bytes:
+                begins_at = max(begins_at, self._supernode.free_at) + scenario.head_bytes / self._supernode.rate
+                self._supernode.free_at = begins_at
+                self.tally.supernode_bytes += scenario.head_bytes
+            self._at(begins_at, self._look, node)
         for node in self._random.sample(self._nodes, round(scenario.nodes * scenario.dying_share)):
             self._at(chance() * least, self._die, node)
         if scenario.supernode_dies_at is not None:
@@ -126,7 +132,7 @@ class World:
     def _ask(self, now: float, node: Node) -> None:
         """Start what the policy lets start; look again soon if that is nothing."""
         policy = node.policy
-        while node.missing and node.source.died_at > now:
+        while node.missing and not policy.is_full and node.source.died_at > now:
             lacks, flying = node.lacks, None
             if not lacks:
                 flying = self._late(node, now)
@@ -164,9 +170,10 @@ class World:
         is_there = source.died_at > now
         retry_s = self._refusal(source, there_at) if is_there else None
         chunks: Sequence[int] = ask.chunks
+        has_nothing = False
         if source.seeder is not None and is_there and retry_s is None and not chunks:
             chunks = source.seeder.choose(ask.any_of, ask.count, there_at)
-            if not chunks:
+            if has_nothing := not chunks:
                 retry_s = _RECENT_RETRY_S
         size = (len(chunks) or ask.count) * scenario.chunk_bytes
         request = Request(node, source, chunks, size, now)
@@ -181,7 +188,8 @@ class World:
         if not is_there:
             self._at(now + scenario.silence_s, self._failed, request)
         elif retry_s is not None:
-            self._at(there_at + scenario.latency_s, self._refused, (request, retry_s))
+            told = (request, retry_s, has_nothing)
+            self._at(self._computed(there_at + scenario.latency_s, scenario.request_cpu_s), self._refused, told)
         else:
             node.lacks ^= node.lacks & request.bits
             source.free_at = request.sent_at = starts_at + size / source.rate
@@ -199,11 +207,14 @@ class World:
             return None
         return min(max(excess, _BUSY_RETRY_S[0]), _BUSY_RETRY_S[1])
 
-    def _refused(self, now: float, refusal: tuple[Request, float]) -> None:
-        request, retry_s = refusal
+    def _refused(self, now: float, refusal: tuple[Request, float, bool]) -> None:
+        request, retry_s, has_nothing = refusal
         node, source = request.node, request.source
         node.requests.discard(request)
-        node.policy.busy(source, now, retry_s)
+        if has_nothing:
+            node.policy.waits(source, _LAYER, now, retry_s)
+        else:
+            node.policy.busy(source, now, retry_s)
         node.policy.ended(source, request.size, False, now)
         self._ask(now, node)
 
@@ -213,7 +224,24 @@ class World:
         queue = int((source.free_at - request.sent_at) * source.rate)
         node.policy.answered(source, now - request.asked_at, queue, now, urgent=False)
         node.free_at = max(now, node.free_at) + request.size / node.rate
-        self._at(max(node.free_at, request.sent_at + self._scenario.latency_s), self._came, request)
+        there_at = max(node.free_at, request.sent_at + self._scenario.latency_s)
+        if self._scenario.cores:
+            self._at(there_at, self._compute, request)
+        else:
+            self._at(there_at, self._came, request)
+
+    def _compute(self, now: float, request: Request) -> None:
+        """An answer is there, and waits for the machine that all nodes share."""
+        scenario = self._scenario
+        cost_s = scenario.request_cpu_s + scenario.chunk_cpu_s * len(request.chunks)
+        self._at(self._computed(now, cost_s), self._came, request)
+
+    def _computed(self, now: float, cost_s: float) -> float:
+        """When the machine has done what takes a core so long, after what it was given before."""
+        if not self._scenario.cores:
+            return now
+        self._machine_free_at = max(now, self._machine_free_at) + cost_s / self._scenario.cores
+        return self._machine_free_at
 
     def _came(self, now: float, request: Request) -> None:
         """An answer's last byte."""

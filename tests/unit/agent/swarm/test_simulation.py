@@ -92,6 +92,21 @@ def test_lost_packets_cost_time() -> None:
     assert simulate(replace(SMALL, loss=0.05)).ratio > 1.05
 
 
+def test_a_machine_that_all_nodes_share_takes_its_time(small: Outcome) -> None:
+    fast = simulate(replace(SMALL, cores=2, request_cpu_s=1e-4, chunk_cpu_s=1e-4))
+    slow = simulate(replace(SMALL, cores=2, request_cpu_s=0.0, chunk_cpu_s=0.008))
+    least_s = SMALL.nodes * SMALL.chunks * 0.008 / 2
+    assert fast.ratio <= small.ratio + 0.1
+    assert least_s <= slow.seconds <= 1.2 * least_s
+
+
+def test_what_each_node_takes_first_crosses_the_supernodes_link(small: Outcome) -> None:
+    late = simulate(replace(SMALL, head_bytes=500_000))
+    extra_s = SMALL.nodes * 500_000 / (SMALL.supernode_bits / 8)
+    assert 0.5 * extra_s <= late.seconds - small.seconds <= 1.2 * extra_s
+    assert late.supernode_share >= small.supernode_share + SMALL.nodes * 500_000 / SMALL.layer_bytes - 0.1
+
+
 def test_progress_is_watched_to_the_end() -> None:
     seen: list[tuple[float, float]] = []
     outcome = simulate(SMALL, lambda seconds, share: seen.append((seconds, share)))
