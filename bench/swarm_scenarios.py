@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
+from statistics import mean
 
 from bench.report import Row
 from bench.swarm_bound import Link, least_seconds
@@ -20,6 +21,8 @@ PLAIN_GOAL, DISTURBED_GOAL = 1.3, 1.5
 ORIGIN_GOAL, SUPERNODE_GOAL = 1.01, 2.0
 MEMBERS_BACK_GOAL_S = 10.0
 _KILLED_AT = 0.4
+_BUSY = 0.8
+"""Share of the cores in use, above which they rather than the links may decide."""
 _SOON_S, _LATE_S = 1.0, 8.0
 
 
@@ -29,10 +32,20 @@ def _plain(cluster: Cluster) -> list[Row]:
     origin = published.origin_bytes + done.registry_bytes
     crossed_gb = sum(node.received + node.sent for node in done.nodes) / 1e9
     cpu = {role: sum(node[role] for node in done.cpu_s) for role in ("agent", "view")}
+    link_bytes = goodput_bytes_per_s(cluster.bits_per_s) * done.seconds
+    received = mean(node.received for node in done.nodes)
+    if done.busy > _BUSY:
+        cluster.say(f"{done.busy:.0%} of the cores are in use: they may decide, not the links; try a lower --rate-mbit")
     return [
         *_judged("plain", cluster, done, PLAIN_GOAL),
         Row("plain: from the registry / image", origin / published.registry_bytes, ORIGIN_GOAL),
         Row("plain: last node mounted", max(done.mounted_s), unit="s"),
+        Row("plain: supernode's uplink in use", 100 * done.datacenter.sent / link_bytes, unit="%"),
+        Row(
+            "plain: nodes' downlinks in use, mean",
+            100 * received / link_bytes,
+            unit="%",
+        ),
         Row("plain: cores busy", 100 * done.busy, unit="%"),
         Row("plain: cores busy with what is not the swarm's", 100 * done.others, unit="%"),
         *(
