@@ -32,7 +32,7 @@ class Loop:
 
 def loops_below(directory: str) -> list[Loop]:
     """Loop devices that show a file at or below `directory`, also one that was deleted since."""
-    top = os.path.realpath(directory) + "/"
+    top = _resolved(directory) + "/"
     found = []
     for entry in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
         with suppress(OSError):

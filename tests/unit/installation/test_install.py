@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from imgdist.errors import UnsupportedError
-from imgdist.installation import layout
+from imgdist.installation import layout, systemd
 from imgdist.installation.install import install
 from imgdist.installation.layout import Layout
 from imgdist.installation.uninstall import uninstall
@@ -104,3 +104,25 @@ def test_the_unit_of_a_plain_node_is_the_shipped_one(tmp_path: Path) -> None:
     ours = layout.unit(config).splitlines()
     differing = [line for line, other in zip(ours, shipped, strict=True) if line != other]
     assert len(differing) == 1 and differing[0].startswith("ExecStart=/")
+
+
+def test_the_agent_is_there_before_containerd_is_told_and_goes_after(
+    place: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A containerd that finds no snapshotter drops its images."""
+    calls: list[tuple[tuple[str, ...], bool, bool]] = []
+
+    def systemctl(*words: str) -> None:
+        calls.append((words, place.unit.exists(), place.drop_in.exists()))
+
+    monkeypatch.setattr(systemd, "runs", lambda: True)
+    monkeypatch.setattr(systemd, "systemctl", systemctl)
+    monkeypatch.setattr(Layout, "is_this_machine", True)
+    assert install(place, 2).next == ["restart containerd; containers that run go on"]
+    uninstall(place, place.config(), purges=False)
+    assert calls == [
+        (("daemon-reload",), True, False),
+        (("enable", "--now", systemd.UNIT), True, False),
+        (("disable", "--now", systemd.UNIT), True, False),
+        (("daemon-reload",), False, False),
+    ]
