@@ -64,10 +64,26 @@ class Node:
     swarm: Station | None = None
 
 
-def application(node: Node | None, root: str, supernodes: Sequence[str]) -> web.Application:
-    """The API. `node` is None where this machine cannot show layers lazily."""
+class Calls:
+    """How many requests are being answered."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+
+    @web.middleware
+    async def counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Middleware."""
+        self.under_way += 1
+        try:
+            return await handler(request)
+        finally:
+            self.under_way -= 1
+
+
+def application(node: Node | None, root: str, supernodes: Sequence[str], calls: Calls | None = None) -> web.Application:
+    """The API. `node` is None where this machine cannot show layers lazily. `calls` counts."""
     api = _Api(node, root, supernodes)
-    app = web.Application(middlewares=[_errors])
+    app = web.Application(middlewares=[(calls or Calls()).counted, _errors])
     app.add_routes(
         [
             web.get("/v1/status", api.status),

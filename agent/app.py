@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from grpclib.server import Server
@@ -31,11 +31,13 @@ from agent.images import Images
 from agent.known_images import KnownImages
 from agent.launch import supernode_urls
 from agent.layerstore import LayerStore
+from agent.leaving import leave
 from agent.mounter import Mounter
 from agent.mounts import ImageMounts
 from agent.snapshotter import grpc
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
+from agent.snapshotter.server import SnapshotsServer
 from agent.strays import Strays
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
@@ -50,7 +52,7 @@ from agent.transfer.pace import Pace
 from agent.transfer.transfers import Transfers
 from agent.unused import Unused
 from fuse.link import ViewLink
-from imgdist import daemon, holder_client
+from imgdist import daemon, holder_client, rootformat
 from imgdist.config import AgentConfig
 from imgdist.errors import ImgdistError
 from imgdist.oci.platform import Platform
@@ -89,8 +91,14 @@ def main() -> int:
     daemon.configure_logging(config.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     code = 0
+    holder = holder_client.connect()
     try:
-        asyncio.run(serve(config, lazy=sys.argv[2] == "lazy"))
+        rootformat.check(Path(config.root))
+        if holder.standby:
+            api.Calls()  # loads it now (agent/late.py): that is not to cost time when it is our turn
+        if not holder.stand_by():
+            return 0
+        asyncio.run(serve(config, holder, lazy=sys.argv[2] == "lazy"))
     except* (ImgdistError, OSError, sqlite3.Error) as group:
         log.error("the agent cannot go on: %s", _first(group))
         code = 1
@@ -103,25 +111,35 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-async def serve(config: AgentConfig, *, lazy: bool) -> None:
-    """Everything between the holder's hello and the last log line."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+async def serve(config: AgentConfig, holder: holder_client.Holder, *, lazy: bool) -> None:
+    """Everything between the holder's word and the last log line."""
+    loop, stop, retire = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    holder = holder_client.connect()
-    loop.add_reader(holder.fileno(), stop.set)
+
+    def heard() -> None:
+        word = holder.heard()
+        if word is not None and "retire" in word:
+            retire.set()
+        else:
+            loop.remove_reader(holder.fileno())
+        stop.set()
+
+    loop.add_reader(holder.fileno(), heard)
     async with AsyncExitStack() as stack:
         await _own(Path(config.root), stack)
+        rootformat.mark(Path(config.root))
         try:
             async with asyncio.TaskGroup() as tasks:
                 node = await _lazy_node(config, holder, stack, tasks) if lazy else None
                 if not stop.is_set():
-                    snapshotter = await _serve_sockets(config, holder, node, stack, tasks)
+                    snapshotter, server, calls = await _serve_sockets(config, holder, node, stack, tasks)
                     holder.ready()
                     recovering = tasks.create_task(_recover(node, snapshotter))
                     await stop.wait()
+                    if retire.is_set():
+                        await _leave(server, calls, node)
                     recovering.cancel()
-                    loop.remove_reader(holder.fileno())
                     if node is not None:
                         await _finish(node, config.stop_timeout_s)
                 raise _Stopped
@@ -238,7 +256,7 @@ async def _serve_sockets(
     node: _LazyNode | None,
     stack: AsyncExitStack,
     tasks: asyncio.TaskGroup,
-) -> Snapshotter:
+) -> tuple[Snapshotter, SnapshotsServer, api.Calls]:
     """Answer containerd and the command line: nothing that may wait for a supernode, a view or a disk's worth of
     hashing comes before. What a call needs meanwhile, it mounts by itself."""
     snapshotter = Snapshotter(
@@ -258,10 +276,11 @@ async def _serve_sockets(
     await asyncio.to_thread(lambda: api.application)  # it is loaded now (agent/main.py), while containerd is answered
     seen = _api_node(node, snapshotter) if node is not None else None
     supernodes = supernode_urls(config) if node is not None else config.supernode
-    application = api.application(seen, config.root, supernodes)
+    calls = api.Calls()
+    application = api.application(seen, config.root, supernodes, calls)
     runner = await api.serve(application, socket.socket(fileno=holder.fds["socket:api"]), shutdown_s=_SHUTDOWN_S)
     stack.push_async_callback(runner.cleanup)
-    return snapshotter
+    return snapshotter, server, calls
 
 
 def _api_node(node: _LazyNode, snapshotter: Snapshotter) -> api.Node:
@@ -296,6 +315,18 @@ async def _close(server: Server) -> None:
             await server.wait_closed()
     except TimeoutError:
         log.warning("a call of containerd is cut off")
+
+
+async def _leave(server: SnapshotsServer, calls: api.Calls, node: _LazyNode | None) -> NoReturn:
+    """Make room for a successor, at once as soon as nobody waits for an answer of ours."""
+    if node is not None:
+        await node.keeper.flush()
+        if node.swarm is not None:
+            await node.swarm.close()
+    await leave(server, lambda: calls.under_way, node.layers if node is not None else None)
+    log.info("left; the next agent goes on")
+    logging.shutdown()
+    os._exit(0)
 
 
 async def _finish(node: _LazyNode, timeout_s: float) -> None:

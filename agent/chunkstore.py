@@ -25,7 +25,7 @@ from agent.frames import Frames
 from agent.imagefile import ImageFile
 from agent.layerstore import LayerStore
 from fuse.present import PresentMap, current_boot_id
-from imgdist.errors import CorruptError, ProtocolError
+from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
 from imgdist.pack import BLOCK
 from imgdist.pack.index import Index, IndexFollower
 
@@ -185,6 +185,8 @@ class ChunkStore:
     def _recover(self, directory: Path) -> None:
         try:
             self._open(directory, Index.load((directory / "index").read_bytes()))
+        except NewerFormatError as error:
+            _log.error("%s is of a newer release and is left alone: %s", directory, error)
         except (CorruptError, ProtocolError, FileNotFoundError) as error:
             _log.error("%s is broken and is removed; it is fetched again when needed: %s", directory, error)
             shutil.rmtree(directory)

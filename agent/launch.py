@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from agent.swarm.identity import check_advertised
-from imgdist import daemon
+from imgdist import __version__, daemon
 from imgdist.config import AgentConfig
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 from imgdist.wire.address import Address
@@ -35,12 +35,32 @@ _NO_PUBLIC_CAS = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
 """For the agent: it speaks to nobody whom a public authority vouches for, but aiohttp, imported, reads all of those
 authorities' certificates: 1.5 MiB and 60 ms of the start."""
 
+_PATHS = ("root", "run", "snapshotter_socket")
+
 _SEPARATORS = frozenset(",:\\")
 """What separates options and lower directories: containerd joins our paths as they are."""
 
 
-def main(config: AgentConfig) -> int:
+class Given(msgspec.Struct, frozen=True):
+    """What a configuration was loaded from, as imgdist.config.load takes it: an upgrade loads it anew."""
+
+    file: str | None = None
+    settings: tuple[str, ...] = ()
+    flags: dict[str, Any] = {}
+
+
+def main(config: AgentConfig, given: Given) -> int:
     """Replace this process by the holder of an agent. Returns only by raising the reason why it cannot."""
+    plan = checked_plan(config, given)
+    for name in missing_features():
+        print(f"imgdist: no {name} on this machine: every image is pulled the ordinary way", file=sys.stderr)
+    daemon.allow_open_files()
+    arguments = holder_program(plan)
+    os.execve(arguments[0], arguments, {**os.environ, **release_environment()})
+
+
+def checked_plan(config: AgentConfig, given: Given) -> dict[str, Any]:
+    """The holder's plan for a configuration that this machine can have. `given`: where that came from."""
     if os.geteuid() != 0:
         raise UnsupportedError(f"imgdist agent mounts file systems: expected root, running as user {os.geteuid()}")
     config = absolute(config)
@@ -54,14 +74,32 @@ def main(config: AgentConfig) -> int:
         )
     for directory in (config.root, config.run):
         _prepare_directory(directory)
-    missing = missing_features()
-    plan = holder_plan(config, lazy=not missing)
-    for name in missing:
-        print(f"imgdist: no {name} on this machine: every image is pulled the ordinary way", file=sys.stderr)
-    daemon.allow_open_files()
-    arguments = [sys.executable, "-m", "agent.holder", json.dumps(plan)]
-    # Safe path: `python -m` would look into the current directory first, and we are root.
-    os.execve(sys.executable, arguments, {**os.environ, "PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"})
+    return holder_plan(config, lazy=not missing_features()) | {
+        "release": __version__,
+        "launch": msgspec.to_builtins(_anywhere(given)),
+        "upgrade": {
+            "argv": [sys.executable, "-m", "imgdist.cli", "upgrade", "--run", config.run],
+            "environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PYTHONSAFEPATH": "1"},
+        },
+    }
+
+
+def _anywhere(given: Given) -> Given:
+    """The same from whatever directory it is loaded again."""
+    paths = {key: os.path.abspath(given.flags[key]) for key in _PATHS if key in given.flags}
+    file = given.file and os.path.abspath(given.file)
+    return msgspec.structs.replace(given, file=file, flags={**given.flags, **paths})
+
+
+def holder_program(plan: dict[str, Any]) -> list[str]:
+    """The command line of this release's holder."""
+    return [_python(), "-m", "agent.holder", json.dumps(plan)]
+
+
+def release_environment() -> dict[str, str]:
+    """Variables by which the holder and its children find this release, whatever is installed later. Safe path:
+    `python -m` would look into the current directory first, and we are root."""
+    return {"PYTHONPATH": _python_path(), "PYTHONSAFEPATH": "1"}
 
 
 def absolute(config: AgentConfig) -> AgentConfig:
@@ -92,7 +130,11 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
         "snapshotter": (config.snapshotter_socket, "stream"),
         "api": (f"{config.run}/api.sock", "stream"),
         "view": (f"{config.run}/view.sock", "seqpacket"),
+        "holder": (f"{config.run}/holder.sock", "seqpacket"),
     }
+    if lazy and not config.supernode:
+        sockets["supernode"] = (f"{config.run}/supernode.sock", "stream")
+        sockets["chunks"] = (f"{config.run}/chunks.sock", "stream")
     for path, _ in sockets.values():
         if len(os.fsencode(path)) > SOCKET_PATH_MAX:
             raise ImgdistError(
@@ -114,21 +156,22 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
 
 
 def _children(config: AgentConfig, lazy: bool) -> Iterator[dict[str, Any]]:
-    sparing = {name: os.environ.get(name, value) for name, value in _SPARING.items()}
+    release = release_environment()
+    sparing = {name: os.environ.get(name, value) for name, value in _SPARING.items()} | release
     if lazy and not config.supernode:
-        yield {"role": "supernode", "argv": _supernode_command(config)}
+        yield {"role": "supernode", "argv": _supernode_command(config), "environment": release}
     if lazy:
         deadline_s = 0 if config.read.on_no_source == "hold" else config.read.deadline_s
-        view = [sys.executable, "-m", "fuse.main", "--deadline", str(deadline_s)]
+        view = [_python(), "-m", "fuse.main", "--deadline", str(deadline_s)]
         view += ["--log-format", config.log_format]
         yield {"role": "view", "argv": view, "environment": sparing}
     settings = msgspec.json.encode(config).decode()
-    agent = [sys.executable, "-m", "agent.main", settings, "lazy" if lazy else "plain"]
+    agent = [_python(), "-m", "agent.main", settings, "lazy" if lazy else "plain"]
     yield {"role": "agent", "argv": agent, "environment": sparing | _NO_PUBLIC_CAS}
 
 
 def _supernode_command(config: AgentConfig) -> list[str]:
-    command = [sys.executable, "-m", "imgdist.cli", "supernode", "--root", f"{config.root}/supernode"]
+    command = [_python(), "-m", "imgdist.cli", "supernode", "--root", f"{config.root}/supernode"]
     command += ["--listen", f"unix://{config.run}/supernode.sock", "--chunk-listen", f"unix://{config.run}/chunks.sock"]
     command += ["--log-format", config.log_format]
     for registry in config.plain_http:
@@ -196,6 +239,13 @@ def _prepare_directory(directory: str) -> None:
         os.unlink(probe)
     except OSError as error:
         raise ImgdistError(f"{directory}: expected a writable directory: {error.strerror}") from None
+
+
+def _python() -> str:
+    """This environment's interpreter, by a path that goes on to mean it when a symlink is set to a newer one's."""
+    if sys.prefix == sys.base_prefix:
+        return sys.executable
+    return os.path.join(os.path.realpath(sys.prefix), "bin", os.path.basename(sys.executable))
 
 
 def _python_path() -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from agent.catalog import Catalog, Layer
 from agent.images import Images
@@ -19,12 +20,12 @@ class NodeLayers:
     def __init__(self, images: Images, catalog: Catalog) -> None:
         self._images = images
         self._catalog = catalog
-        self._stopping = False
+        self._stopped = asyncio.Event()
         self._leaves_until = -math.inf
 
     def stop(self) -> None:
-        """The agent stops: from now on layers are left to containerd."""
-        self._stopping = True
+        """The agent stops: from now on layers are left to containerd, those under way, too."""
+        self._stopped.set()
 
     def leave_for(self, seconds: float) -> None:
         """Leave new layers to containerd for so long from now, whatever was said before: the agent is drained."""
@@ -32,10 +33,10 @@ class NodeLayers:
 
     async def take_over(self, request: LayerRequest) -> TakenLayer:
         """By source labels where there are any, else by chain ID. DeclinedError says why it is left to containerd."""
-        if self._stopping or asyncio.get_running_loop().time() < self._leaves_until:
+        if self._stopped.is_set() or asyncio.get_running_loop().time() < self._leaves_until:
             raise DeclinedError("the agent is being stopped or drained")
         try:
-            layer = await self._find(request)
+            layer = await self._unless_stopped(self._find(request))
         except (NotFoundError, TemporaryError) as error:
             raise DeclinedError(str(error)) from error
         return TakenLayer(layer.pack_id, layer.store.index.diff_id, layer.store.index.implied_directories)
@@ -66,6 +67,17 @@ class NodeLayers:
     async def release(self, pack_id: str) -> None:
         """Unmount; the bytes stay as cache. BusyError says who holds it."""
         await self._catalog.unmount(pack_id)
+
+    async def _unless_stopped(self, finding: Coroutine[Any, Any, Layer]) -> Layer:
+        stopped, found = asyncio.ensure_future(self._stopped.wait()), asyncio.ensure_future(finding)
+        try:
+            await asyncio.wait((found, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not found.done():
+                raise DeclinedError("the agent is being stopped")
+            return found.result()
+        finally:
+            stopped.cancel()
+            found.cancel()
 
     async def _find(self, request: LayerRequest) -> Layer:
         source = request.source

@@ -16,7 +16,7 @@ from fuse import deadline
 from fuse.device import Device, KernelReplies
 from fuse.outbox import Outbox
 from fuse.port import Port
-from fuse.slots import Slots
+from fuse.slots import Slots, check_slots
 from fuse.view import View
 from imgdist import daemon, holder_client
 
@@ -38,6 +38,9 @@ def main() -> int:
     bounded, promise = deadline.in_words(deadline_s)
     log.log(logging.INFO if bounded else logging.WARNING, "%s", promise)
     holder = holder_client.connect()
+    check_slots(holder.fds["slots"])
+    if not holder.stand_by():
+        return 0
     slots = Slots(holder.fds["slots"])
     fd = holder.fds["fuse"]
     replies, outbox = KernelReplies(fd), Outbox()
@@ -50,7 +53,7 @@ def main() -> int:
     listener = socket.socket(fileno=holder.fds["socket:view"])
     holder.ready()
     try:
-        Port(listener, outbox, view, deadline_s, holder.fileno()).run()
+        Port(listener, outbox, view, deadline_s, holder.fileno(), holder.settled).run()
     except Exception:
         log.exception("the agent's thread cannot go on; the next view answers what is left")
         os._exit(1)

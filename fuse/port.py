@@ -13,13 +13,14 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 
 from fuse import channel
 from fuse.channel import Ack, Added, Hello, Removed
 from fuse.layer import Layer
 from fuse.outbox import Outbox
 from fuse.view import View
-from imgdist.errors import CorruptError, ProtocolError
+from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
 
 log = logging.getLogger("imgdist.view")
 
@@ -31,8 +32,18 @@ _FDS_MAX = 4
 class Port:
     """The loop of the view's main thread."""
 
-    def __init__(self, listener: socket.socket, outbox: Outbox, view: View, deadline_s: float, parent: int) -> None:
-        """`deadline_s` 0 waits for ever; `parent` turns readable when the process that started us is gone."""
+    def __init__(
+        self,
+        listener: socket.socket,
+        outbox: Outbox,
+        view: View,
+        deadline_s: float,
+        parent: int,
+        on_synced: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`deadline_s` 0 waits for ever; `parent` turns readable when the process that started us is gone;
+        `on_synced` is called whenever an agent has named all its layers."""
+        self._on_synced = on_synced
         self._listener, self._outbox, self._view, self._parent = listener, outbox, view, parent
         self._deadline_ns = int(deadline_s * 1e9)
         self._check_s = min(deadline_s / _EXPIRY_CHECKS, _EXPIRY_CHECK_S)
@@ -161,7 +172,7 @@ class Port:
         number = 0
         try:
             self._view.add(Layer(message.node, message.size, message.name, image_fd, present_fd))
-        except (CorruptError, OSError) as error:
+        except (CorruptError, NewerFormatError, OSError) as error:
             log.error("layer %s is not shown: %s", message.name.decode("ascii", "replace"), error)
             number = errno.EINVAL
         self._outbox.put(Added(message.node, number).encode())
@@ -183,5 +194,6 @@ class Port:
             case channel.Synced():
                 self._view.synced()
                 self._outbox.ring()  # what was touched meanwhile can go out
+                self._on_synced()
             case _:
                 raise ProtocolError(f"view channel: an agent does not send {message}")

@@ -12,7 +12,7 @@ import mmap
 import os
 from struct import Struct
 
-from imgdist.errors import CorruptError
+from imgdist.errors import CorruptError, NewerFormatError
 
 HEADER_SIZE = 4096
 
@@ -36,12 +36,14 @@ class PresentMap:
     """A mapped present map of `blocks` blocks. Marking is idempotent; each block turns present once and stays so."""
 
     def __init__(self, fd: int) -> None:
-        """Map the open file `fd` (read-write; it may be closed afterwards). Raises CorruptError."""
+        """Map the open file `fd` (read-write; it may be closed afterwards). Raises CorruptError, NewerFormatError."""
         size = os.fstat(fd).st_size
         if size < HEADER_SIZE:
             raise CorruptError(f"present map: expected at least {HEADER_SIZE} bytes, the file has {size}")
         self._map = mmap.mmap(fd, size)
         magic, version, _, _ = _HEADER.unpack_from(self._map)
+        if magic == _MAGIC and version > _VERSION:
+            raise NewerFormatError(f"present map: version {version}, this release reads {_VERSION}")
         if (magic, version) != (_MAGIC, _VERSION):
             raise CorruptError(
                 f"present map: expected {_MAGIC!r} version {_VERSION}, found {magic!r} version {version}"

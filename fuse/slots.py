@@ -60,8 +60,7 @@ class Slots:
         """Map the memfd `fd`, laying it out if it is empty. Raises ProtocolError for the layout of another version."""
         if os.fstat(fd).st_size == 0:
             os.ftruncate(fd, SIZE)
-        if os.fstat(fd).st_size != SIZE:
-            raise ProtocolError(f"request slots: expected {SIZE} bytes, the memory has {os.fstat(fd).st_size}")
+        check_slots(fd)
         self._map = mmap.mmap(fd, SIZE)
         self._view = memoryview(self._map)
         for page in range(0, SIZE, mmap.PAGESIZE):
@@ -94,17 +93,25 @@ class Slots:
                 yield ParkedEntry(index, Request(opcode, unique, node, offset, size, name.rstrip(b"\0")), since)
 
     def _next_generation(self) -> int:
-        magic, version, slots, capacity, generation = _HEADER.unpack_from(self._map)
+        magic, _, _, _, generation = _HEADER.unpack_from(self._map)
         if magic == bytes(8):
             _HEADER.pack_into(self._map, 0, _MAGIC, _VERSION, SLOTS, PARKED_MAX, 1)
             return 0
-        if (magic, version, slots, capacity) != (_MAGIC, _VERSION, SLOTS, PARKED_MAX):
-            raise ProtocolError(
-                f"request slots: expected version {_VERSION} with {SLOTS} slots and {PARKED_MAX} entries, "
-                f"found version {version} with {slots} and {capacity}; stop the holder and start it anew"
-            )
         _GENERATION.pack_into(self._map, _GENERATION_OFFSET, (generation + 1) & 0xFFFFFFFF)
         return int(generation)
+
+
+def check_slots(fd: int) -> None:
+    """Raise ProtocolError if the memfd `fd` has the layout of another version. Only looks: another view may use it."""
+    size = os.fstat(fd).st_size
+    if size not in (0, SIZE):
+        raise ProtocolError(f"request slots: expected {SIZE} bytes, the memory has {size}")
+    magic, version, slots, capacity, _ = _HEADER.unpack(os.pread(fd, _HEADER.size, 0).ljust(_HEADER.size, b"\0"))
+    if magic != bytes(8) and (magic, version, slots, capacity) != (_MAGIC, _VERSION, SLOTS, PARKED_MAX):
+        raise ProtocolError(
+            f"request slots: expected version {_VERSION} with {SLOTS} slots and {PARKED_MAX} entries, "
+            f"found version {version} with {slots} and {capacity}; stop the holder and start it anew"
+        )
 
 
 def _lock_in_memory(memory: mmap.mmap) -> None:

@@ -60,6 +60,10 @@ class ProtocolError(ImgdistError):
     """The other side (kernel, registry, supernode, peer) sent bytes that its protocol does not allow."""
 
 
+class NewerFormatError(ProtocolError):
+    """Something was written by a newer release, in a version that this one does not read. It is left as it is."""
+
+
 class CorruptError(ImgdistError):
     """Bytes do not match the digest or checksum that vouches for them."""
 

@@ -14,7 +14,7 @@ from socket import socket
 
 from aiohttp import web
 
-from imgdist import daemon, holder_client
+from imgdist import daemon, holder_client, rootformat
 from imgdist.config import SupernodeConfig
 from imgdist.errors import ImgdistError, UsageError
 from imgdist.oci import transport
@@ -38,6 +38,9 @@ from supernode.tracker.session import Tracker
 SHUTDOWN_S = 1.0
 """How long answers under way may take after SIGTERM. Who follows an index resumes at the next supernode."""
 
+PATIENCE_S = 30.0
+"""How long a successor waits for the end of conversions: what is cut off is read from the registry a second time."""
+
 
 def main(config: SupernodeConfig) -> int:
     """Run the daemon in the foreground. Returns the exit code; raises ImgdistError for what keeps it from starting."""
@@ -49,16 +52,43 @@ def main(config: SupernodeConfig) -> int:
 async def serve(config: SupernodeConfig) -> int:
     """Serve until SIGTERM or SIGINT, and return which. Raises UsageError for addresses that need --allow-plain,
     ImgdistError for a root or an address that cannot be had."""
-    listen, chunks, metrics = addresses(config)
+    listen, chunks, metrics_listen = addresses(config)
+    holder = holder_client.connect() if holder_client.under_holder() else None
+    rootformat.check(Path(config.root))
+    fds = holder.fds if holder is not None else {}
+    metrics = Metrics()
+    chunk_process = ChunkProcess(Path(config.root), chunks, metrics.sent, fds.get("socket:chunks"))
     try:
         with ExitStack() as held:
-            root = held.enter_context(_root(config.root))
-            listener = held.enter_context(_listening(listen))
-            held.enter_context(_listening(chunks)).close()  # only to tell at once, and in one line, that it is taken
-            metrics_listener = held.enter_context(_listening(metrics)) if metrics else None
-            return await _serve(config, root, listener, chunks, metrics_listener)
+            async with asyncio.TaskGroup() as tasks:
+                serving = await _stand_by(holder, chunk_process, tasks) if holder and holder.standby else None
+                root = held.enter_context(_root(config.root))
+                if "socket:supernode" in fds:
+                    listener = held.enter_context(socket(fileno=fds["socket:supernode"]))
+                else:
+                    listener = held.enter_context(_listening(listen))
+                if "socket:chunks" not in fds:
+                    held.enter_context(_listening(chunks)).close()  # only to tell at once, in one line, if it is taken
+                metrics_listener = held.enter_context(_listening(metrics_listen)) if metrics_listen else None
+                serving = serving or tasks.create_task(chunk_process.run())
+                try:
+                    return await _serve(config, root, listener, chunk_process, metrics, metrics_listener, holder)
+                finally:
+                    serving.cancel()
     except BaseExceptionGroup as group:
         raise _first(group) from None
+
+
+async def _stand_by(
+    holder: holder_client.Holder, chunk_process: ChunkProcess, tasks: asyncio.TaskGroup
+) -> asyncio.Task[None]:
+    """Wait for a predecessor's end. Bodies are served before it: two processes may do that side by side, so that no
+    reader waits for the change. SIGTERM and SIGINT end this process meanwhile, and with it that one."""
+    serving = tasks.create_task(chunk_process.run())
+    await chunk_process.wait_ready()
+    if not await asyncio.to_thread(holder.stand_by):
+        raise ImgdistError("the holder is gone, or does without this supernode")
+    return serving
 
 
 def addresses(config: SupernodeConfig) -> tuple[Address, Address, Address | None]:
@@ -83,7 +113,13 @@ def beside(listen: Address) -> Address:
 
 
 async def _serve(
-    config: SupernodeConfig, root: Path, listener: socket, chunks: Address, metrics_listener: socket | None
+    config: SupernodeConfig,
+    root: Path,
+    listener: socket,
+    chunk_process: ChunkProcess,
+    metrics: Metrics,
+    metrics_listener: socket | None,
+    holder: holder_client.Holder | None,
 ) -> int:
     told_to_stop = _signals()
     daemon.allow_open_files()
@@ -93,7 +129,6 @@ async def _serve(
         database = _database(root / "supernode.db")
         held.callback(database.close)
         http = await held.enter_async_context(transport.session())
-        metrics = Metrics()
         keychain = Keychain(config.registry.docker_config or None)
         registries = Registries(http, metrics, config.plain_http, keychain.find)
         catalog, chains = Catalog(database), Chains(database)
@@ -111,7 +146,6 @@ async def _serve(
 
         fetcher = Fetcher(store, catalog, registries, convert, config.convert.layers, metrics.converted)
         await fetcher.load()
-        chunk_process = ChunkProcess(root, chunks, metrics.sent)
         tracker = Tracker(metrics, probe=config.tracker.probe)
         advertised = Address.parse(config.chunk_advertise) if config.chunk_advertise else None
         parts = Parts(
@@ -126,7 +160,7 @@ async def _serve(
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(part.run()) for part in (fetcher, chunk_process, tracker)]
+            work = [tasks.create_task(part.run()) for part in (fetcher, tracker)]
             await chunk_process.wait_ready()
             sites = [(application(parts), listener)]
             if metrics_listener is not None:
@@ -138,7 +172,7 @@ async def _serve(
                     servers.push_async_callback(runner.cleanup)
                     await web.SockSite(runner, bound, backlog=1024).start()
                 servers.callback(tracker.close)
-                stopped_by = await _until(told_to_stop)
+                stopped_by = await _until(told_to_stop, holder, fetcher)
             for task in work:
                 task.cancel()
         return stopped_by
@@ -158,18 +192,36 @@ def _tell(told: asyncio.Future[int], number: int) -> None:
         told.set_result(number)
 
 
-async def _until(told_to_stop: asyncio.Future[int]) -> int:
-    """Say that we serve; return the signal that ends it. A holder that goes away is as good as one."""
-    if not holder_client.under_holder():
+async def _until(told_to_stop: asyncio.Future[int], holder: holder_client.Holder | None, fetcher: Fetcher) -> int:
+    """Say that we serve; return the signal that ends it. A holder that goes away is as good as one, and so is one that
+    asks us to make room, once no layer is being converted."""
+    if holder is None:
         daemon.announce_ready()
         return await told_to_stop
-    loop = asyncio.get_running_loop()
-    holder = holder_client.connect()
-    loop.add_reader(holder.fileno(), _tell, told_to_stop, signal.SIGTERM)
+    loop, retire = asyncio.get_running_loop(), asyncio.Event()
+
+    def heard() -> None:
+        word = holder.heard()
+        if word is not None and "retire" in word:
+            retire.set()
+        else:
+            _tell(told_to_stop, signal.SIGTERM)
+
+    async def make_room() -> None:
+        await retire.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                while jobs := list(fetcher.jobs.values()):
+                    await jobs[0].over.wait()
+        _tell(told_to_stop, signal.SIGTERM)
+
+    loop.add_reader(holder.fileno(), heard)
+    leaving = loop.create_task(make_room())
     try:
         holder.ready()
         return await told_to_stop
     finally:
+        leaving.cancel()
         loop.remove_reader(holder.fileno())
 
 
@@ -185,6 +237,7 @@ def _root(path: str) -> Iterator[Path]:
         raise ImgdistError(f"--root {root}: expected a writable directory: {error.strerror}; choose another") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        rootformat.mark(root)
         yield root
     except BlockingIOError:
         raise ImgdistError(f"--root {root}: another supernode uses it; stop it or choose another directory") from None

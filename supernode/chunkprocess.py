@@ -34,8 +34,14 @@ class ChunkProcess:
     `on_sent(kind, bytes)` is told about once a second what it has sent since, by kind of request: demand, trace, fill.
     """
 
-    def __init__(self, root: Path, address: Address, on_sent: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, root: Path, address: Address, on_sent: Callable[[str, int], None], listener: int | None = None
+    ) -> None:
+        """`listener`: the descriptor of a socket that listens at `address` already."""
         self._command = [sys.executable, "-m", "supernode.chunkserver", "--root", str(root), "--listen", str(address)]
+        self._passed = () if listener is None else (listener,)
+        if listener is not None:
+            self._command += ["--listener", str(listener)]
         self._on_sent = on_sent
         self._ready = asyncio.Event()
         self.address = address
@@ -71,7 +77,12 @@ class ChunkProcess:
 
     async def _run_once(self) -> int:
         process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=DEVNULL, stdout=PIPE, start_new_session=True, preexec_fn=_die_with_parent
+            *self._command,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            pass_fds=self._passed,
         )
         try:
             assert process.stdout is not None

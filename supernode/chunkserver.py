@@ -52,10 +52,11 @@ class Uploads:
             print(json.dumps({"sent": sent}), flush=True)
 
 
-def serve(root: Path, address: Address) -> None:
-    """Serve the packs under `root` until SIGTERM or SIGINT. Raises ImgdistError if it cannot listen."""
+def serve(root: Path, address: Address, listens: int | None = None) -> None:
+    """Serve the packs under `root` until SIGTERM or SIGINT. Raises ImgdistError if it cannot listen. `listens`: the
+    descriptor of a socket that does so already, whose file is not ours to remove."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread: all inherit it, and sigtimedwait gets them
-    listener = address.listen()
+    listener = address.listen() if listens is None else socket.socket(fileno=listens)
     uploads = Uploads()
     server = ChunkServer(LocalStore(root), [listener], uploads.add, busy_after_s=BUSY_AFTER_S, seeder=Seeding())
     server.start()
@@ -64,7 +65,7 @@ def serve(root: Path, address: Address) -> None:
         uploads.report()
     server.stop()
     uploads.report()
-    if address.path:
+    if address.path and listens is None:
         Path(address.path).unlink(missing_ok=True)
 
 
@@ -73,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="supernode.chunkserver", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="the supernode's directory")
     parser.add_argument("--listen", required=True, help="HOST:PORT or unix:///PATH")
+    parser.add_argument("--listener", type=int, help="number of an open socket that listens there")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        serve(parsed.root, Address.parse(parsed.listen))
+        serve(parsed.root, Address.parse(parsed.listen), parsed.listener)
     except ImgdistError as error:
         print(f"chunk server: {error}", file=sys.stderr)
         return error.exit_code

@@ -11,12 +11,13 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
-from grpclib.server import Server, Stream
+from grpclib.server import Stream
 
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.model import AlreadyExistsError, Info, Kind, Mount, PreconditionError
 from agent.snapshotter.proto import mount_pb2
 from agent.snapshotter.proto import snapshots_pb2 as pb
+from agent.snapshotter.server import SnapshotsServer
 from imgdist.errors import ImgdistError, NotFoundError, TemporaryError, UnsupportedError, UsageError
 
 log = logging.getLogger("imgdist.snapshotter")
@@ -36,9 +37,9 @@ _Stream = Stream[Any, Any]
 _Method = Callable[[_Stream], Coroutine[Any, Any, None]]
 
 
-async def serve(snapshotter: Snapshotter, listener: socket.socket) -> Server:
+async def serve(snapshotter: Snapshotter, listener: socket.socket) -> SnapshotsServer:
     """Answer containerd on a socket that listens already. To stop: `server.close()`, `await server.wait_closed()`."""
-    server = Server([SnapshotsService(snapshotter)])
+    server = SnapshotsServer([SnapshotsService(snapshotter)])
     await server.start(sock=listener)
     return server
 

@@ -1,4 +1,4 @@
-"""`imgdist supernode`, `imgdist agent` and `imgdist config`."""
+"""`imgdist supernode`, `imgdist agent`, `imgdist upgrade` and `imgdist config`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from imgdist import config
+from imgdist.cli.node import RUN
 from imgdist.config import AgentConfig, SupernodeConfig
 from imgdist.errors import ConfigError
 
@@ -62,8 +63,17 @@ def supernode(file: str | None, settings: tuple[str, ...], **flags: Any) -> int:
 @_SHARED
 def agent(file: str | None, settings: tuple[str, ...], **flags: Any) -> int:
     """Mount layers before they are there, on this node (foreground, root)."""
-    loaded = config.load(AgentConfig, file, settings, _given(**flags))
-    code: int = importlib.import_module("agent.launch").main(loaded)
+    launch, given = importlib.import_module("agent.launch"), _given(**flags)
+    loaded = config.load(AgentConfig, file, settings, given)
+    code: int = launch.main(loaded, launch.Given(file, settings, given))
+    return code
+
+
+@click.command()
+@RUN
+def upgrade(run: str) -> int:
+    """Have this release take over from the agent that runs, with its configuration as it is now (root)."""
+    code: int = importlib.import_module("agent.upgrading").main(run)
     return code
 
 
@@ -103,4 +113,4 @@ def _check(file: str, kinds: dict[str, Kind]) -> int:
     raise min(mistakes, key=lambda mistake: "unknown field" in str(mistake))
 
 
-COMMANDS: tuple[click.Command, ...] = (supernode, agent, config_command)
+COMMANDS: tuple[click.Command, ...] = (supernode, agent, upgrade, config_command)

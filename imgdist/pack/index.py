@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from blake3 import blake3
 
-from imgdist.errors import CorruptError, ProtocolError
+from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
 from imgdist.pack import BLOCK, FORMAT_VERSION
 from imgdist.pack.records import (
     BLOCKS_MAX,
@@ -235,7 +235,7 @@ class _Rest:
         match record:
             case Header(version, layer):
                 if version != FORMAT_VERSION:
-                    raise ProtocolError(f"index has format version {version}, this release reads {FORMAT_VERSION}")
+                    raise NewerFormatError(f"index has format version {version}, this release reads {FORMAT_VERSION}")
                 self.layer = layer
             case Metadata(first_block, blocks):
                 self.extents.append((first_block, blocks))

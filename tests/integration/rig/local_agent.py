@@ -26,6 +26,7 @@ class LocalAgent:
         self._directory = directory
         self._registry, self._patience_s = registry, patience_s
         self._process: Process | None = None
+        self.environment: dict[str, str] | None = None
         self._directory.mkdir(exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
 
@@ -33,7 +34,9 @@ class LocalAgent:
         """Returns once it serves; `flags` after those that name its directories and the registry."""
         argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--plain-http", self._registry]
         argv += ["--peer-listen", f"127.0.0.1:{free_port()}"]  # used only with configured supernodes
-        self._process = Process("agent", [*argv, *flags], self._directory / "agent.log", stop_timeout_s=60)
+        self._process = Process(
+            "agent", [*argv, *flags], self._directory / "agent.log", env=self.environment, stop_timeout_s=60
+        )
         self._process.wait_for_line("ready", self._patience_s)
 
     def stop(self) -> int:
@@ -51,7 +54,7 @@ class LocalAgent:
     def kill(self) -> None:
         """SIGKILL for holder, supernode, view and agent, the holder first so that nothing is started again."""
         assert self._process is not None
-        for pid in (self._process.pid, *self._children()):
+        for pid in (self._process.pid, *self.children()):
             os.kill(pid, signal.SIGKILL)
         self._process.stop()
 
@@ -62,7 +65,7 @@ class LocalAgent:
     def child(self, role: str) -> int:
         """Pid of one of them: "supernode", "view" or "agent"."""
         words = {"supernode": b"\0supernode\0", "view": b"\0fuse.main\0", "agent": b"\0agent.main\0"}
-        (pid,) = (pid for pid in self._children() if words[role] in Path(f"/proc/{pid}/cmdline").read_bytes())
+        (pid,) = (pid for pid in self.children() if words[role] in Path(f"/proc/{pid}/cmdline").read_bytes())
         return pid
 
     @contextmanager
@@ -77,9 +80,15 @@ class LocalAgent:
             for pid in family:
                 os.kill(pid, signal.SIGCONT)
 
-    def _children(self) -> list[int]:
+    @property
+    def pid(self) -> int:
+        """The holder's."""
         assert self._process is not None
-        holder = self._process.pid
+        return self._process.pid
+
+    def children(self) -> list[int]:
+        """Process ids of supernode, view and agent."""
+        holder = self.pid
         return [int(pid) for pid in Path(f"/proc/{holder}/task/{holder}/children").read_text().split()]
 
     def imgdist(self, *words: str) -> subprocess.CompletedProcess[str]:

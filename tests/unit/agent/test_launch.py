@@ -43,7 +43,7 @@ def made(directory: Path, **settings: Any) -> AgentConfig:
 
 def launched(became: dict[str, Any], configured: AgentConfig) -> dict[str, Any]:
     with pytest.raises(Became):
-        launch.main(configured)
+        launch.main(configured, launch.Given())
     plan: dict[str, Any] = became["plan"]
     return plan
 
@@ -55,6 +55,9 @@ def test_one_command_serves_one_machine_with_a_supernode_of_its_own(tmp_path: Pa
         "snapshotter": (f"{tmp_path}/run/snapshotter.sock", "stream"),
         "api": (f"{tmp_path}/run/api.sock", "stream"),
         "view": (f"{tmp_path}/run/view.sock", "seqpacket"),
+        "holder": (f"{tmp_path}/run/holder.sock", "seqpacket"),
+        "supernode": (f"{tmp_path}/run/supernode.sock", "stream"),
+        "chunks": (f"{tmp_path}/run/chunks.sock", "stream"),
     }
     assert (plan["run"], plan["root"], plan["fuse"]) == (f"{tmp_path}/run", f"{tmp_path}/root", True)
     assert plan["stop_timeout_s"] == 7.0
@@ -173,7 +176,7 @@ def test_what_cannot_be_is_refused_by_name(
 ) -> None:
     plain = {"root": str(tmp_path / "root"), "run": str(tmp_path / "run")}
     with pytest.raises(error, match=words) as raised:
-        launch.main(AgentConfig(**{**plain, **settings}))
+        launch.main(AgentConfig(**{**plain, **settings}), launch.Given())
     assert raised.value.exit_code == (2 if error is ConfigError else 1)
     assert became == {}
 
@@ -181,5 +184,5 @@ def test_what_cannot_be_is_refused_by_name(
 def test_only_root_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(UnsupportedError, match="running as user 1000") as raised:
-        launch.main(AgentConfig())
+        launch.main(AgentConfig(), launch.Given())
     assert raised.value.exit_code == 3

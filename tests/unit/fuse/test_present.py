@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from parts import require
 
 from fuse.present import HEADER_SIZE, PresentMap, current_boot_id
-from imgdist.errors import CorruptError
+from imgdist.errors import CorruptError, NewerFormatError
 
 BLOCKS = 50
 RANGES = st.tuples(st.integers(0, BLOCKS), st.integers(0, BLOCKS)).map(lambda ends: (min(ends), max(ends)))
@@ -60,9 +60,13 @@ def test_layout_and_shared_fields(tmp_path: Path) -> None:
 
 def test_refuses_what_is_no_map(tmp_path: Path) -> None:
     path = tmp_path / "present"
-    for content in (b"", bytes(HEADER_SIZE), b"IMGDPRES" + struct.pack("<I", 2) + bytes(HEADER_SIZE)):
+    for content, error in (
+        (b"", CorruptError),
+        (bytes(HEADER_SIZE), CorruptError),
+        (b"IMGDPRES" + struct.pack("<I", 2) + bytes(HEADER_SIZE), NewerFormatError),
+    ):
         path.write_bytes(content)
-        with pytest.raises(CorruptError):
+        with pytest.raises(error):
             PresentMap.open(path)
     with pytest.raises(FileExistsError):
         PresentMap.create(path, 1, current_boot_id())

@@ -1,0 +1,258 @@
+"""One release takes over from another while containers read: nobody notices, and what does not work is undone."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from parts import require
+from rig.images import LayerTar, Pushed, Workshop, busybox_layer
+from rig.releases import Release, UpgradedAgent, release
+from rig.stack import free_port
+
+from imgdist.demo import leftovers
+from imgdist.demo.processes import wait_until
+from imgdist.demo.registry import registry
+from imgdist.pack import BLOCK
+
+_BIG = random.Random(3).randbytes(12_000_000)
+_NEVER = random.Random(4).randbytes(500_000)
+_LAZY = ("--set", "fill.mode=none", "--set", "trace.enabled=false", "--set", "read.deadline_s=110")
+_STALL_S = 0.1
+
+
+class Readers:
+    """Threads that read blocks of a file on a layer, each read past the page cache and verified."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self._path, self._content = path, content
+        self._stop = threading.Event()
+        self.wrong: list[str] = []
+        self.stalls: dict[str, tuple[float, float]] = {}
+        self.reads: dict[str, int] = {}
+        half = len(content) // BLOCK // 2
+        self._threads = [
+            threading.Thread(target=self._read, args=(f"hit-{number}", lambda rng: rng.randrange(16)), daemon=True)
+            for number in range(3)
+        ]
+        fresh = itertools.cycle(range(half, 2 * half))
+        self._threads.append(
+            threading.Thread(target=self._read, args=("miss", lambda rng: next(fresh), 0.02), daemon=True)
+        )
+
+    def __enter__(self) -> Readers:
+        for block in range(16):
+            assert self._block(block) == self._content[block * BLOCK : (block + 1) * BLOCK]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(120)
+            assert not thread.is_alive(), "a read was never answered"
+
+    def longest(self, kind: str) -> float:
+        """The longest read of that kind so far, in seconds."""
+        return max(stall for name, (stall, _) in self.stalls.items() if name.startswith(kind))
+
+    def _block(self, number: int) -> bytes:
+        buffer = mmap.mmap(-1, BLOCK)
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            os.preadv(descriptor, [buffer], number * BLOCK)
+            return buffer[:]
+        finally:
+            os.close(descriptor)
+
+    def _read(self, name: str, choose: Callable[[random.Random], int], pause_s: float = 0.0) -> None:
+        rng = random.Random(name)
+        while not self._stop.wait(pause_s):
+            number, began = choose(rng), time.monotonic()
+            try:
+                data = self._block(number)
+            except OSError as error:
+                self.wrong.append(f"{name}: block {number}: {error}")
+                return
+            took = time.monotonic() - began
+            self.reads[name] = self.reads.get(name, 0) + 1
+            self.stalls[name] = max(self.stalls.get(name, (0.0, 0.0)), (took, began))
+            if data != self._content[number * BLOCK : (number + 1) * BLOCK]:
+                self.wrong.append(f"{name}: block {number}: wrong bytes")
+                return
+
+
+class Site:
+    """A registry, an image that is mounted and stays incomplete, and an agent of the release before this one."""
+
+    def __init__(self, directory: Path, address: str) -> None:
+        self.directory, self.workshop = directory, Workshop(directory / "images", address)
+        self.old, self.new = release(directory / "old", "0.0.9"), release(directory / "new", "0.1.1")
+        self.agent = UpgradedAgent(directory / "a", address)
+
+    def mounted(self, *flags: str) -> Path:
+        """Start the agent of the old release and mount the image; its directory."""
+        layer = LayerTar().add("srv/").add("srv/big", _BIG).add("srv/never", _NEVER).bytes()
+        self.image: Pushed = self.workshop.push("t/image", [busybox_layer(), layer])
+        self.agent.begin(self.old, *_LAZY, *flags)
+        place = self.directory / "m"
+        place.mkdir()
+        self.agent.done("mount", self.image.reference, str(place))
+        return place
+
+    def upgraded(self, to: Release) -> None:
+        done = self.agent.upgrade(to)
+        assert done.returncode == 0, done.stderr + self.agent.log()[-4000:]
+        assert self.agent.version() == to.version
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    require(os.geteuid() == 0, "root")
+    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
+    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
+    require(shutil.which("docker-registry") and Path("/bin/busybox").exists(), "docker-registry and busybox-static")
+    address = f"127.0.0.1:{free_port()}"
+    with registry(tmp_path / "registry", address):
+        made = Site(tmp_path, address)
+        try:
+            yield made
+        finally:
+            leftovers.unmount_below(made.directory / "m")
+            made.agent.close()
+            print(made.agent.log()[-12000:])
+
+
+def test_there_and_back_under_load(site: Site) -> None:
+    place = site.mounted()
+    with Readers(place / "srv/big", _BIG) as readers:
+        for to in (site.new, site.old, site.new):
+            before = dict(readers.reads)
+            began = time.monotonic()
+            site.upgraded(to)
+            print(
+                f"-> {to.version} in {time.monotonic() - began:.2f} s: longest hit {readers.longest('hit'):.3f} s, "
+                f"longest miss {readers.longest('miss'):.3f} s, reads {before} -> {readers.reads}"
+            )
+            assert not readers.wrong
+
+
+def test_a_new_release_that_does_not_start_changes_nothing(site: Site) -> None:
+    """Each of the three dies before it stands by: the processes that served do so still."""
+    place = site.mounted()
+    holder, children = site.agent.pid, site.agent.children()
+    broken = {
+        "supernode": ("supernode/app.py", "import asyncio"),
+        "view": ("fuse/main.py", "import logging"),
+        "agent": ("agent/app.py", "import asyncio"),
+    }
+    with Readers(place / "srv/big", _BIG) as readers:
+        for role, (file, line) in broken.items():
+            to = release(site.directory / f"no-{role}", "0.2.0")
+            to.broken(file, line, "raise SystemExit('no library: 5')")
+            done = site.agent.upgrade(to)
+            assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+            assert f"imgdist 0.0.9 serves on: the new {role} does not start" in done.stderr
+            assert "no library: 5" in site.agent.log()
+            assert (site.agent.version(), site.agent.pid, site.agent.children()) == ("0.0.9", holder, children)
+        assert not readers.wrong
+
+
+def test_a_new_release_that_does_not_serve_is_taken_back(site: Site) -> None:
+    """View and agent die when it is their turn: those of before serve again, and so does the holder."""
+    place = site.mounted()
+    broken = {"view": ("fuse/main.py", "    slots = Slots("), "agent": ("agent/app.py", "    loop, stop, retire =")}
+    with Readers(place / "srv/big", _BIG) as readers:
+        for role, (file, line) in broken.items():
+            to = release(site.directory / f"no-{role}", "0.2.0")
+            to.broken(file, line, "    raise SystemExit('no memory: 6')")
+            done = site.agent.upgrade(to)
+            assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+            assert f"imgdist 0.0.9 serves on: the new {role} does not serve" in done.stderr
+            assert site.agent.version() == "0.0.9"
+            assert all(b"no-" not in command for command in site.agent.commands())
+            print(f"{role}: longest hit {readers.longest('hit'):.3f} s, longest miss {readers.longest('miss'):.3f} s")
+        site.upgraded(site.new)
+        assert not readers.wrong
+
+
+def test_a_holder_that_does_not_load_or_read_is_refused(site: Site) -> None:
+    site.mounted()
+    children = site.agent.children()
+    site.new.broken("agent/holder.py", "import json", "raise SystemExit('no holder: 7')")
+    done = site.agent.upgrade(site.new)
+    assert (done.returncode, "no holder: 7" in done.stderr) == (1, True), done.stderr
+    later = release(site.directory / "later", "9.0.0")
+    later.broken("agent/succession.py", "VARIABLE =", "VERSION, READABLE = 3, (2, 3)")
+    done = site.agent.upgrade(later)
+    assert done.returncode == 1
+    assert "holder state: imgdist 0.0.9 writes version 1 and reads [1], 9.0.0 writes 3 and reads [2, 3]" in done.stderr
+    assert site.agent.children() == children
+
+
+def test_a_changed_configuration_takes_effect_and_a_wrong_one_touches_nothing(site: Site) -> None:
+    file = site.directory / "agent.toml"
+    file.write_text("[switch]\nidle_s = 3\n")
+    site.mounted("--config", str(file))
+    children = site.agent.children()
+    for wrong, code, words in (
+        ("[switch]\nidle_s = -1\n", 2, "switch.idle_s = -1"),
+        (f'snapshotter_socket = "{site.directory}/none/s.sock"\n', 1, "cannot listen"),
+    ):
+        file.write_text(wrong)
+        done = site.agent.upgrade(site.new)
+        assert (done.returncode, done.stderr.count("\n"), words in done.stderr) == (code, 1, True), done.stderr
+        assert (site.agent.children(), site.agent.version()) == (children, "0.0.9")
+    other = site.directory / "s.sock"
+    file.write_text(f'snapshotter_socket = "{other}"\n[switch]\nidle_s = 7\n')
+    site.upgraded(site.new)
+    assert any(b'"idle_s":7' in command for command in site.agent.commands())
+    assert other.exists() and not (site.agent.run / "snapshotter.sock").exists()
+
+
+def test_sighup_upgrades_to_what_is_installed(site: Site) -> None:
+    """Installed: where the agent was started from, whatever is there by now."""
+    installed = site.directory / "installed"
+    installed.symlink_to(site.old.directory)
+    site.old = Release(installed, site.old.version)
+    site.mounted()
+    installed.unlink()
+    installed.symlink_to(site.new.directory)
+    os.kill(site.agent.pid, signal.SIGHUP)
+    wait_until(lambda: f"holder: imgdist {site.new.version} serves" in site.agent.log(), "the upgrade", 60)
+    assert site.agent.version() == site.new.version
+
+
+def test_twenty_upgrades_leave_nothing_behind(site: Site) -> None:
+    place = site.mounted()
+    site.upgraded(site.new)
+    before, began = held(site.agent), time.monotonic()
+    with Readers(place / "srv/big", _BIG) as readers:
+        for number in range(20):
+            site.upgraded((site.old, site.new)[number % 2])
+        assert not readers.wrong
+        print(f"20 upgrades in {time.monotonic() - began:.0f} s: longest hit {readers.longest('hit'):.3f} s")
+    wait_until(lambda: held(site.agent) == before, f"as before: {before}, now {held(site.agent)}", 10)
+
+
+def held(agent: UpgradedAgent) -> tuple[list[int], list[str], list[str]]:
+    """Descriptors of the holder and its children, mounts, loop devices."""
+    processes = [agent.pid, *agent.children()]
+    fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in processes]
+    return fds, sorted(map(str, agent.mounts())), agent.loops()
+
+
+def test_no_agent_to_upgrade_is_one_line(tmp_path: Path) -> None:
+    done = release(tmp_path / "r", "1").imgdist("upgrade", "--run", str(tmp_path))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"{tmp_path}/holder.sock: no agent that can be upgraded in place listens there" in done.stderr
