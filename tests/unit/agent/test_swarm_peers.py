@@ -17,6 +17,7 @@ from agent.database import Database
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
 from agent.swarm.peers import PeerChunks, reach
+from agent.swarm.policy import Policy
 from agent.swarm.relay import Relay
 from agent.swarm.shelf import Shelf
 from agent.transfer.sources import ChunkSource
@@ -185,6 +186,8 @@ def test_a_crowd_that_misses_the_same_chunks_passes_them_on(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Uplink, "is_occupied", lambda uplink, node: True)  # as slow links would be
+    monkeypatch.setattr(Policy, "hedge_at", lambda policy, asked_at, now: None)  # on a busy machine all are late
+    monkeypatch.setattr(Policy, "late_at", lambda policy, source: None)
     supernode = make_member(seeding=Seeding())
     supernode.seed()
     members = [make_member(supernode.address) for _ in range(4)]
@@ -192,6 +195,8 @@ def test_a_crowd_that_misses_the_same_chunks_passes_them_on(
         for other in members:
             if other is not member:
                 member.meet(other)
+    for member in members:
+        member.transfers.trace([(member.store, COUNT - 1)])  # a trace is known, so nothing is guessed behind a miss
     for chunk in range(8):
         start = LAYER.index.start(chunk)
         for member in members:
@@ -200,8 +205,8 @@ def test_a_crowd_that_misses_the_same_chunks_passes_them_on(
         while not all(member.store.has(chunk) for member in members):
             assert time.monotonic() < deadline, f"chunk {chunk} does not come"
             threading.Event().wait(0.002)
-    each = [sum(member.came(source) for source in ("supernode", "peer")) for member in members]
-    assert sum(member.came("supernode") for member in members) <= 2 * max(each)
+    size = sum(len(LAYER.encoded[chunk][1]) for chunk in (*range(8), COUNT - 1))
+    assert sum(member.came("supernode") for member in members) <= 2 * size
 
 
 def test_misses_are_served_by_a_peer(make_member: MakeMember) -> None:

@@ -65,12 +65,21 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[PeerChunks]:
             assert not thread.is_alive()
 
 
-def ask(peer: PeerChunks) -> float:
+def ask(peer: PeerChunks, wait_s: float = 0.0) -> float:
     """Seconds until it was given up."""
     started = time.monotonic()
     with pytest.raises(TemporaryError):
-        peer.fetch("00" * 32, [1], Priority.FILL, lambda number, encoding, body: None)
+        peer.fetch("00" * 32, [1], Priority.FILL, lambda number, encoding, body: None, wait_s=wait_s)
     return time.monotonic() - started
+
+
+def test_a_peer_that_may_wait_gets_the_time_for_it() -> None:
+    def answer(connection: socket.socket) -> None:
+        while connection.recv(4096):
+            pass
+
+    with server(answer) as peer:
+        assert ask(peer, wait_s=2 * SHORT_S) >= 2.9 * SHORT_S
 
 
 def test_a_silent_peer_is_given_up_on_a_kept_connection_too() -> None:
