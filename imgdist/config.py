@@ -40,6 +40,35 @@ class TrackerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     probe: Annotated[bool, Meta(description="tell agents only of others whose address answers from here")] = True
 
 
+class SpaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of its disk a node's packs may take. The kubelet begins to remove images at 85 % of a file system and
+    ends at 80 %: what nothing uses has gone by then."""
+
+    high: Annotated[
+        float, Meta(gt=0, le=1, description="share of the file system in use above which what nothing uses goes")
+    ] = 0.80
+    low: Annotated[float, Meta(ge=0, lt=1, description="share of the file system in use at which that ends")] = 0.75
+    max_bytes: Annotated[
+        int, Meta(ge=0, description="most bytes of all packs together; 0: no limit but the shares")
+    ] = 0
+    min_age_s: Annotated[
+        float, Meta(ge=0, description="seconds that a pack stays after its last use, unless the disk is full")
+    ] = 300.0
+
+
+class SupernodeSpaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of its disk a supernode's packs may take. What goes is converted anew when somebody asks for it."""
+
+    high: Annotated[float, Meta(gt=0, le=1, description="share of the file system in use above which packs go")] = 0.85
+    low: Annotated[float, Meta(ge=0, lt=1, description="share of the file system in use at which that ends")] = 0.80
+    max_bytes: Annotated[
+        int, Meta(ge=0, description="most bytes of all packs together; 0: no limit but the shares")
+    ] = 0
+    retention_s: Annotated[
+        float, Meta(ge=0, description="seconds that a pack stays after it was last resolved or served")
+    ] = 3600.0
+
+
 class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`imgdist supernode`."""
 
@@ -60,6 +89,7 @@ class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    space: SupernodeSpaceConfig = field(default_factory=SupernodeSpaceConfig)
 
 
 class ReadConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,6 +186,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
     switch: SwitchConfig = field(default_factory=SwitchConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
 
 
 ConfigT = TypeVar("ConfigT", bound=SupernodeConfig | AgentConfig)
@@ -214,7 +245,13 @@ def _put(kind: type[Any], document: dict[str, Any], key: str, value: Any, where:
 
 def _convert(kind: type[ConfigT], document: dict[str, Any], where: str) -> ConfigT:
     try:
-        return msgspec.convert(document, kind)
+        converted = msgspec.convert(document, kind)
+        if converted.space.low >= converted.space.high:
+            raise ConfigError(
+                f"{where}: space.low = {converted.space.low}: expected less than space.high, which is"
+                f" {converted.space.high}"
+            )
+        return converted
     except msgspec.ValidationError as error:
         message = str(error)
         reason, _, path = message.partition(" - at `$")

@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 import imgdist
-from imgdist.errors import ImgdistError, NotFoundError, UsageError
+from imgdist.errors import DeniedError, ImgdistError, NotFoundError, UsageError
 from imgdist.oci.platform import Platform
 from imgdist.oci.reference import Reference, is_digest, parse
 from imgdist.pack import FORMAT_VERSION
@@ -22,9 +22,11 @@ from imgdist.wire.control import Layer, Resolution, ResolveRequest, failure
 from imgdist.wire.tracker import PATH as TRACKER_PATH
 from supernode.chains import Chains
 from supernode.fetch import Fetcher, Origin
-from supernode.metrics import Metrics, disk_bytes
+from supernode.metrics import Metrics
 from supernode.resolve import Image, Resolver
+from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
+from supernode.store.layout import disk_bytes
 from supernode.traces import TRACE_MAX, Traces
 from supernode.tracker.session import Tracker
 
@@ -34,6 +36,12 @@ MSGPACK = "application/msgpack"
 STREAM = "application/octet-stream"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class GcRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/gc."""
+
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,7 @@ class Parts:
     traces: Traces
     metrics: Metrics
     tracker: Tracker
+    space: SpaceKeeper
     chunks: Callable[[], Address | None]
 
 
@@ -66,6 +75,7 @@ def application(parts: Parts) -> web.Application:
             web.get("/v1/chunks", api.chunks),
             web.get(TRACKER_PATH, parts.tracker.connect),
             web.get("/v1/status", api.status),
+            web.post("/v1/gc", api.gc),
             web.get("/metrics", api.metrics),
             web.get("/healthz", api.healthy),
             web.get("/readyz", api.ready),
@@ -178,6 +188,16 @@ class _Api:
             }
         )
 
+    async def gc(self, request: web.Request) -> web.Response:
+        """POST /v1/gc: for this machine's users only."""
+        try:
+            asked = msgspec.json.decode(await request.read(), type=GcRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"gc request: {error}") from None
+        if request.remote and not Address(request.remote, 0).is_local:
+            raise DeniedError(f"gc: asked from {request.remote}; ask on the supernode's own machine")
+        return _json(await self._parts.space.collect(dry_run=asked.dry_run))
+
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics"""
         layers = await asyncio.to_thread(self._layers)
@@ -200,6 +220,8 @@ class _Api:
         layers = []
         for layer, diff_id, chain_id in zip(manifest.layers, config.diff_ids, image.chain_ids, strict=True):
             status = self._parts.fetcher.status(layer.digest)
+            if status.pack_id:
+                self._parts.store.used(status.pack_id)
             size = await asyncio.to_thread(self._image_bytes, status.pack_id) if status.pack_id else None
             layers.append(
                 Layer(

@@ -19,6 +19,7 @@ from imgdist.config import SupernodeConfig
 from imgdist.errors import ImgdistError, UsageError
 from imgdist.oci import transport
 from imgdist.oci.credentials import Keychain
+from imgdist.space import Watermarks
 from imgdist.wire.address import Address
 from supernode.api import Parts, application, metrics_application
 from supernode.catalog import Catalog
@@ -31,6 +32,7 @@ from supernode.fetch import Fetcher, Origin
 from supernode.metrics import Metrics
 from supernode.registries import Registries
 from supernode.resolve import Resolver
+from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
 from supernode.traces import Traces
 from supernode.tracker.session import Tracker
@@ -147,6 +149,15 @@ async def _serve(
         fetcher = Fetcher(store, catalog, registries, convert, config.convert.layers, metrics.converted)
         await fetcher.load()
         tracker = Tracker(metrics, probe=config.tracker.probe)
+        space = SpaceKeeper(
+            store,
+            root,
+            Watermarks(config.space.high, config.space.low, config.space.max_bytes),
+            metrics,
+            retention_s=config.space.retention_s,
+            wanted=tracker.wanted,
+            converting=lambda: list(fetcher.jobs),
+        )
         advertised = Address.parse(config.chunk_advertise) if config.chunk_advertise else None
         parts = Parts(
             root=root,
@@ -157,10 +168,11 @@ async def _serve(
             traces=Traces(root / "traces"),
             metrics=metrics,
             tracker=tracker,
+            space=space,
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(part.run()) for part in (fetcher, tracker)]
+            work = [tasks.create_task(part.run()) for part in (fetcher, tracker, space)]
             await chunk_process.wait_ready()
             sites = [(application(parts), listener)]
             if metrics_listener is not None:

@@ -58,11 +58,13 @@ def serve(root: Path, address: Address, listens: int | None = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread: all inherit it, and sigtimedwait gets them
     listener = address.listen() if listens is None else socket.socket(fileno=listens)
     uploads = Uploads()
-    server = ChunkServer(LocalStore(root), [listener], uploads.add, busy_after_s=BUSY_AFTER_S, seeder=Seeding())
+    store = LocalStore(root)
+    server = ChunkServer(store, [listener], uploads.add, busy_after_s=BUSY_AFTER_S, seeder=Seeding())
     server.start()
     print(json.dumps({"address": _bound(address, listener).url}), flush=True)
     while signal.sigtimedwait(_SIGNALS, REPORT_S) is None:
         uploads.report()
+        store.forget_gone()
     server.stop()
     uploads.report()
     if address.path and listens is None:

@@ -230,6 +230,7 @@ class Fetcher:
             return
         status = self.status(digest)
         if status.pack_id is not None:
+            self._store.used(status.pack_id)
             yield await asyncio.to_thread(self._store.index_bytes, status.pack_id, start)
             return
         if status.state == "declined":

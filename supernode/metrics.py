@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import platform
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -41,6 +38,7 @@ class Metrics:
         )
         self._layers = Gauge("imgdist_layers", "Layers by state", ["state"], registry=self._registry)
         self._store = Gauge("imgdist_store_bytes", "Bytes on disk", ["what"], registry=self._registry)
+        self._freed = Counter("imgdist_space_freed_bytes", "Bytes of packs removed for space", registry=self._registry)
         self._members = Gauge("imgdist_swarm_members", "Agents that the tracker knows", registry=self._registry)
         self._reachable = Gauge(
             "imgdist_swarm_members_reachable",
@@ -78,6 +76,10 @@ class Metrics:
         """A layer was downloaded and converted."""
         self._convert.observe(seconds)
 
+    def freed(self, size_bytes: int) -> None:
+        """A pack was removed for space."""
+        self._freed.inc(size_bytes)
+
     def tracked(self, kind: str) -> None:
         """The tracker got a message of a kind, or refused an agent ("refused")."""
         self._tracked.labels(kind).inc()
@@ -96,13 +98,3 @@ class Metrics:
         for what, size in store_bytes.items():
             self._store.labels(what).set(size)
         return generate_latest(self._registry)
-
-
-def disk_bytes(directory: Path) -> int:
-    """Bytes that the files below a directory take on disk; what vanishes meanwhile does not count."""
-    total = 0
-    for path, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(path, name)).st_blocks * 512
-    return total

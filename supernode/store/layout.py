@@ -7,13 +7,17 @@
     packs/<pack id>/table       16 bytes a chunk: <QIBxxx offset, length, encoding in `chunks`
     packs/<pack id>/tar-split   the tar-split stream, zstd
     packs/.part-<layer>-v0/     the same, being written
+    packs/.removed-<pack id>/   being removed
     layers/<layer>-v0           symlink to ../packs/<pack id>
 
-A writer appends a chunk's body, then its row, then its index record: whoever sees one finds what came before it.
+A writer appends a chunk's body, then its row, then its index record: whoever sees one finds what came before it. The
+modification time of a sealed pack's `table` is when it was last resolved or served.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import struct
 from pathlib import Path
@@ -24,6 +28,7 @@ from imgdist.pack import FORMAT_VERSION
 INDEX, CHUNKS, TABLE, TAR_SPLIT = "index", "chunks", "table", "tar-split"
 ROW = struct.Struct("<QIBxxx")
 PART_PREFIX = ".part-"
+GRAVE_PREFIX = ".removed-"
 _HEX = r"[0-9a-f]{64}"
 _PACK_NAME = re.compile(_HEX)
 _LAYER_NAME = re.compile(rf"sha256-({_HEX}-v[0-9]{{1,3}})")
@@ -81,3 +86,13 @@ def _key(layer_digest: str) -> str:
     if match is None:
         raise UsageError(f"layer digest {layer_digest!r}: expected sha256: and 64 lower-case hexadecimal digits")
     return f"{match[1]}-v{FORMAT_VERSION}"
+
+
+def disk_bytes(directory: Path) -> int:
+    """Bytes that the files below a directory take on disk; what vanishes meanwhile does not count."""
+    total = 0
+    for path, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+    return total

@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -19,7 +20,7 @@ from threading import Lock
 from imgdist.errors import CorruptError, ImgdistError, NotFoundError
 from imgdist.pack import records
 from imgdist.pack.index import Index
-from supernode.store.layout import INDEX, Layout, digest_of_link
+from supernode.store.layout import GRAVE_PREFIX, INDEX, PART_PREFIX, TABLE, Layout, digest_of_link, disk_bytes
 from supernode.store.reader import PackReader
 from supernode.store.scrub import bad_chunks, check_sizes, check_tar_split, sync_directory
 
@@ -47,6 +48,7 @@ class LocalStore:
         self._readers: OrderedDict[str, PackReader] = OrderedDict()
         self._lock = Lock()
         """Guards `_readers`."""
+        self._sizes: dict[str, int] = {}
         self._changing = Lock()
         """Held while names change: twins that are sealed at once must not both find their pack missing."""
 
@@ -70,9 +72,11 @@ class LocalStore:
             reader = self._readers.get(name)
             if reader is not None and not reader.gone:
                 self._readers.move_to_end(name)
+                reader.used()
                 return reader
             reader = self._open(name)
             if reader is not None:
+                reader.used()
                 self._readers[name] = reader
                 if len(self._readers) > _READERS_MAX:
                     self._readers.popitem(last=False)
@@ -150,7 +154,7 @@ class LocalStore:
         layers: dict[str, list[str]] = {}
         for digest, pack_id in self.layers():
             layers.setdefault(pack_id, []).append(digest)
-        return [self._info(pack_id, tuple(sorted(layers.get(pack_id, ())))) for pack_id in self._pack_ids()]
+        return [self._info(pack_id, tuple(sorted(layers.get(pack_id, ())))) for pack_id in self.pack_ids()]
 
     def layers(self) -> Iterator[tuple[str, str]]:
         """(layer digest, pack id) of every link of this format version."""
@@ -159,18 +163,64 @@ class LocalStore:
             if digest is not None:
                 yield digest, os.path.basename(os.readlink(link))
 
-    def remove(self, pack_id: str) -> None:
-        """Remove a pack and its links. Readers that have it open finish what they read."""
-        grave = self._layout.packs / f".removed-{pack_id}"
+    def remove(self, pack_id: str, *, unused_since: float | None = None) -> bool:
+        """Remove a pack and its links. Readers that have it open finish what they read. With `unused_since` only if its
+        last use is no later; whether it went."""
+        grave = self._layout.packs / f"{GRAVE_PREFIX}{pack_id}"
         with self._changing:
+            if unused_since is not None and self.last_use(pack_id) > unused_since:
+                return False
             for link in self._layout.layers.iterdir():
                 if os.path.basename(os.readlink(link)) == pack_id:
                     link.unlink()
             try:
                 self._layout.pack(pack_id).rename(grave)
             except FileNotFoundError:
-                return
+                return False
+            self._sizes.pop(pack_id, None)
             shutil.rmtree(grave)
+        return True
+
+    def used(self, pack_id: str) -> None:
+        """The pack was resolved or followed: it is not the next to go."""
+        with suppress(OSError):
+            os.utime(self._layout.pack(pack_id) / TABLE)
+
+    def last_use(self, pack_id: str) -> float:
+        """When the pack was sealed, resolved or served last (seconds since 1970); 0 if it is not here."""
+        try:
+            return os.stat(self._layout.pack(pack_id) / TABLE).st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def pack_bytes(self, pack_id: str) -> int:
+        """What a sealed pack takes on disk: taken once, it does not change."""
+        size = self._sizes.get(pack_id)
+        if size is None:
+            size = self._sizes[pack_id] = disk_bytes(self._layout.pack(pack_id))
+        return size
+
+    def packs_bytes(self) -> int:
+        """What all sealed packs take."""
+        return sum(map(self.pack_bytes, self.pack_ids()))
+
+    def clear_leftovers(self, converting: Callable[[], Collection[str]]) -> None:
+        """Remove what removals and conversions left that ended badly; `converting()` are the layers on their way."""
+        with self._changing:
+            found = [
+                entry for entry in self._layout.packs.iterdir() if entry.name.startswith((PART_PREFIX, GRAVE_PREFIX))
+            ]
+            # Asked afterwards: a layer is on its way before its part is made.
+            alive = {self._layout.part(digest).name for digest in converting()}
+            for entry in found:
+                if entry.name not in alive:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def forget_gone(self) -> None:
+        """Let go of removed packs that readers at hand keep on the disk."""
+        with self._lock:
+            for name in [name for name, reader in self._readers.items() if reader.gone]:
+                del self._readers[name]
 
     def _open(self, name: str) -> PackReader | None:
         for directory in self._layout.candidates(name):
@@ -201,13 +251,13 @@ class LocalStore:
         fresh.symlink_to(os.path.join("..", "packs", pack_id))
         fresh.rename(link)
 
-    def _pack_ids(self) -> list[str]:
+    def pack_ids(self) -> list[str]:
+        """Every sealed pack."""
         return sorted(entry.name for entry in self._layout.packs.iterdir() if not entry.name.startswith("."))
 
     def _info(self, pack_id: str, layers: tuple[str, ...]) -> PackInfo:
         index = self.index(pack_id)
-        disk = sum(entry.stat().st_blocks * 512 for entry in self._layout.pack(pack_id).iterdir())
-        return PackInfo(pack_id, layers, disk, index.image_size, index.chunk_count)
+        return PackInfo(pack_id, layers, self.pack_bytes(pack_id), index.image_size, index.chunk_count)
 
 
 def _add_seal(part: Path, pack_id: bytes) -> Index:

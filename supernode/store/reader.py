@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,8 @@ from imgdist.wire.answer import Row
 from supernode.store.layout import CHUNKS, ROW, TABLE
 
 _OFFSET_MAX = 1 << 62
+NOTE_S = 60.0
+"""Between two notes of a pack's use; far less than any retention."""
 
 
 class PackReader:
@@ -26,7 +30,17 @@ class PackReader:
         self._chunks = os.open(directory / CHUNKS, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._chunks)
 
+        self._noted = 0.0
+
     arrivals = None  # it has everything
+
+    def used(self) -> None:
+        """Somebody was served: note it on the disk, once a minute at most."""
+        now = time.monotonic()
+        if now - self._noted > NOTE_S or not self._noted:
+            self._noted = now
+            with contextlib.suppress(OSError):
+                os.utime(self._table)
 
     @property
     def count(self) -> int:

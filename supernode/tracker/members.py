@@ -87,6 +87,10 @@ class Members:
         reachable = sum(1 for member in self._members.values() if member.reachable)
         return Census(len(self._members), reachable, len(self._swarms))
 
+    def wanted(self) -> set[str]:
+        """Names of the swarms of which some member lacks chunks; looks at every membership."""
+        return {swarm.name for member in self._members.values() for swarm in member.lacking()}
+
     def join(self, join: Join, address: str, *, is_loopback: bool, from_loopback: bool, now: float) -> tuple[Peer, ...]:
         """A member comes, or says anew what it takes part in. `address`: where it is to be reached, "" if nowhere.
 

@@ -85,6 +85,10 @@ class Tracker:
         """Members and swarms at the moment."""
         return self._members.census()
 
+    def wanted(self) -> set[str]:
+        """Names of the swarms of which some member lacks chunks."""
+        return self._members.wanted()
+
     async def run(self) -> None:
         """Probe and push when due, until cancelled."""
         async with asyncio.TaskGroup() as tasks:

@@ -26,6 +26,7 @@ from imgdist.errors import (
 from imgdist.oci import transport
 from imgdist.pack import records
 from imgdist.pack.index import IndexBuilder, zero_digest
+from imgdist.space import Watermarks
 from imgdist.wire.address import Address
 from imgdist.wire.control import LayerStatus, Trace
 from supernode.api import Parts, application, metrics_application
@@ -36,6 +37,7 @@ from supernode.fetch import Origin
 from supernode.metrics import Metrics
 from supernode.registries import Registries
 from supernode.resolve import Resolver
+from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
 from supernode.traces import Traces
 from supernode.tracker.session import Tracker
@@ -110,6 +112,15 @@ class World:
             traces=Traces(root / "traces"),
             metrics=metrics,
             tracker=Tracker(metrics),
+            space=SpaceKeeper(
+                store,
+                root,
+                Watermarks(0.99, 0.9),
+                metrics,
+                retention_s=0,
+                wanted=lambda: (),
+                converting=lambda: (),
+            ),
             chunks=lambda: self.chunks,
         )
         self.socket = Address(path=str(root / "s"))
@@ -317,3 +328,13 @@ async def test_supernode_out_of_reach(tmp_path: Path) -> None:
         with pytest.raises(TemporaryError):
             async for _ in client.index_stream(DIGEST):
                 pass
+
+
+async def test_gc_is_for_this_machine_and_says_what_went(world: World) -> None:
+    async with aiohttp.ClientSession() as http:
+        async with http.post(f"{world.tcp}/v1/gc", json={"dry_run": True}) as response:
+            report = await response.json(content_type=None)
+            assert response.status == 200
+            assert (report["dry_run"], report["removed"], report["freed_bytes"]) == (True, [], 0)
+        async with http.post(f"{world.tcp}/v1/gc", data=b"[]") as response:
+            assert response.status == 400

@@ -32,6 +32,9 @@ class FakeStore:
     def find(self, digest: str) -> str | None:
         return "pack-" + digest if digest in self.packs else None
 
+    def used(self, pack_id: str) -> None:
+        pass
+
     def index_bytes(self, pack_id: str, start: int = 0) -> bytes:
         return self.packs[pack_id.removeprefix("pack-")][start:]
 
