@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from agent.snapshotter.mounts import Place
 log = logging.getLogger("imgdist.snapshotter")
 
 _STAGING = "new-"
+_RUBBISH = "gone-"
 
 
 class Directories:
@@ -50,8 +52,12 @@ class Directories:
                 shutil.rmtree(directory)
 
     def adopt(self, directory: Path, number: int) -> None:
-        """Give a staged directory to the snapshot of that number. The last step before its row is committed."""
-        directory.rename(self.root / str(number))
+        """Give a staged directory to the snapshot of that number. The last step before its row is committed: if that
+        fails, the number is given again, and what stands there by then is rubbish."""
+        target = self.root / str(number)
+        if target.exists():
+            self._set_aside(target)
+        directory.rename(target)
 
     def make(self, number: int, *, work: bool) -> None:
         """Make an empty directory for a snapshot that has lost its own, or what is missing of it."""
@@ -65,9 +71,15 @@ class Directories:
                 os.chmod(path, mode)
 
     def rubbish(self, wanted: Iterable[int]) -> list[Path]:
-        """Directories that are neither wanted nor just being made."""
+        """Directories that are neither wanted nor just being made, under names that no snapshot will ever have."""
         keep = {str(number) for number in wanted} | self._staged
-        return [Path(entry.path) for entry in os.scandir(self.root) if entry.name not in keep]
+        found = [Path(entry.path) for entry in os.scandir(self.root) if entry.name not in keep]
+        return [self._set_aside(path) for path in found]
+
+    def _set_aside(self, directory: Path) -> Path:
+        if directory.name.startswith(_RUBBISH):
+            return directory
+        return directory.rename(self.root / f"{_RUBBISH}{directory.name}-{uuid.uuid4().hex[:8]}")
 
     def missing(self, wanted: Iterable[int]) -> list[int]:
         """Numbers of snapshots whose directory is not there."""

@@ -93,10 +93,12 @@ class Metadata:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # On a full disk SQLite has rolled back by itself, or the transaction is still open after its COMMIT failed.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def get(self, name: str) -> Row:
         """The snapshot of that name or key; NotFoundError."""
