@@ -22,6 +22,7 @@ from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
 from agent.mounts import ImageMounts, mounted_at
 from agent.snapshotter.model import Info
+from agent.space.keeper import SpaceKeeper
 from agent.swarm.station import Station
 from imgdist.errors import ImgdistError, UnsupportedError, UsageError
 from imgdist.pack import BLOCK
@@ -53,6 +54,13 @@ class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     leave_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.0
 
 
+class GcRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/gc."""
+
+    dry_run: bool = False
+    frames: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What a lazy agent's API speaks for."""
@@ -61,6 +69,7 @@ class Node:
     images: Images
     mounts: ImageMounts
     draining: Draining
+    space: SpaceKeeper
     swarm: Station | None = None
 
 
@@ -93,6 +102,7 @@ def application(node: Node | None, root: str, supernodes: Sequence[str], calls: 
             web.post("/v1/mounts", api.mount),
             web.post("/v1/umount", api.umount),
             web.post("/v1/drain", api.drain),
+            web.post("/v1/gc", api.gc),
             web.get("/metrics", api.metrics),
             web.get("/healthz", api.healthy),
             web.get("/readyz", api.healthy),
@@ -203,6 +213,11 @@ class _Api:
             for layer, users in drained.left
         ]
         return _json({"switched": drained.switched, "left": left})
+
+    async def gc(self, request: web.Request) -> web.Response:
+        """POST /v1/gc: what went, or would, and why the rest stays."""
+        asked = await _asked(request, GcRequest)
+        return _json(await self._lazy().space.collect(dry_run=asked.dry_run, frames=asked.frames))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics"""

@@ -38,6 +38,9 @@ from agent.snapshotter import grpc
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
 from agent.snapshotter.server import SnapshotsServer
+from agent.space.figures import SpaceFigures
+from agent.space.keeper import SpaceKeeper
+from agent.space.room import no_room
 from agent.strays import Strays
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
@@ -56,6 +59,7 @@ from imgdist import daemon, holder_client, rootformat
 from imgdist.config import AgentConfig
 from imgdist.errors import ImgdistError
 from imgdist.oci.platform import Platform
+from imgdist.space import Watermarks
 
 log = logging.getLogger("imgdist.agent")
 
@@ -82,6 +86,7 @@ class _LazyNode:
     layers: NodeLayers
     strays: Strays
     keeper: TraceKeeper
+    space: SpaceKeeper
     swarm: Station | None
 
 
@@ -191,6 +196,15 @@ async def _lazy_node(
     def lapsed(node: int, start: int, length: int, waited_s: float) -> None:
         transfers.lapsed(node, start, length, waited_s)
 
+    def lost(pack_id: str) -> None:
+        loop.call_soon_threadsafe(lambda: images.lost(pack_id))
+
+    def refused(error: OSError, name: str) -> None:
+        loop.call_soon_threadsafe(lambda: space.refused(error, name))
+
+    async def make_room(size_bytes: int) -> bool:
+        return await space.make_room(size_bytes)
+
     link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed, lapsed)
     stack.callback(link.close)
     seeds = [SupernodeChunks(url) for url in urls]
@@ -200,6 +214,8 @@ async def _lazy_node(
         seeds,
         twins=chunks.twins,
         on_layer_complete=completed,
+        on_pack_lost=lost,
+        on_disk_refused=refused,
         read_deadline_s=config.read.wait_s,
         gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
         pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
@@ -220,15 +236,18 @@ async def _lazy_node(
         fill=config.fill.mode == "full",
         switch_idle_s=config.switch.idle_s,
         show=swarm.show if swarm is not None else lambda store: None,
+        hide=swarm.hide if swarm is not None else lambda store: None,
+        make_room=make_room,
     )
     # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
     takes_early = config.fill.mode == "full" and bool(config.supernode)
     early = EarlyLayers(chunks, transfers, tasks, enabled=takes_early, swarm=swarm)
+    known = KnownImages(root / "images")
     images = Images(
         supernodes,
         catalog,
         early,
-        KnownImages(root / "images"),
+        known,
         transfers,
         recorder,
         tasks,
@@ -236,9 +255,27 @@ async def _lazy_node(
         traces=config.trace.enabled,
         prefetch=config.fill.mode != "none",
     )
-    layers = NodeLayers(images, catalog)
+    layers = NodeLayers(images, catalog, lambda: space.wake())
     sharing = Sharing()
-    own_snapshots = Snapshotter(root / "mounts", layers, take_over_timeout_s=config.prepare_timeout_s, sharing=sharing)
+    space = SpaceKeeper(
+        root / "packs",
+        Watermarks(config.space.high, config.space.low, config.space.max_bytes),
+        catalog,
+        chunks,
+        known,
+        sharing,
+        SpaceFigures(),
+        min_age_s=config.space.min_age_s,
+        served_at=swarm.served_at if swarm is not None else lambda node: None,
+    )
+    own_snapshots = Snapshotter(
+        root / "mounts",
+        layers,
+        take_over_timeout_s=config.prepare_timeout_s,
+        sharing=sharing,
+        user="`imgdist mount`",
+        make_room=make_room,
+    )
     stack.callback(own_snapshots.close)
     await asyncio.to_thread(lambda: database.reserve(mounter.highest_node()))
     await catalog.recover()
@@ -247,7 +284,7 @@ async def _lazy_node(
     if swarm is not None:
         swarm.start()
     strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
-    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, strays, keeper, swarm)
+    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, strays, keeper, space, swarm)
 
 
 async def _serve_sockets(
@@ -264,6 +301,7 @@ async def _serve_sockets(
         node.layers if node is not None else None,
         take_over_timeout_s=config.prepare_timeout_s,
         sharing=node.sharing if node is not None else None,
+        make_room=node.space.make_room if node is not None else no_room,
     )
     stack.callback(snapshotter.close)
     tasks.create_task(snapshotter.run())
@@ -271,6 +309,7 @@ async def _serve_sockets(
         tasks.create_task(node.own_snapshots.run())
         tasks.create_task(node.catalog.switch_forever())
         tasks.create_task(node.keeper.run())
+        tasks.create_task(node.space.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
     stack.push_async_callback(_close, server)
     await asyncio.to_thread(lambda: api.application)  # it is loaded now (agent/main.py), while containerd is answered
@@ -285,7 +324,7 @@ async def _serve_sockets(
 
 def _api_node(node: _LazyNode, snapshotter: Snapshotter) -> api.Node:
     draining = Draining(node.catalog, node.layers, (snapshotter, node.own_snapshots))
-    return api.Node(node.catalog, node.images, node.mounts, draining, node.swarm)
+    return api.Node(node.catalog, node.images, node.mounts, draining, node.space, node.swarm)
 
 
 async def _recover(node: _LazyNode | None, snapshotter: Snapshotter) -> None:

@@ -19,10 +19,13 @@ from agent.earlystore import EarlyStore
 from agent.layer import Layer, State
 from agent.layerstore import LayerStore
 from agent.mounter import Mounter
+from agent.space import lastuse
+from agent.space.room import MakeRoom, no_room, with_room
 from agent.switching import Switching
 from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
 from imgdist.errors import ImgdistError, NotFoundError
+from imgdist.pack.index import Index
 
 __all__ = ["Catalog", "Layer", "State"]
 
@@ -51,15 +54,21 @@ class Catalog:
         fill: bool,
         switch_idle_s: float,
         show: Callable[[LayerStore], None] = lambda store: None,
+        hide: Callable[[LayerStore], None] = lambda store: None,
+        make_room: MakeRoom = no_room,
     ) -> None:
-        """`show(store)` is called when what is present of a layer is proven, more than once."""
+        """`show(store)` is called when what is present of a layer is proven, more than once; `hide(store)` before its
+        pack is removed. `make_room(bytes)` is asked to free space when the disk has none for a new layer."""
         self._chunks = chunks
         self._tasks = tasks
         self._mounter = mounter
         self._transfers = transfers
         self._fill = fill
         self._show = show
+        self._hide = hide
+        self._make_room = make_room
         self._layers: dict[str, Layer] = {}
+        self._leaving: dict[str, Layer] = {}
         self._stranded: list[Layer] = []
         self._switching = Switching(mounter, transfers, self.all, idle_s=switch_idle_s)
 
@@ -122,11 +131,22 @@ class Catalog:
 
     async def adopt(self, index_data: bytes, early: EarlyStore | None = None) -> Layer:
         """The layer of a sealed index: what a restart left, or a new one with what came before the seal."""
-        store = await asyncio.to_thread(self._chunks.create, index_data, early)
+        store = await self._create(index_data, early)
+        leaving = self._leaving.get(store.pack_id.hex())
+        if leaving is not None and leaving.store is store:  # it was found just before it went
+            async with leaving.lock:
+                pass
+            store = await self._create(index_data, early)
         layer = self._layers.get(store.pack_id.hex()) or self._enter(store)
         if store.is_proven:
             self._show(store)
         return layer
+
+    async def _create(self, index_data: bytes, early: EarlyStore | None) -> LayerStore:
+        return await with_room(
+            lambda: asyncio.to_thread(self._chunks.create, index_data, early),
+            lambda: self._make_room(Index.load(index_data).image_size),
+        )
 
     async def mount(self, layer: Layer) -> str:
         """Mount the layer if it is not, through the view where bytes are missing; returns the directory."""
@@ -138,7 +158,7 @@ class Catalog:
         """`mount` by pack id (hex). NotFoundError if the pack is not here."""
         layer = self._layers.get(pack_id)
         if layer is None:
-            raise NotFoundError(f"pack {pack_id} is not on this node any more; pull the image again")
+            raise _gone(pack_id)
         return await self.mount(layer)
 
     async def unmount(self, pack_id: str) -> None:
@@ -146,6 +166,12 @@ class Catalog:
         layer = self._layers.get(pack_id)
         if layer is not None:
             await SharedWork(self._tasks, self._unmount(layer)).wait()
+            await asyncio.to_thread(lastuse.note, layer.store.directory)
+
+    async def remove(self, pack_id: str) -> bool:
+        """Free the space of a layer that nobody uses. False if it is mounted, shown or being mounted."""
+        layer = self._layers.get(pack_id)
+        return layer is not None and await SharedWork(self._tasks, self._remove(layer)).wait()
 
     def completed(self, pack_id: str) -> None:
         """All bytes of the layer are here and durable."""
@@ -182,6 +208,8 @@ class Catalog:
         async with layer.lock:
             if layer.mounted:
                 return
+            if layer.removed:
+                raise _gone(layer.pack_id)
             store = layer.store
             if not store.is_proven:
                 await asyncio.to_thread(store.prove)
@@ -205,6 +233,23 @@ class Catalog:
             if layer.shown:
                 await self._switching.leave_view(layer)
             layer.state = State.COMPLETE if layer.store.is_complete else State.FILLING
+
+    async def _remove(self, layer: Layer) -> bool:
+        if layer.lock.locked():
+            return False
+        async with layer.lock:
+            if layer.mounted or layer.shown or layer.removed:
+                return False
+            layer.removed = True
+            self._leaving[layer.pack_id] = self._layers.pop(layer.pack_id)
+            try:
+                self._hide(layer.store)
+                await asyncio.to_thread(self._transfers.remove, layer.store.node)
+                await asyncio.to_thread(self._mounter.forget, layer.store)
+                await asyncio.to_thread(self._chunks.remove, layer.store)
+            finally:
+                del self._leaving[layer.pack_id]
+            return True
 
     async def _fetch_whole(self, store: LayerStore) -> None:
         await asyncio.to_thread(self._transfers.add, store)
@@ -231,3 +276,7 @@ class Catalog:
             self._switching.wake()
         elif self._fill:
             self._transfers.fill(store)
+
+
+def _gone(pack_id: str) -> NotFoundError:
+    return NotFoundError(f"pack {pack_id} is not on this node any more; pull the image again")

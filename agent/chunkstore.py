@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import re
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from agent.earlystore import EarlyStore
 from agent.frames import Frames
 from agent.imagefile import ImageFile
 from agent.layerstore import LayerStore
+from agent.space.disk import directory_bytes
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
 from imgdist.pack import BLOCK
@@ -32,6 +35,7 @@ from imgdist.pack.index import Index, IndexFollower
 __all__ = ["ChunkStore", "LayerStore"]
 
 _PACK_ID = re.compile("[0-9a-f]{64}")
+_UNFINISHED = (".new-", ".gone-", ".part-")
 
 _log = logging.getLogger("imgdist.agent")
 
@@ -45,6 +49,8 @@ class ChunkStore:
     def __init__(self, packs: Path, database: Database, *, keep_frames: bool = False) -> None:
         self._packs = packs
         self._keep_frames = keep_frames
+        self.frames_paused = False
+        """Whether packs that are made now keep no bodies: space is short."""
         self._database = database
         self._boot_id = current_boot_id()
         self._lock = threading.Lock()  # guards the table; held for look-ups only
@@ -60,7 +66,7 @@ class ChunkStore:
         # First of all, so that no new number is one that another pack has kept.
         self._database.reserve(max((_kept_node(path) or 0 for path in found), default=0))
         for path in found:
-            if path.name.startswith((".new-", ".gone-", ".part-")):
+            if path.name.startswith(_UNFINISHED):
                 shutil.rmtree(path)
             elif _PACK_ID.fullmatch(path.name):
                 self._recover(path)
@@ -95,14 +101,15 @@ class ChunkStore:
         """A store for the chunks of the layer `name`, whose index is being followed; `create` takes it over, `discard`
         ends it in any case. One of a name at a time. OSError leaves nothing behind."""
         directory = self._packs / f".part-{name}"
-        try:
-            store = EarlyStore(directory, name, next(self._early_nodes), follower)
-        except OSError:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        store.frames = self._frames(directory / "frames")
-        with self._lock:
-            self._early[store.node] = store
+        with self._making:
+            try:
+                store = EarlyStore(directory, name, next(self._early_nodes), follower)
+            except OSError:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+            store.frames = self._frames(directory / "frames")
+            with self._lock:
+                self._early[store.node] = store
         return store
 
     def discard(self, store: EarlyStore) -> None:
@@ -128,7 +135,8 @@ class ChunkStore:
                 self._lay_out(fresh, index, index_data, early)
                 fresh.rename(self._packs / index.pack_id.hex())
             except BaseException:
-                shutil.rmtree(fresh, ignore_errors=True)
+                if early is None:  # else it stays for another try: who discards it removes it
+                    shutil.rmtree(fresh, ignore_errors=True)
                 raise
             store = self._open(self._packs / index.pack_id.hex(), index)
             if early is not None:
@@ -144,17 +152,34 @@ class ChunkStore:
             (store.directory / "node").write_text(str(store.node))
 
     def remove(self, store: LayerStore) -> None:
-        """Free a pack's space once transfers let go of it. No view and no loop device may use it any more."""
+        """Free a pack's space once transfers let go of it. No view and no loop device may use it any more.
+
+        The files go first: on a full disk there is no room to forget it in agent.db, which a start does as well.
+        """
         gone = self._packs / f".gone-{store.pack_id.hex()}"
         with self._making:
             with self._lock:
                 self._stores.pop(store.pack_id, None)
-            self._database.forget(store.node)
             store.abandon()
             shutil.rmtree(gone, ignore_errors=True)
             with contextlib.suppress(FileNotFoundError):
                 store.directory.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(gone, ignore_errors=True)
+            try:
+                self._database.forget(store.node)
+            except sqlite3.Error as error:
+                _log.warning("pack %s is gone; agent.db forgets it at the next start: %s", store.pack_id.hex(), error)
+
+    def clear_leftovers(self, *, dry_run: bool = False) -> list[tuple[str, int]]:
+        """Remove what dead attempts left; (name, bytes) of each that went, or would."""
+        with self._making:
+            with self._lock:
+                alive = {early.directory.name for early in self._early.values()}
+            names = [entry.name for entry in os.scandir(self._packs) if entry.name.startswith(_UNFINISHED)]
+            found = [(name, directory_bytes(self._packs / name)) for name in names if name not in alive]
+            for name, _ in () if dry_run else found:
+                shutil.rmtree(self._packs / name, ignore_errors=True)
+        return found
 
     def close(self) -> None:
         """Sync and close every pack; layers without a seal go."""
@@ -219,6 +244,8 @@ class ChunkStore:
 
     def _frames(self, path: Path) -> Frames | None:
         """The pack's log of bodies; it is a cache, so a disk that refuses it costs nothing else."""
+        if self.frames_paused:
+            return None
         try:
             if self._keep_frames:
                 return Frames(path, self._boot_id)

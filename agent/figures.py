@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 import imgdist
 from agent.catalog import Layer
+from agent.space.figures import frames_bytes
 from fuse.channel import FAILURES
 
 
@@ -30,8 +31,12 @@ class LayerFigures(Collector):
         incomplete = (layer.store for layer in layers if not layer.store.is_complete)
         ratios = (([store.pack_id.hex()], store.present.count() / store.present.blocks) for store in incomplete)
         yield _gauge("imgdist_layer_present_ratio", "Share of an incomplete layer that is here", ["layer"], ratios)
-        taken = sum(layer.store.index.image_size for layer in layers)
-        yield _gauge("imgdist_store_bytes", "Bytes taken on disk", ["what"], [(["images"], taken)])
+        taken = {
+            "images": sum(layer.store.index.image_size for layer in layers),
+            "frames": sum(frames_bytes(layer.store) for layer in layers),
+        }
+        rows = (([what], size) for what, size in taken.items())
+        yield _gauge("imgdist_store_bytes", "Bytes taken on disk", ["what"], rows)
         yield _gauge("imgdist_build_info", "Always 1", ["version"], [([imgdist.__version__], 1)])
 
 

@@ -119,6 +119,11 @@ class Frames:
                 _log.warning("%s cannot be synced, a reboot will empty it: %s", self._path, error)
                 self._forsake()
 
+    def discard(self) -> None:
+        """Keep nothing more and remove the file; its space is free once no upload reads it. Raises OSError."""
+        self.close(clean=False)
+        self._path.unlink(missing_ok=True)
+
     def _begin(self) -> None:
         """On disk before the first new record can get there: a power cut must not find `clean` over torn bytes."""
         if not self._begun:

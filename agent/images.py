@@ -25,6 +25,8 @@ from imgdist.wire.control import Resolution
 
 log = logging.getLogger("imgdist.agent")
 
+RENEW_S = 5.0
+"""Between two requests to convert a layer again that a supernode has lost (a guess)."""
 KEEP_S = 600.0
 """How long a job that has ended is remembered. It spares the Prepares of one pull a question each; they are seconds
 apart, or minutes where containerd unpacks a declined layer between them."""
@@ -77,6 +79,7 @@ class Images:
         self._prefetch = prefetch
         self._jobs: dict[tuple[str, str | None], SharedWork[ImageJob]] = {}
         self._opening: dict[str, SharedWork[Layer]] = {}
+        self._renewing: set[str] = set()
         self.indexing: dict[str, KnownLayer] = {}
         self.plain: dict[str, PlainLayer] = {}
 
@@ -134,6 +137,13 @@ class Images:
         log.warning("pack %s is gone from this node's disk: brought back for %s", pack_id, image.reference)
         digest = next(layer.digest for layer in image.layers if layer.pack_id == pack_id)
         await self.layer(f"{image.name}@{image.manifest_digest}", digest, image.manifest_digest)
+
+    def lost(self, pack_id: str) -> None:
+        """A supernode has the pack no more: the layer is converted anew, which makes the same pack."""
+        image = next(iter(self.known.with_pack(pack_id)), None)
+        if image is not None and pack_id not in self._renewing:
+            self._renewing.add(pack_id)
+            SharedWork(self._tasks, self._renew(pack_id, image))
 
     def started(self, pack_id: str) -> None:
         """A container is being created over this pack: what its image's layers are read for now is a start."""
@@ -233,6 +243,20 @@ class Images:
                 f"index of layer {layer.digest}: expected diff ID {layer.diff_id}, found {index.diff_id}"
             )
         return data
+
+    async def _renew(self, pack_id: str, image: KnownImage) -> None:
+        log.warning(
+            "pack %s is wanted and its supernode has it no more: %s is resolved again", pack_id, image.reference
+        )
+        try:
+            await self._supernodes.resolve(
+                image.reference, platform=self._platform, manifest_digest=image.manifest_digest
+            )
+        except ImgdistError as error:
+            log.warning("%s cannot be resolved again yet: %s", image.reference, error)
+        finally:
+            await asyncio.sleep(RENEW_S)
+            self._renewing.discard(pack_id)
 
     async def _follow_trace(self, job: ImageJob, recorded: bool) -> None:
         """Fetch what earlier starts of this image read, then watch what this one reads."""

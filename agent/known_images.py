@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -79,6 +80,14 @@ class KnownImages:
             if any(layer.digest == layer_digest and layer.pack_id != pack_id for layer in image.layers):
                 self.add(msgspec.structs.replace(image, layers=tuple(map(self._without_pack, image.layers))))
 
+    def forget_without(self, pack_ids: Collection[str]) -> None:
+        """Forget the images none of whose packs is among `pack_ids`, those on this node; never one without packs."""
+        for image in self.all():
+            packs = {layer.pack_id for layer in image.layers if layer.pack_id}
+            if packs and packs.isdisjoint(pack_ids):
+                del self._images[image.manifest_digest]
+                self._path(image).unlink(missing_ok=True)
+
     def layer_of_chain(self, chain_id: str) -> KnownLayer | None:
         """The layer that has this chain ID in some image."""
         return self._chains.get(chain_id)
@@ -95,7 +104,7 @@ class KnownImages:
         return msgspec.structs.replace(layer, pack_id=None)
 
     def _write(self, image: KnownImage) -> None:
-        path = self._directory / f"{image.manifest_digest.removeprefix('sha256:')}.json"
+        path = self._path(image)
         temporary = path.with_suffix(".new")
         self._remember(image)
         try:
@@ -103,6 +112,9 @@ class KnownImages:
             os.replace(temporary, path)
         except OSError as error:
             log.warning("%s is not remembered over a restart: %s", image.reference, error)
+
+    def _path(self, image: KnownImage) -> Path:
+        return self._directory / f"{image.manifest_digest.removeprefix('sha256:')}.json"
 
     def _remember(self, image: KnownImage) -> None:
         self._images[image.manifest_digest] = image

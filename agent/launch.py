@@ -179,6 +179,8 @@ def _supernode_command(config: AgentConfig) -> list[str]:
     for section in ("convert", "registry"):
         for key, value in msgspec.to_builtins(getattr(config, section)).items():
             command += ["--set", f"{section}.{key}={json.dumps(value)}"]
+    for key in ("high", "low"):  # its disk is ours
+        command += ["--set", f"space.{key}={getattr(config.space, key)}"]
     return command
 
 

@@ -6,6 +6,7 @@ caller makes no two calls for one layer at a time. Nothing here waits for a chun
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -129,6 +130,11 @@ class Mounter:
     def unmount(self, store: LayerStore) -> None:
         """Unmount the layer; its loop device goes by itself, with the last reader. BusyError says who holds it."""
         mount.umount(self.directory(store))
+
+    def forget(self, store: LayerStore) -> None:
+        """The layer is about to be removed: its mount point goes, unless something is mounted there all the same."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self.directory(store))
 
     def _mount(self, device: str, store: LayerStore) -> None:
         target = self.directory(store)

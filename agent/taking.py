@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent.catalog import Catalog, Layer
 from agent.images import Images
 from agent.snapshotter.model import LayerRequest, TakenLayer, Usage
+from agent.space.disk import directory_bytes, is_full
 from imgdist.errors import DeclinedError, NotFoundError, TemporaryError
 
 
 class NodeLayers:
     """Takes layers over where a supernode can be asked and does not decline; keeps them mounted while in use."""
 
-    def __init__(self, images: Images, catalog: Catalog) -> None:
+    def __init__(self, images: Images, catalog: Catalog, released: Callable[[], None] = lambda: None) -> None:
+        """`released` is called when a layer came out of use."""
         self._images = images
         self._catalog = catalog
+        self._released = released
         self._stopped = asyncio.Event()
         self._leaves_until = -math.inf
 
@@ -39,6 +43,10 @@ class NodeLayers:
             layer = await self._unless_stopped(self._find(request))
         except (NotFoundError, TemporaryError) as error:
             raise DeclinedError(str(error)) from error
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise DeclinedError(f"the disk has no room for it, and nothing more can go: {error}") from error
         return TakenLayer(layer.pack_id, layer.store.index.diff_id, layer.store.index.implied_directories)
 
     async def ensure_mounted(self, pack_id: str) -> str:
@@ -62,11 +70,12 @@ class NodeLayers:
     async def usage(self, pack_id: str) -> Usage:
         """Blocks that the pack's files take on this disk."""
         layer = self._catalog.get(pack_id)
-        return Usage() if layer is None else await asyncio.to_thread(_usage, str(layer.store.directory))
+        return Usage() if layer is None else await asyncio.to_thread(_usage, layer.store.directory)
 
     async def release(self, pack_id: str) -> None:
         """Unmount; the bytes stay as cache. BusyError says who holds it."""
         await self._catalog.unmount(pack_id)
+        self._released()
 
     async def _unless_stopped(self, finding: Coroutine[Any, Any, Layer]) -> Layer:
         stopped, found = asyncio.ensure_future(self._stopped.wait()), asyncio.ensure_future(finding)
@@ -86,6 +95,6 @@ class NodeLayers:
         return await self._images.layer(source.reference, source.layer_digest, source.manifest_digest)
 
 
-def _usage(directory: str) -> Usage:
-    entries = [entry.stat() for entry in os.scandir(directory)]
-    return Usage(sum(entry.st_blocks * 512 for entry in entries), len(entries))
+def _usage(directory: Path) -> Usage:
+    """As du(1) counts: the directory itself, too."""
+    return Usage(directory_bytes(directory), 1 + len(os.listdir(directory)))

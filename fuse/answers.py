@@ -18,6 +18,9 @@ from imgdist.errors import CorruptError
 
 log = logging.getLogger("imgdist.view")
 
+GATHERED_MAX = 16 << 20
+"""Bytes that waiting reads keep of chunks that the disk did not take: sixteen of the largest reads (a guess)."""
+
 
 class Replies(Protocol):
     """How answers reach whoever asked. One to a request that is gone (interrupted, answered before) is ignored."""
@@ -78,6 +81,30 @@ class Answers:
         if low < high and layer.has(offset, low - offset) and layer.has(high, end - high):
             self._complete(layer, parked, low, data[low - start : high - start])
 
+    def parked_gathers(self, layer: Layer, parked: Parked, start: int, data: memoryview) -> None:
+        """Keep `data`, as above, for a parked read that overlaps it; answer it once it has all that the image lacks.
+        Beyond `GATHERED_MAX` in all reads nothing is kept: they wait for the disk, or their deadline."""
+        offset, end = parked.request.offset, _end(layer, parked.request)
+        low, high = max(start, offset), min(start + len(data), end)
+        if low >= high or parked.at_disk:
+            return
+        gathered = sum(len(piece) for other in self._parking.all() for piece in other.pieces.values())
+        if gathered + high - low > GATHERED_MAX:
+            return
+        parked.pieces[low] = bytes(data[low - start : high - start])
+        self.parked_gathered(layer, parked)
+
+    def parked_gathered(self, layer: Layer, parked: Parked) -> None:
+        """Answer a parked read from what it has gathered and the image, if that is all it needs."""
+        place, end = parked.request.offset, _end(layer, parked.request)
+        for at, piece in sorted(parked.pieces.items()):
+            if at > place and not layer.has(place, at - place):
+                return
+            place = max(place, at + len(piece))
+        if not parked.at_disk and (place >= end or layer.has(place, end - place)):
+            parked.at_disk = True
+            self._disk.put(partial(self._complete_gathered, layer, parked))
+
     def parked_fails(self, parked: Parked, number: int) -> bool:
         """Fail a parked request with errno `number`; False if someone else has answered it."""
         return self.settle(parked, lambda request: self._replies.error(request.unique, number))
@@ -131,6 +158,18 @@ class Answers:
             return
         assert pieces is not None
         self.settle(parked, lambda request: self._replies.data(request.unique, *pieces))
+
+    def _complete_gathered(self, layer: Layer, parked: Parked) -> None:
+        offset = parked.request.offset
+        answer = memoryview(bytearray(_end(layer, parked.request) - offset))
+        try:
+            layer.read_into(answer, offset)
+        except (OSError, CorruptError) as error:
+            self._broken(layer, parked, error)
+            return
+        for at, piece in parked.pieces.items():
+            answer[at - offset : at - offset + len(piece)] = piece
+        self.settle(parked, lambda request: self._replies.data(request.unique, answer))
 
     def _broken(self, layer: Layer, parked: Parked, error: Exception) -> None:
         if self.parked_fails(parked, errno.EIO):

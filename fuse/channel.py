@@ -5,8 +5,8 @@ bytes raises ProtocolError only.
 
 Agent -> view: Hello (with the descriptor of the agent's ring), Add (with those of image and present map), Remove,
 Synced (all layers are added), Ready (verified bytes stand in a ring buffer), Written (they stand in the image and are
-marked present), Fail. View -> agent: Hello, Added, Removed, Miss, Ack (the ring buffer is free again), Touched,
-Failed, Lapsed.
+marked present), Held (they stand in a ring buffer and will not be in the image: the disk is full), Fail. View -> agent:
+Hello, Added, Removed, Miss, Ack (the ring buffer is free again), Touched, Failed, Lapsed.
 """
 
 from __future__ import annotations
@@ -97,6 +97,18 @@ class Ready(NamedTuple):
 
     def encode(self) -> bytes:
         return _READY.pack(5, self.node, self.start, self.end, self.slot)
+
+
+class Held(NamedTuple):
+    """As Ready, of bytes that the disk did not take: a read that needs others besides keeps these until it has all."""
+
+    node: int
+    start: int
+    end: int
+    slot: int
+
+    def encode(self) -> bytes:
+        return _READY.pack(15, self.node, self.start, self.end, self.slot)
 
 
 class Written(NamedTuple):
@@ -194,7 +206,8 @@ class Lapsed(NamedTuple):
 
 
 Message = (
-    Hello | Add | Remove | Synced | Ready | Written | Fail | Added | Removed | Miss | Ack | Touched | Failed | Lapsed
+    Hello | Add | Remove | Synced | Ready | Held | Written | Fail | Added | Removed | Miss | Ack | Touched | Failed
+    | Lapsed
 )  # fmt: skip
 
 
@@ -230,11 +243,11 @@ def _synced(data: bytes) -> Synced:
     return Synced()
 
 
-def _ready(data: bytes) -> Ready:
+def _in_ring(data: bytes) -> tuple[int, int, int, int]:
     _, node, start, end, slot = _READY.unpack(data)
     if not 0 < end - start <= RING_BUFFER_SIZE or start % 4096 or end % 4096 or slot >= RING_BUFFERS:
         raise ProtocolError(f"view channel: no ring buffer {slot} holds bytes {start} to {end}")
-    return Ready(node, start, end, slot)
+    return node, start, end, slot
 
 
 def _fail(data: bytes) -> Fail:
@@ -263,7 +276,7 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     2: _add,
     3: lambda data: Remove(_NODE.unpack(data)[1]),
     4: _synced,
-    5: _ready,
+    5: lambda data: Ready(*_in_ring(data)),
     6: lambda data: Written(*_RANGE.unpack(data)[1:]),
     7: _fail,
     8: lambda data: Added(*_ADDED.unpack(data)[1:]),
@@ -273,4 +286,5 @@ _DECODERS: dict[int, Callable[[bytes], Message]] = {
     12: _touched,
     13: _failed,
     14: lambda data: Lapsed(*_LAPSED.unpack(data)[1:]),
+    15: lambda data: Held(*_in_ring(data)),
 }

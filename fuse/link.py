@@ -180,12 +180,19 @@ class ViewLink:
 
     def ready(self, node: int, start: int, end: int, slot: int) -> None:
         """Verified bytes [start, end) of the image stand in buffer `slot`, from its beginning; gives it away."""
+        self._give(channel.Ready(node, start, end, slot))
+
+    def held(self, node: int, start: int, end: int, slot: int) -> None:
+        """As `ready`, of bytes that the disk did not take."""
+        self._give(channel.Held(node, start, end, slot))
+
+    def _give(self, message: channel.Ready | channel.Held) -> None:
         with self._lock:
             if not self._live:
-                self._free.append(slot)
+                self._free.append(message.slot)
                 return
-            self._sent.add(slot)
-            self._send(channel.Ready(node, start, end, slot))
+            self._sent.add(message.slot)
+            self._send(message)
 
     def written(self, node: int, start: int, end: int) -> None:
         """Bytes [start, end) are in the image and marked in the present map."""

@@ -29,14 +29,15 @@ class Parked:
     """A waiting request; `since_ns` (CLOCK_MONOTONIC) is kept over restarts and resends, so that deadlines hold.
 
     `request` may turn into its resent copy while it waits (another `unique`, the same key). `at_disk`: its bytes are
-    being read for it.
+    being read for it. `pieces`: by their place in the image, bytes of it that the image will not have.
     """
 
-    __slots__ = ("at_disk", "index", "request", "since_ns")
+    __slots__ = ("at_disk", "index", "pieces", "request", "since_ns")
 
     def __init__(self, request: Request, since_ns: int, index: int) -> None:
         self.request, self.since_ns, self.index = request, since_ns, index
         self.at_disk = False
+        self.pieces: dict[int, bytes] = {}
 
 
 class Parking:

@@ -184,6 +184,11 @@ class Port:
                 at = slot * channel.RING_BUFFER_SIZE
                 self._view.ready(node, start, self._ring[at : at + end - start])
                 self._outbox.put(Ack(slot).encode())
+            case channel.Held(node, start, end, slot):
+                assert self._ring is not None
+                at = slot * channel.RING_BUFFER_SIZE
+                self._view.held(node, start, self._ring[at : at + end - start])
+                self._outbox.put(Ack(slot).encode())
             case channel.Written(node, start, end):
                 self._view.written(node, start, end)
             case channel.Fail(node, start, end, number):

@@ -195,6 +195,13 @@ class View:
             for parked in self.parking.waiting(node):
                 self._answers.parked_from_ring(layer, parked, start, data)
 
+    def held(self, node: int, start: int, data: memoryview) -> None:
+        """As `ready`, of bytes that the image will not have: reads that need others besides gather them."""
+        layer = self._layers.get(node)
+        if layer is not None:
+            for parked in self.parking.waiting(node):
+                self._answers.parked_gathers(layer, parked, start, data)
+
     def written(self, node: int, start: int, end: int) -> None:
         """Blocks of [start, end) were marked present: answer the reads that are complete now (the map says which)."""
         layer = self._layers.get(node)
@@ -203,8 +210,11 @@ class View:
         for parked in self.parking.waiting(node):
             offset = parked.request.offset
             size = min(parked.request.size, layer.size_bytes - offset)
-            if offset < end and offset + size > start and layer.has(offset, size):
-                self._answers.parked_from_image(layer, parked)
+            if offset < end and offset + size > start:
+                if layer.has(offset, size):
+                    self._answers.parked_from_image(layer, parked)
+                elif parked.pieces:
+                    self._answers.parked_gathered(layer, parked)
 
     def fail(self, node: int, start: int, end: int, number: int) -> None:
         """Reads that wait for a byte of [start, end) end with errno `number`. Not sticky: a new read asks again."""

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from agent.snapshotter import disk, labels
 from agent.snapshotter.metadata import Row
@@ -22,7 +23,11 @@ from agent.snapshotter.mounts import mounts
 from agent.snapshotter.packs import Packs, Sharing
 from agent.snapshotter.store import Store
 from agent.snapshotter.takeover import TakeOver
+from agent.space.room import MakeRoom, no_room, with_room
 from imgdist.errors import ImgdistError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 log = logging.getLogger("imgdist.snapshotter")
 
@@ -54,15 +59,19 @@ class Snapshotter:
         *,
         take_over_timeout_s: float = TAKE_OVER_TIMEOUT_S,
         sharing: Sharing | None = None,
+        user: str = "a snapshot",
+        make_room: MakeRoom = no_room,
     ) -> None:
         """State lives in `root`/snapshots and `root`/snapshots.db. `layers` None: an ordinary overlayfs snapshotter.
 
-        Snapshotters that have the same `layers` must have one `sharing`, or one unmounts what the other uses.
+        Snapshotters that have the same `layers` must have one `sharing`, or one unmounts what the other uses; `user`
+        is what people call the snapshots of this one. `make_room` is asked to free space when the disk is full.
         """
         self._store = Store(root)
         self._metadata = self._store.metadata
         self._directories = self._store.directories
-        self._packs = Packs(self._store, layers, sharing or Sharing())
+        self._packs = Packs(self._store, layers, sharing or Sharing(), user)
+        self._make_room = make_room
         # containerd's choice: with index, a lower directory mounted twice with other uppers is refused.
         self._overlay_options = ("index=off",) if Path("/sys/module/overlay/parameters/index").exists() else ()
         self._cleaning = asyncio.Lock()
@@ -140,11 +149,11 @@ class Snapshotter:
         """Make `key` the committed snapshot `name`; `parent` if it was prepared without one."""
         row = await self._store.do(self._metadata.get, key)
         used = await asyncio.to_thread(disk.usage, self._directories.place(row.id).upper)
-        await self._store.do(self._metadata.commit, name, key, snapshot_labels, parent, used)
+        await self._write(self._metadata.commit, name, key, snapshot_labels, parent, used)
 
     async def remove(self, key: str) -> None:
         """Forget a snapshot. Only rows change here: containerd holds its metadata lock meanwhile, with no deadline."""
-        await self._store.do(self._metadata.remove, key)
+        await self._write(self._metadata.remove, key)
         self._work_left.set()
 
     async def stat(self, key: str) -> Info:
@@ -152,7 +161,7 @@ class Snapshotter:
 
     async def update(self, info: Info, paths: Sequence[str]) -> Info:
         """Replace the labels named by `paths` ("labels", "labels.x"; none: all)."""
-        return (await self._store.do(self._metadata.update, info, paths)).info
+        return (await self._write(self._metadata.update, info, paths)).info
 
     async def walk(self, filters: Sequence[str] = ()) -> list[Info]:
         """Snapshots that match any of the filters (filters.py), oldest first."""
@@ -190,7 +199,7 @@ class Snapshotter:
         return False
 
     async def _create(self, kind: Kind, key: str, parent: str, snapshot_labels: Mapping[str, str]) -> list[Mount]:
-        row = await self._store.do(self._store.create, kind, key, parent, snapshot_labels)
+        row = await self._write(self._store.create, kind, key, parent, snapshot_labels)
         try:
             if labels.SNAPSHOT_REF not in snapshot_labels:
                 await self._packs.starting(await self._store.do(self._metadata.chain, parent))
@@ -210,10 +219,20 @@ class Snapshotter:
             overlay_options=self._overlay_options,
         )
 
+    async def _write(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """`Store.do` for what changes the disk: tried again if the disk is full and space can be had, at last that of
+        the ballast, so that containers start and snapshots are removed on a full disk, too."""
+        return await with_room(
+            lambda: self._store.do(function, *args, **kwargs),
+            lambda: self._make_room(0),
+            lambda: self._store.do(self._store.give_up_ballast),
+        )
+
     async def _clean(self) -> bool:
         """One round; False if something is left. Rounds do not overlap: two would remove the same trees."""
         async with self._cleaning:
             rubbish = await self._store.do(lambda: self._directories.rubbish(self._metadata.directories()))
             removed = await asyncio.to_thread(lambda: [disk.remove(directory) for directory in rubbish])
             held = await self._packs.release_unreferenced()
+            await self._store.do(self._store.restore_ballast)
             return all(removed) and not held

@@ -27,11 +27,11 @@ class Sharing:
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._stores: list[Store] = []
+        self._stores: list[tuple[Store, str]] = []
 
-    def join(self, store: Store) -> None:
-        """From now on the packs of this store's snapshots count as used."""
-        self._stores.append(store)
+    def join(self, store: Store, user: str) -> None:
+        """From now on the packs of this store's snapshots count as used, by what people call `user`."""
+        self._stores.append((store, user))
 
     def lock(self, pack_id: str) -> AbstractAsyncContextManager[None]:
         """The lock of one pack; it exists as long as somebody holds or awaits it."""
@@ -39,22 +39,30 @@ class Sharing:
 
     async def is_used(self, pack_id: str) -> bool:
         """True if a snapshot of any of the snapshotters uses the pack."""
-        for store in self._stores:
+        for store, _ in self._stores:
             if await store.do(store.metadata.uses, pack_id):
                 return True
         return False
+
+    async def users(self) -> dict[str, list[str]]:
+        """Every pack that a snapshot uses, with the kinds of its users."""
+        found: dict[str, list[str]] = {}
+        for store, user in self._stores:
+            for pack_id in await store.do(store.metadata.packs):
+                found.setdefault(pack_id, []).append(user)
+        return found
 
 
 class Packs:
     """The packs of one snapshotter's snapshots."""
 
-    def __init__(self, store: Store, layers: Layers | None, sharing: Sharing) -> None:
+    def __init__(self, store: Store, layers: Layers | None, sharing: Sharing, user: str) -> None:
         self.layers = layers
         self.lock = sharing.lock
         self._store = store
         self._sharing = sharing
         self._suspects: set[str] = set()
-        sharing.join(store)
+        sharing.join(store, user)
 
     async def mounted(self, pack_id: str) -> str:
         """Directory of the mounted layer, mounting it if need be. UnsupportedError where this node cannot."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sqlite3
@@ -17,6 +16,7 @@ from agent.snapshotter import labels
 from agent.snapshotter.disk import Directories
 from agent.snapshotter.metadata import Metadata, Row
 from agent.snapshotter.model import Kind
+from imgdist.space import disk_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +26,10 @@ log = logging.getLogger("imgdist.snapshotter")
 BALLAST_BYTES = 8 << 20
 """Kept free for snapshots.db. After an orderly stop SQLite has to make its -wal and -shm anew, and on a full disk
 containerd frees space by removing snapshots, which takes a -wal that grows to 4 MiB before it begins again."""
+BALLAST_PIECE_BYTES = 1 << 20
+"""Given up at once: some dozens of snapshots."""
+BALLAST_AGAIN_BYTES = 8 * BALLAST_BYTES
+"""With so much space available ballast that was given up is made again (a guess)."""
 
 
 class Store:
@@ -39,7 +43,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.directories = Directories(root / "snapshots")
-        self.metadata = _opened(root / "snapshots.db", root / "ballast")
+        self._ballast = root / "ballast"
+        self.metadata = _opened(root / "snapshots.db", self._ballast)
         if strays := self.directories.rubbish(self.metadata.directories()):
             log.warning("%s: %d directories belong to no snapshot and are removed", self.directories.root, len(strays))
         self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="snapshots")
@@ -52,6 +57,23 @@ class Store:
         """Finish what is queued, then close the database."""
         self._owner.shutdown()
         self.metadata.close()
+
+    def give_up_ballast(self) -> bool:
+        """Free some of the ballast for a write that found the disk full; False if nothing is left of it."""
+        try:
+            left = self._ballast.stat().st_size - BALLAST_PIECE_BYTES
+            os.truncate(self._ballast, max(0, left))
+        except OSError:
+            return False
+        if left <= 0:
+            self._ballast.unlink()
+        log.warning("the disk is full: %d bytes of %s are left for what cannot wait", max(0, left), self._ballast)
+        return True
+
+    def restore_ballast(self) -> None:
+        """Make the ballast whole again, if some was given up and there is space by now."""
+        if disk_of(self._ballast.parent).available_bytes >= BALLAST_AGAIN_BYTES:
+            _fill(self._ballast)
 
     def create(self, kind: Kind, key: str, parent: str, snapshot_labels: Mapping[str, str]) -> Row:
         """Row and directory of an active snapshot or a view. Its upper directory belongs to the mapped root of the
@@ -137,15 +159,17 @@ def _opened(path: Path, ballast: Path) -> Metadata:
 
 
 def _fill(ballast: Path) -> None:
+    descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return
-    try:
-        os.posix_fallocate(descriptor, 0, BALLAST_BYTES)
-    except OSError as error:
-        log.warning("no room for %s: a full disk may keep the agent from starting: %s", ballast, error)
-        with contextlib.suppress(OSError):
-            ballast.unlink()
+        before = os.fstat(descriptor).st_size
+        if before >= BALLAST_BYTES:
+            return
+        try:
+            os.posix_fallocate(descriptor, 0, BALLAST_BYTES)
+        except OSError as error:
+            log.warning("no room for %s: a full disk may keep the agent from starting: %s", ballast, error)
+            os.truncate(descriptor, before)
+            if not before:
+                ballast.unlink()
     finally:
         os.close(descriptor)

@@ -38,6 +38,11 @@ class Presence:
             self._mesh.opening(store.node)
             self._tasks.create_task(self._open(store, layer, pack))
 
+    def hide(self, store: LayerStore) -> None:
+        """This node gives the layer up: nobody is told of it or served any more."""
+        self._by_name = {name: other for name, other in self._by_name.items() if other is not store}
+        self._mesh.close(store.node)
+
     def begin(self, early: EarlyStore) -> None:
         """This node takes the chunks of a layer that has no seal yet; `show` says when it has."""
         self._by_name[early.name] = early
@@ -52,6 +57,8 @@ class Presence:
     async def _open(self, store: LayerStore, layer: str, pack: str) -> None:
         bits = await asyncio.to_thread(_present, store)
         self._mesh.open(store.node, layer, pack, store.index.chunk_count, bits)
+        if self._by_name.get(pack) is not store:  # hidden meanwhile
+            self._mesh.close(store.node)
 
 
 def _present(store: LayerStore) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -77,11 +78,19 @@ class Shelf:
         self._expects = expects
         self._lock = threading.Lock()
         self._arrivals: dict[int, Arrivals] = {}
+        self._served: dict[int, float] = {}
 
     def open(self, name: str) -> LayerReader | None:
         """The reader of a layer that is here, whole or not."""
         store = self._lookup(name)
-        return None if store is None else LayerReader(store, self._arrivals_of(store.node), self._expects)
+        if store is None:
+            return None
+        self._served[store.node] = time.monotonic()
+        return LayerReader(store, self._arrivals_of(store.node), self._expects)
+
+    def served_at(self, node: int) -> float | None:
+        """When another agent last asked for chunks of a layer (seconds of the monotonic clock)."""
+        return self._served.get(node)
 
     def arrived(self, node: int, chunk: int) -> None:
         """A chunk of a layer became present."""
@@ -91,6 +100,7 @@ class Shelf:
         """A layer was removed."""
         with self._lock:
             self._arrivals.pop(node, None)
+            self._served.pop(node, None)
 
     def _arrivals_of(self, node: int) -> Arrivals:
         with self._lock:

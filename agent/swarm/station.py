@@ -90,6 +90,15 @@ class Station:
         """This node has, or takes, the chunks of a layer; what is present is proven. Again: nothing changes."""
         self._presence.show(store)
 
+    def hide(self, store: LayerStore) -> None:
+        """This node gives the layer up."""
+        self._presence.hide(store)
+        self._shelf.forget(store.node)
+
+    def served_at(self, node: int) -> float | None:
+        """When another agent last asked for chunks of a layer (seconds of the monotonic clock)."""
+        return self._shelf.served_at(node)
+
     def begin(self, early: EarlyStore) -> None:
         """This node takes the chunks of a layer that has no seal yet. Once it has one, `show` it, then `end` this."""
         self._presence.begin(early)

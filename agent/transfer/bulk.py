@@ -22,6 +22,8 @@ TRACE_CHUNKS = 64
 """The next of a trace in one layer that are spread over sources at once. Of these a supernode chooses, so that nodes
 which start together get different ones first: eight nodes, eight chunks each (a guess)."""
 
+FULL_S = 5.0
+"""After a write that found the disk full; then one more is tried (a guess)."""
 _AHEAD_QUEUE = 256
 """Older guesses than these are stale: the reader is elsewhere by now (a guess)."""
 
@@ -40,6 +42,7 @@ class Bulk:
     _trace: _Queue = field(default_factory=deque)
     _parked: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # the trace of layers that back off
     _fill: dict[int, float] = field(default_factory=dict)  # layers to complete, and from when on
+    _suspended_until: float = float("-inf")
 
     def guess(self, node: int, chunk: int) -> None:
         """A reader is likely to want the chunk next."""
@@ -85,6 +88,10 @@ class Bulk:
         self._parked.pop(node, None)
         self.lead.removed(node)
 
+    def suspend(self, now: float) -> None:
+        """The disk takes no more: start nothing for a while."""
+        self._suspended_until = now + FULL_S
+
     @property
     def has_work(self) -> bool:
         """Whether anything is to be fetched that does not wait for a fill request to end."""
@@ -92,6 +99,8 @@ class Bulk:
 
     def start(self, now: float, fetches: list[Fetch]) -> None:
         """Start what may start."""
+        if now < self._suspended_until:
+            return
         if self._parked:
             self._unpark(now)
         if self._ahead:
@@ -103,6 +112,8 @@ class Bulk:
 
     def wake_times(self, now: float) -> Iterator[float | None]:
         """When time alone may let more start."""
+        if self.has_work or self._parked:
+            yield self._suspended_until
         yield self.flights.pace.ready_at
         if self._fill:
             if max(self._fill.values()) > now:

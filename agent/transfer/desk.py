@@ -6,10 +6,13 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
+from agent.layerstore import LayerStore
+from agent.space.disk import is_full
 from agent.transfer.attempts import Attempts
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
 from agent.transfer.landing import Job
+from agent.transfer.overflow import Overflow
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.waiters import Waiters
@@ -27,7 +30,8 @@ OnHere = Callable[[int, int], None]
 
 class Desk:
     """Passes events on to the scheduler and its policy, under the transfers' lock. `pump` hands out what is due then;
-    `complete` is told of a layer whose last chunk landed."""
+    `complete` is told of a layer whose last chunk landed, `lost` of a pack (hex) that a supernode does not have,
+    `refused` of a layer's chunk that the disk did not take."""
 
     def __init__(
         self,
@@ -41,6 +45,8 @@ class Desk:
         *,
         pump: Callable[[], None],
         complete: Callable[[Job], None],
+        lost: Callable[[str], None] = lambda pack_id: None,
+        refused: Callable[[OSError, str], None] = lambda error, name: None,
     ) -> None:
         self._lock = lock
         self._scheduler = scheduler
@@ -52,6 +58,9 @@ class Desk:
         self._clock = clock
         self._pump = pump
         self._complete = complete
+        self._lost = lost
+        self._refused = refused
+        self.overflow = Overflow()
         self.listeners: list[OnHere] = []
 
     def turned(self, fetch: Fetch, source: ChunkSource) -> None:
@@ -113,6 +122,8 @@ class Desk:
 
     def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
         """A source says it does not have one of these. True if it will not be asked for them again."""
+        if source.kind == "supernode" and isinstance(job.store, LayerStore):
+            self._lost(job.name)
         with self._lock:
             told = self._policy.lost(source, job.node, chunks)
             if told and self._policy.denied(source, self._clock()):
@@ -152,6 +163,7 @@ class Desk:
         self._figures.landed(kind, count)
         job.store.received[kind] += count
         with self._lock:
+            self.overflow.drop(job.node, [chunk])
             if source is not None:
                 self._policy.came(source, body_bytes, self._clock())
                 self._scheduler.window.received(body_bytes, raw_bytes)
@@ -169,6 +181,34 @@ class Desk:
         if fetch.is_hedge:
             self._figures.hedge_won()
         self._figures.waited(landed.waited_s)
+        return True
+
+    def kept(self, job: Job, chunk: int) -> bytes | None:
+        """The bytes of a chunk that the disk did not take before, if they are still in memory."""
+        if not self.overflow.size_bytes:  # without the lock: as a rule there are none
+            return None
+        with self._lock:
+            return self.overflow.find(job.node, chunk)
+
+    def refused(
+        self, job: Job, chunk: int, raw: memoryview, answered_at: float | None, error: OSError, *, told: bool
+    ) -> bool:
+        """The disk did not take a verified chunk. Who waits for it gets it from memory, where it is kept for a while;
+        nobody counts it as here. Fill and traces wait, for a full disk refuses them all."""
+        self._figures.refused(len(raw))
+        self._refused(error, job.name)
+        with self._lock:
+            wanted = self._scheduler.is_urgent(job.node, chunk)
+            if is_full(error):
+                self._scheduler.disk_full(self._clock())
+            if wanted:
+                self.overflow.keep(job.node, chunk, raw)
+            if not (told if wanted else is_full(error)):
+                return False
+            waited_s = self._scheduler.passed(job.node, chunk, answered_at or self._clock())
+            self._waiters.landed(job.node, chunk)
+        if waited_s is not None:
+            self._figures.waited(waited_s)
         return True
 
     def repeated(self, job: Job, source: ChunkSource, chunk: int, body_bytes: int) -> None:

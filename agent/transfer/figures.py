@@ -29,6 +29,11 @@ class Figures:
             ["source"],
             registry=registry,
         )
+        self._refused = Counter(
+            "imgdist_disk_refused_bytes",
+            "Bytes of verified chunks that the disk did not take: readers had them from memory",
+            registry=registry,
+        )
         self._hedges = Counter(
             "imgdist_hedges",
             "Second requests for a chunk that a reader waits for: asked, and won (first with it)",
@@ -50,6 +55,10 @@ class Figures:
     def repeated(self, source: str, count: int) -> None:
         """A chunk of `count` bytes came from a source of this kind, too late."""
         self._repeated.labels(source).inc(count)
+
+    def refused(self, count: int) -> None:
+        """The disk did not take a chunk of `count` bytes."""
+        self._refused.inc(count)
 
     def hedge_asked(self) -> None:
         """A second source was asked."""

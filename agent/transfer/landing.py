@@ -41,6 +41,9 @@ class View(Protocol):
     def ready(self, node: int, start: int, end: int, slot: int) -> None:
         """[start, end) stands verified in the ring buffer, which the view gives back."""
 
+    def held(self, node: int, start: int, end: int, slot: int) -> None:
+        """As `ready`, of bytes that the disk did not take."""
+
     def written(self, node: int, start: int, end: int) -> None:
         """[start, end) stands in the image and is marked present."""
 
@@ -122,6 +125,15 @@ class Desk(Protocol):
     ) -> bool:
         """A verified chunk is in the image. True if a reader waited for it."""
 
+    def kept(self, job: Job, chunk: int) -> bytes | None:
+        """The bytes of a chunk that the disk did not take before, if they are still in memory."""
+
+    def refused(
+        self, job: Job, chunk: int, raw: memoryview, answered_at: float | None, error: OSError, *, told: bool
+    ) -> bool:
+        """The disk did not take a verified chunk; `told`: the view has it all the same. False if that ends the request:
+        the view has it not, or it is no full disk and nobody waits for the chunk."""
+
     def repeated(self, job: Job, source: ChunkSource, chunk: int, body_bytes: int) -> None:
         """A chunk came that another source had brought already."""
 
@@ -171,7 +183,7 @@ class Landing:
         with job.store.use() as usable:
             if usable:
                 try:
-                    rest = [chunk for chunk in fetch.chunks if not self._copy(job, fetch, chunk)]
+                    rest = [chunk for chunk in fetch.chunks if not self._is_here(job, fetch, chunk)]
                     if rest or fetch.any_of:
                         self._ask_in_turn(job, fetch, rest, outcome)
                 except OSError as error:
@@ -280,6 +292,20 @@ class Landing:
         except (CorruptError, ProtocolError) as error:
             lied(_where_it_broke(fetch, expected, asked), error)
 
+    def _is_here(self, job: Job, fetch: Fetch, chunk: int) -> bool:
+        return self._land_kept(job, fetch, chunk) or self._copy(job, fetch, chunk)
+
+    def _land_kept(self, job: Job, fetch: Fetch, chunk: int) -> bool:
+        """Try again with a chunk that the disk did not take before."""
+        kept = self._desk.kept(job, chunk)
+        if kept is None:
+            return False
+        with _buffers.one() as buffer:
+            raw = buffer[: len(kept)]
+            raw[:] = kept
+            self._land(job, fetch, chunk, raw, None, RAW, raw)
+        return True
+
     def _copy(self, job: Job, fetch: Fetch, chunk: int) -> bool:
         """Take the chunk from another pack on this disk, if it is there and its bytes are right."""
         for twin in tuple(job.twins.get(chunk, ())):
@@ -322,13 +348,29 @@ class Landing:
                 self._view.ready(job.node, start, end, slot)
                 answered_at = self._clock()
         # Buffered where a reader is about to come back for the neighbouring blocks, past the page cache otherwise.
-        job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
+        try:
+            job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
+        except OSError as error:
+            told = self._hold(job, chunk, raw)
+            if not self._desk.refused(job, chunk, raw, answered_at, error, told=told):
+                raise
+            return
         frames = job.store.frames
         if source is not None and frames is not None and not self._desk.is_alone:
             frames.append(chunk, encoding, body)  # before anybody hears that the chunk is here
         if self._desk.landed(job, fetch, chunk, source, len(body), answered_at or self._clock()):
             # Only then: each read that the view parks is told to us as a miss, so nobody else is waiting for this.
             self._view.written(job.node, start, end)
+
+    def _hold(self, job: Job, chunk: int, raw: memoryview) -> bool:
+        """Have reads that need this chunk and others gather them; False if the ring has no room."""
+        slot = self._view.acquire_ring()
+        if slot is None:
+            return False
+        self._view.ring(slot)[: len(raw)] = raw
+        start = job.store.index.start(chunk)
+        self._view.held(job.node, start, start + len(raw), slot)
+        return True
 
 
 def _where_it_broke(fetch: Fetch, expected: Sequence[int], asked: Sequence[int]) -> int:

@@ -202,6 +202,23 @@ class Scheduler:
             self._bulk.filled(node)
         return Landed(self._urgent.landed(node, chunk, answered_at), layer.is_whole)
 
+    def is_urgent(self, node: int, chunk: int) -> bool:
+        """Whether a reader or a job waits for the chunk."""
+        return (node, chunk) in self._urgent
+
+    def passed(self, node: int, chunk: int, answered_at: float) -> float | None:
+        """A verified chunk was given to those who wait for it, and is not in the image: how long a reader waited."""
+        layer = self._layers.get(node)
+        if layer is None:
+            return None
+        if layer.state[chunk] != HERE:
+            layer.wake(chunk)
+        return self._urgent.landed(node, chunk, answered_at)
+
+    def disk_full(self, now: float) -> None:
+        """What nobody waits for is not fetched for a while."""
+        self._bulk.suspend(now)
+
     def finished(
         self,
         fetch: Fetch,

@@ -54,8 +54,9 @@ class Transfers:
     `supernodes` have every chunk; other agents join and leave, if this is a member of a `swarm`. `connect(address)`
     makes a source of an agent that a supernode names (None: it must not be asked). `twins` says where else on this disk
     a layer's chunks are (ChunkStore.twins). `on_layer_complete(store)` is called in a bulk thread once the image is
-    whole and durable, also for a layer that is whole when it is added. `read_deadline_s` is the view's. `gate` says
-    when fill may run, `pace` how soon and how fast.
+    whole and durable, also for a layer that is whole when it is added; `on_pack_lost(pack id)` in any thread, when a
+    supernode does not have a sealed pack; `on_disk_refused(error, layer)` when the disk did not take a chunk.
+    `read_deadline_s` is the view's. `gate` says when fill may run, `pace` how soon and how fast.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Transfers:
         *,
         twins: Twins = lambda store: (),
         on_layer_complete: Callable[[LayerStore], None] = lambda store: None,
+        on_pack_lost: Callable[[str], None] = lambda pack_id: None,
+        on_disk_refused: Callable[[OSError, str], None] = lambda error, name: None,
         read_deadline_s: float = 60.0,
         gate: FillGate | None = None,
         pace: Pace | None = None,
@@ -108,6 +111,8 @@ class Transfers:
             clock,
             pump=self._pump,
             complete=lambda job: self._bulk.start(partial(self._complete, job)),
+            lost=on_pack_lost,
+            refused=on_disk_refused,
         )
         for source in supernodes:
             self._sources.join(source, SourceKind.SUPERNODE, clock())
@@ -172,6 +177,7 @@ class Transfers:
                 return
             self._scheduler.remove(node)
             self._attempts.removed(node)
+            self._desk.overflow.forget(node)
             self._waiters.fail(lambda waiter: waiter.node == node, NotFoundError(f"layer {node} was removed"))
             self._changed.wait_for(lambda: not self._scheduler.in_flight(node))
 

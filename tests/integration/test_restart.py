@@ -13,8 +13,9 @@ from rig.cri import Container
 from rig.images import LayerTar, busybox_layer
 from rig.stack import Stack, stack
 
-from imgdist.demo import caches
+from imgdist.demo import caches, leftovers
 
+_BOOT_ID_AT = 16  # of present maps and frames
 _CONTENT = random.Random(2).randbytes(6_000_000)
 
 
@@ -81,3 +82,48 @@ def test_images_and_containers_outlive_a_restart(
                 new = later.start("new", image.reference, "/bin/sleep", "100000")
                 assert new.run("/bin/cat", "/word") == b"still here\n"
                 assert reads_big(new)
+
+
+def _reboot(made: Stack, daemon: Containerd) -> None:
+    """What a machine that goes down and comes up has: its disks, and another boot's id."""
+    made.node.kill()
+    daemon.stop()
+    leftovers.unmount_below(made.node.root)
+    leftovers.unmount_below(made.node.run)
+    leftovers.detach_loops_below(made.node.root)
+    for pack in (made.node.root / "packs").iterdir():
+        for name in ("present", "frames"):
+            if (pack / name).exists():
+                with open(pack / name, "r+b") as file:
+                    file.seek(_BOOT_ID_AT)
+                    file.write(b"0" * 36)
+    made.node.start()
+    daemon.start()
+
+
+@pytest.mark.parametrize("version", ["1.6", "2"])
+def test_a_reboot_brings_every_snapshot_back(made: Stack, tmp_path: Path, version: str) -> None:
+    """Registry and supernode off; layers that were never synced are hashed, not believed."""
+    layer = LayerTar().add("big", _CONTENT).add("deep/er/word", b"still here\n").bytes()
+    image = made.workshop.push("kept", [busybox_layer(), layer])
+    daemon = made.containerd(Setting(version))  # type: ignore[arg-type]
+    with daemon.cri() as cri:
+        cri.pull(image.reference)
+        with cri.pod("first", tmp_path / "logs") as pod:
+            pod.start("old", image.reference, "/bin/sleep", "100000")
+            made.node.wait_settled(2)
+        images, snapshots = cri.images(), _snapshots(daemon)
+    made.go_offline()
+    _reboot(made, daemon)
+    with daemon.cri() as cri:
+        assert (cri.images(), _snapshots(daemon)) == (images, snapshots)
+        with cri.pod("second", tmp_path / "logs2") as pod:
+            new = pod.start("new", image.reference, "/bin/sleep", "100000")
+            assert new.run("/bin/cat", "/deep/er/word") == b"still here\n"
+            assert reads_big(new)
+
+
+def _snapshots(daemon: Containerd) -> set[str]:
+    """Names of the committed ones: containers of before are gone."""
+    listed = daemon.ctr("snapshots", "--snapshotter", "imgdist", "ls", namespace="k8s.io")
+    return {line.split()[0] for line in listed.splitlines() if line.endswith("Committed")}

@@ -160,6 +160,34 @@ def test_json_is_the_agents_document_and_nothing_else(run: Run, api: FakeApi, co
     assert (code, json.loads(out), err) == (0, document, "")
 
 
+def test_gc_says_what_goes_and_why_the_rest_stays(run: Run, api: FakeApi) -> None:
+    report = {
+        "dry_run": True,
+        "freed_bytes": 7_000_000,
+        "removed": [{"what": "pack", "name": "aa" * 32, "size_bytes": 7_000_000}],
+        "kept": [{"pack_id": "bb" * 32, "size_bytes": 9_000_000, "why": "used by a snapshot"}],
+        "disk": {"total_bytes": 100, "available_bytes": 50},
+    }
+    api.answers["/v1/gc"] = report
+    code, out, _ = run("gc", "--dry-run")
+    assert code == 0 and "used by a snapshot" in out and out.endswith("7.0 MB would be freed\n")
+    code, out, err = run("gc", "--frames", "--json")
+    assert (code, json.loads(out), err) == (0, report, "")
+    assert [asked[2] for asked in api.asked] == [
+        {"dry_run": True, "frames": False},
+        {"dry_run": False, "frames": True},
+    ]
+
+
+def test_gc_at_a_supernode(run: Run, api: FakeApi) -> None:
+    gone = {"pack_id": "aa" * 32, "size_bytes": 7_000_000, "used_at": 1.0, "wanted_by": ""}
+    api.answers["/v1/gc"] = {"dry_run": False, "freed_bytes": 7_000_000, "removed": [gone], "kept": []}
+    code, out, _ = run("gc", "--supernode", "http://127.0.0.1:7600")
+    assert code == 0 and "7.0 MB freed" in out
+    assert api.asked == [("http://127.0.0.1:7600", "/v1/gc", {"dry_run": False})]
+    assert run("gc", "--supernode", "http://127.0.0.1:7600", "--frames")[0] == 2
+
+
 def test_an_address_is_no_markup(run: Run, api: FakeApi) -> None:
     api.answers["/v1/peers"] = [{"kind": "peer", "address": "[fe80::1]:7651", "received_bytes": 2_000_000, "swarms": 3}]
     code, out, _ = run("peers")

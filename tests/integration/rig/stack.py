@@ -42,7 +42,7 @@ class Node:
         self._argv += [word for url in supernodes for word in ("--supernode", url)]
         self._argv += [word for setting in settings for word in ("--set", setting)]
         self._process: Process | None = None
-        self.root.mkdir(parents=True)
+        self.root.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
         """Returns once it serves."""
@@ -155,7 +155,7 @@ class Stack:
 @contextmanager
 def stack(directory: Path, settings: Sequence[str] = _QUICK) -> Iterator[Stack]:
     """A stack with its state in `directory` (short), its agent set as said; skips (in CI: fails) where a part is
-    missing."""
+    missing. What is mounted at `directory`/a/root before is the agent's disk."""
     require(os.geteuid() == 0, "root")
     require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
     require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")

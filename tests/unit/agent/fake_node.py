@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +46,8 @@ class FakeStore:
         self.received: Counter[str] = Counter()
         self.missing = {0, 1, 2}
         self.durable = self.settled = False
+        self.directory = Path("/nonexistent") / self.name
+        self.frames: Any = None
         self.is_proven = True
 
     def prove(self) -> None:
@@ -165,6 +168,9 @@ class FakeChunks:
     def __init__(self, *stores: FakeStore) -> None:
         self.stores = {bytes([store.node]): store for store in stores}
         self.on_disk: list[FakeStore] = []
+        self.removed: list[int] = []
+        self.leftovers: list[tuple[str, int]] = []
+        self.full: OSError | None = None
 
     def recover(self) -> list[FakeStore]:
         return self.on_disk
@@ -174,7 +180,18 @@ class FakeChunks:
         store.name = f"n{store.node}"
 
     def create(self, index_data: bytes, early: Any = None) -> FakeStore:
+        if self.full is not None:
+            raise self.full
         return self.stores[index_data]
+
+    def remove(self, store: FakeStore) -> None:
+        self.removed.append(store.node)
+
+    def clear_leftovers(self, *, dry_run: bool = False) -> list[tuple[str, int]]:
+        found = self.leftovers
+        if not dry_run:
+            self.leftovers = []
+        return found
 
 
 class FakeNode:

@@ -170,6 +170,12 @@ class FakeView:
             self._free.append(slot)
         self._tell("ready", node, start, end)
 
+    def held(self, node: int, start: int, end: int, slot: int) -> None:
+        self.bytes[node, start] = bytes(self._ring[slot][: end - start])
+        with self._changed:
+            self._free.append(slot)
+        self._tell("held", node, start, end)
+
     def written(self, node: int, start: int, end: int) -> None:
         self._tell("written", node, start, end)
 

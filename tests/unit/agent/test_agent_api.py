@@ -21,8 +21,11 @@ from agent.draining import Drained
 from agent.images import PlainLayer
 from agent.known_images import KnownImage, KnownLayer
 from agent.snapshotter.model import Info, Kind
+from agent.space.keeper import Report
+from agent.space.policy import Kept, Victim, What
 from imgdist.api import JsonApi
 from imgdist.errors import DeclinedError, ImgdistError, TemporaryError, UnsupportedError, UsageError
+from imgdist.space import Disk
 
 
 def known(number: int, pack_id: str | None = None) -> KnownLayer:
@@ -48,6 +51,16 @@ class FakeMounts:
         return list(self.mounted)
 
 
+class FakeSpace:
+    def __init__(self) -> None:
+        self.asked: list[tuple[bool, bool]] = []
+
+    async def collect(self, *, dry_run: bool, frames: bool) -> Report:
+        self.asked.append((dry_run, frames))
+        gone = Victim(What.PACK, "aa", 7)
+        return Report(dry_run, 7, (gone,), (Kept("bb", 9, "used by a snapshot"),), Disk(100, 50))
+
+
 class World:
     def __init__(self, directory: Path) -> None:
         self.layers: list[Any] = []
@@ -67,7 +80,8 @@ class World:
         self.drained = Drained(0, [])
         self.drains: list[tuple[float, float]] = []
         draining: Any = SimpleNamespace(drain=self.drain)
-        self.node = Node(catalog, self.images, self.mounts, draining)  # type: ignore[arg-type]
+        self.space = FakeSpace()
+        self.node = Node(catalog, self.images, self.mounts, draining, self.space)  # type: ignore[arg-type]
         self.directory = directory
         self._api = JsonApi(f"unix://{directory}/s", "the agent", timeout_s=10)
 
@@ -211,6 +225,20 @@ async def test_a_defect_is_an_answer_too_and_is_logged(world: World, caplog: pyt
 async def test_a_question_that_makes_no_sense_is_the_callers_fault(world: World, document: Any) -> None:
     with pytest.raises(UsageError, match="POST /v1/mounts"):
         await world.post("/v1/mounts", document)
+
+
+async def test_gc_says_what_went_and_why_the_rest_stays(world: World) -> None:
+    assert await world.post("/v1/gc", {"dry_run": True, "frames": True}) == {
+        "dry_run": True,
+        "freed_bytes": 7,
+        "removed": [{"what": "pack", "name": "aa", "size_bytes": 7}],
+        "kept": [{"pack_id": "bb", "size_bytes": 9, "why": "used by a snapshot"}],
+        "disk": {"total_bytes": 100, "available_bytes": 50},
+    }
+    await world.post("/v1/gc", {})
+    assert world.space.asked == [(True, True), (False, False)]
+    with pytest.raises(UsageError, match="POST /v1/gc"):
+        await world.post("/v1/gc", {"dryrun": True})
 
 
 async def test_a_path_that_does_not_exist_is_named(world: World) -> None:

@@ -408,3 +408,36 @@ async def test_one_broken_leftover_does_not_keep_the_agent_from_starting() -> No
         await made.catalog.recover()
         await made.catalog.rescue()
         assert states_of(made) == {5: State.FAILED, 6: State.FILLING, 7: State.FILLING}
+
+
+async def test_a_removed_layer_is_gone_everywhere_and_comes_anew() -> None:
+    async with node(FakeStore(5)) as made:
+        layer = await made.catalog.adopt(b"\5")
+        assert await made.catalog.remove(layer.pack_id)
+        assert made.catalog.all() == [] and made.catalog.get(layer.pack_id) is None
+        assert made.chunks.removed == [5] and made.steps.names() == ["remove", "forget"]
+        assert not await made.catalog.remove(layer.pack_id)
+        with pytest.raises(NotFoundError, match="pull the image again"):
+            await made.catalog.mount(layer)
+        again = await made.catalog.adopt(b"\5")
+        assert again is not layer
+        await made.catalog.mount(again)
+        assert not await made.catalog.remove(again.pack_id), "it is mounted"
+
+
+async def test_a_layer_adopted_while_it_goes_is_made_anew() -> None:
+    """The pack was found on the disk just before it went: who adopts it gets another one, not that."""
+    async with node(FakeStore(5)) as made:
+        layer = await made.catalog.adopt(b"\5")
+        goes_on = made.steps.hold("forget")
+        removing = asyncio.ensure_future(made.catalog.remove(layer.pack_id))
+        await asyncio.to_thread(made.steps.reached.wait, 10)
+        adopting = asyncio.ensure_future(made.catalog.adopt(b"\5"))
+        await asyncio.sleep(0.05)
+        assert not adopting.done()
+        made.chunks.stores[b"\5"] = FakeStore(5)
+        goes_on.set()
+        assert await removing
+        again = await adopting
+        assert again is not layer and again.store is made.chunks.stores[b"\5"]
+        assert made.catalog.get(again.pack_id) is again

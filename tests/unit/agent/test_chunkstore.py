@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from agent.layerstore import LayerStore
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, ImgdistError, TemporaryError
 from imgdist.pack import BLOCK, CHUNK_MAX
+from imgdist.pack.index import IndexFollower
 
 LAYER = MadeLayer((4, 64, 8, 1, 2), zero=[2])
 
@@ -336,3 +338,61 @@ def test_a_disk_that_refuses_to_keep_bodies_costs_nothing_else(
     put(store, 0)
     assert store.frames is None and store.has(0)
     chunks.close()
+
+
+def test_leftovers_are_cleared_but_nothing_that_is_being_made(packs: Path, database: Database) -> None:
+    chunks = ChunkStore(packs, database)
+    follower = IndexFollower()
+    early = chunks.begin("sha256-" + "cd" * 32 + "-v0", follower)
+    for name in (".new-x", ".gone-y", ".part-z"):
+        (packs / name).mkdir()
+        (packs / name / "image").write_bytes(bytes(8192))
+    would = chunks.clear_leftovers(dry_run=True)
+    assert sorted(name for name, _ in would) == [".gone-y", ".new-x", ".part-z"]
+    assert all(size >= 8192 for _, size in would)
+    assert chunks.clear_leftovers() == would and chunks.clear_leftovers() == []
+    assert [path.name for path in packs.iterdir()] == [early.directory.name]
+    chunks.discard(early)
+
+
+def test_a_layer_that_finds_no_room_after_its_seal_may_try_again(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came before the seal is not lost: room is made in between."""
+    chunks = ChunkStore(packs, database)
+    follower = IndexFollower()
+    early = chunks.begin("sha256-" + "ab" * 32 + "-v0", follower)
+    follower.feed(LAYER.index_data)
+    early.grow()
+    early.write(1, memoryview(LAYER.chunks[1]))
+    create = PresentMap.create
+
+    def full(*arguments: object) -> PresentMap:
+        monkeypatch.setattr(PresentMap, "create", create)
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(PresentMap, "create", full)
+    with pytest.raises(OSError, match="full"):
+        chunks.create(LAYER.index_data, early)
+    store = chunks.create(LAYER.index_data, early)
+    chunks.discard(early)
+    assert store.has(1)
+    store.close()
+
+
+def test_a_pack_goes_from_a_disk_that_has_no_room_to_forget_it(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = ChunkStore(packs, database)
+    store = chunks.create(LAYER.index_data)
+
+    def full(node: int) -> None:
+        assert not store.directory.exists(), "space first"
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(database, "forget", full)
+    chunks.remove(store)
+    assert chunks.stores() == [] and list(packs.iterdir()) == []
+    monkeypatch.undo()
+    ChunkStore(packs, database).recover()
+    assert database.packs() == {}

@@ -331,3 +331,22 @@ async def test_a_container_starts_the_images_that_end_with_its_top_layer(tmp_pat
         assert made.recorded == []
         made.images.started((await made.images.layer(REFERENCE, digest(6), None)).pack_id)
         assert made.recorded == [("open", MANIFEST), ("started", MANIFEST)]
+
+
+async def test_a_pack_that_a_supernode_lost_has_its_image_resolved_again_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.images.RENEW_S", 0.01)
+    async with world(tmp_path) as made:
+        layer = await made.images.layer(REFERENCE, digest(5), None)
+        made.supernodes.asked.clear()
+        for _ in range(5):
+            made.images.lost(layer.pack_id)
+        made.images.lost("ff" * 32)
+        await asyncio.sleep(0)
+        assert made.supernodes.asked == [f"resolve {REFERENCE} {MANIFEST}"]
+        made.supernodes.resolution = TemporaryError("the registry is away")
+        await asyncio.sleep(0.05)
+        made.images.lost(layer.pack_id)
+        await asyncio.sleep(0)
+        assert made.resolved() == 2

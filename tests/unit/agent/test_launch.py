@@ -73,6 +73,7 @@ def test_the_supernode_of_its_own_understands_what_it_is_told(tmp_path: Path, be
         log_format="json",
         registry=config.RegistryConfig(docker_config='/x "y".json'),
         convert=config.ConvertConfig(threads=5),
+        space=config.SpaceConfig(high=0.5, low=0.4),
     )
     words = launched(became, settings)["children"][0]["argv"]
     assert words[:4] == [sys.executable, "-m", "imgdist.cli", "supernode"]
@@ -87,6 +88,7 @@ def test_the_supernode_of_its_own_understands_what_it_is_told(tmp_path: Path, be
         },
     )
     assert (told.registry, told.convert, told.plain_http) == (settings.registry, settings.convert, ("a", "b:1"))
+    assert (told.space.high, told.space.low) == (0.5, 0.4)
     assert told.listen == f"unix://{tmp_path}/supernode.sock" and told.root == f"{tmp_path}/supernode"
 
 

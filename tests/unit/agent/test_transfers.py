@@ -21,6 +21,7 @@ from agent.transfer.gate import QUIET_S
 from agent.transfer.sources import ChunkSource
 from agent.transfer.transfers import Transfers
 from agent.transfer.urgent import NOW_SLOTS
+from imgdist.demo.processes import wait_until
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire.messages import Priority
 
@@ -549,3 +550,18 @@ def test_stop_cuts_what_hangs(make_node: MakeNode) -> None:
     assert source.closed.is_set()
     with pytest.raises(TemporaryError, match="stopping"):
         waiting.result(0)
+
+
+def test_a_pack_that_a_supernode_does_not_have_is_told(tmp_path: Path) -> None:
+    lost: list[str] = []
+    database = Database(tmp_path / "agent.db")
+    chunks = ChunkStore(tmp_path / "packs", database)
+    transfers = Transfers(FakeView(), [MemorySource()], registry=CollectorRegistry(), on_pack_lost=lost.append)
+    store = chunks.create(LAYER.index_data)
+    transfers.add(store)
+    transfers.miss(store.node, START[1], 4096)
+    wait_until(lambda: lost, "told", 5)
+    assert set(lost) == {LAYER.name}
+    transfers.stop()
+    chunks.close()
+    database.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fuse import channel, disk, protocol
+from fuse import answers, channel, disk, protocol
 from fuse.layer import Layer
 from fuse.present import PresentMap, current_boot_id
 from fuse.protocol import INTERRUPT, LOOKUP, READ, READDIR, UNIQUE_RESEND, Buffer, Request
@@ -461,3 +461,36 @@ def test_failures_are_counted_until_an_agent_listens(bench: Bench) -> None:
         bench.view.flush_notes()
     told = [message for message in bench.fakes.sent if isinstance(message, channel.Failed)]
     assert told == [channel.Failed("source", 1), channel.Failed("removed", 1), channel.Failed("unknown_layer", 2)]
+
+
+def test_a_read_gathers_what_the_image_will_not_have(bench: Bench) -> None:
+    """Two chunks that a full disk refused and one that is here, read at once; in whatever order they come."""
+    bench.connect()
+    bench.present.mark(4, 4)
+    bench.handle(READ, 1, 5, BLOCK, 14 * BLOCK)
+    bench.view.held(5, 8 * BLOCK, memoryview(CONTENT[8 * BLOCK :]))
+    assert 1 not in bench.fakes.answers
+    bench.view.held(5, 0, memoryview(CONTENT[: 4 * BLOCK]))
+    bench.fakes.wait_for(1)
+    assert bench.fakes.answers[1] == CONTENT[BLOCK : 15 * BLOCK]
+    assert not bench.present.missing(4, 4) and bench.present.missing(0, 1), "it is no less absent than before"
+
+
+def test_what_was_gathered_and_what_the_disk_took_after_all_make_an_answer(bench: Bench) -> None:
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, SIZE)
+    bench.view.held(5, 0, memoryview(CONTENT[: 8 * BLOCK]))
+    bench.present.mark(8, 8)
+    bench.view.written(5, 8 * BLOCK, SIZE)
+    bench.fakes.wait_for(1)
+    assert bench.fakes.answers[1] == CONTENT
+
+
+def test_gathering_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "GATHERED_MAX", 8 * BLOCK)
+    bench.connect()
+    bench.handle(READ, 1, 5, 0, SIZE)
+    bench.handle(READ, 2, 5, 0, SIZE)
+    bench.view.held(5, 0, memoryview(CONTENT[: 8 * BLOCK]))
+    kept = [len(piece) for parked in bench.view.parking.all() for piece in parked.pieces.values()]
+    assert kept == [8 * BLOCK]
