@@ -54,3 +54,10 @@ def test_printed_defaults_load_as_the_defaults(kind: type[AgentConfig] | type[Su
     file = tmp_path / "defaults.toml"
     file.write_text(text)
     assert config.load(kind, str(file)) == kind()
+
+
+@pytest.mark.parametrize("kind", [AgentConfig, SupernodeConfig])
+def test_the_low_watermark_is_below_the_high_one(kind: type[AgentConfig | SupernodeConfig]) -> None:
+    assert config.load(kind, None, ("space.high=0.6", "space.low=0.5")).space.high == 0.6
+    with pytest.raises(ConfigError, match=r"space\.low = 0\.9: expected less than space\.high, which is 0\.8"):
+        config.load(kind, None, ("space.low=0.9",))
