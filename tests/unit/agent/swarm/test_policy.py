@@ -216,7 +216,7 @@ def test_a_run_of_a_peer_takes_about_400_ms(bytes_per_s: float, chunks: int) -> 
 def test_a_run_of_the_supernode_is_shorter_for_the_others_are_to_get_something_too() -> None:
     policy = _policy({"a": []})
     for i in range(20):
-        _serve(policy, "S", CHUNK / 2.5e6, 1.0 + i)
+        _serve(policy, "S", CHUNK / 12e6, 1.0 + i)
     ask = policy.fill(LAYER, bits_of(range(100)), 30.0)
     assert ask is not None and (ask.source, ask.count) == ("S", 2)
 
