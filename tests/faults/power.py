@@ -88,15 +88,16 @@ class Cut:
 
 
 def cuts(entries: Sequence[Entry], count: int, rng: random.Random) -> list[Cut]:
-    """Moments to look at, in order: a third just after a flush or a mark (what it promised must hold), the others
-    wherever it hits; the last one at the end."""
+    """Moments to look at, in order: a third just after a flush or a mark (what it promised must hold), a third just
+    before one (the most is at stake), the others wherever it hits; the last one at the end."""
     edges = [number for number, entry in enumerate(entries, 1) if entry.kind != WRITE]
     first = next(number for number, entry in enumerate(entries, 1) if entry.kind == MARK)
     chosen = {len(entries)}
+    later = [edge for edge in edges if edge > first]
     while len(chosen) < min(count, len(entries) - first):
-        later = [edge for edge in edges if edge >= first]
-        chosen.add(rng.choice(later) if len(chosen) % 3 == 0 else rng.randrange(first, len(entries)))
-    return [Cut(at, ("lost", "torn", "kept", "torn")[number % 4]) for number, at in enumerate(sorted(chosen))]
+        after, before, anywhere = rng.choice(later), rng.choice(later) - 1, rng.randrange(first, len(entries))
+        chosen.add(rng.choice((after, before, anywhere)))
+    return [Cut(at, rng.choice(("lost", "kept", "torn", "torn"))) for at in sorted(chosen)]
 
 
 def crashed(

@@ -23,7 +23,7 @@ from imgdist.demo.processes import wait_until
 
 _HEALED_S = 1.0
 _LATE_S = 2.0
-_SHORT = ("read.deadline_s=3", "swarm.down_bytes_per_s=2000000")
+_SHORT = ("read.deadline_s=3", "swarm.down_bytes_per_s=1500000")
 _FAULT = "import mmap, sys; file = open(sys.argv[1], 'rb'); mmap.mmap(file.fileno(), 0, prot=1)[0]"
 
 
