@@ -162,7 +162,7 @@ def _mounted(disk: Path, root: Path, *, direct: bool) -> Iterator[None]:
             wait_until(lambda: _unmounts(root), f"{root} unmounted")
     finally:
         command("losetup", "--detach", device)
-        wait_until(lambda: not Path(f"/sys/block/{Path(device).name}/loop").exists(), f"{device} gone")
+        wait_until(lambda: not leftovers.loops_below(disk.parent), f"no loop device of {disk} left")  # of no one else's
 
 
 def _unmounts(root: Path) -> bool:
