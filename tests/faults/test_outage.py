@@ -135,6 +135,20 @@ def test_what_is_absent_ends_at_the_deadline_and_heals_at_once(
         _failures_are_told(site)
 
 
+def test_reads_that_are_held_outlast_the_outage(tmp_path: Path) -> None:
+    settings = ("read.on_no_source=hold", "read.deadline_s=1", "fill.mode=none")
+    with outage.site(tmp_path, *settings) as site:
+        with site.dropped():
+            readers = [Reader(site.place / f"f{number:02}", direct=bool(number % 2)) for number in range(4)]
+            time.sleep(4)
+            assert not any(reader.ended for reader in readers)
+            assert re.search(r"^imgdist_reads_waiting [1-9]", site.node.metrics(), re.M)
+        for number, reader in enumerate(readers):
+            reader.wait(20)
+            assert reader.result == FILES[f"f{number:02}"][: mmap.PAGESIZE]
+        assert "reads are held for ever, but kernel: hung-task watch" in site.node.log.read_text()
+
+
 def _absent_ends_present_goes_on(site: outage.Site, here: list[str], absent: list[str], bounds: Bounds) -> None:
     fault = subprocess.Popen([sys.executable, "-c", _FAULT, site.place / absent[1]], stderr=subprocess.DEVNULL)
     _readers.add(fault.pid)
