@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,10 @@ FILE = "big"
 """Each layer N has one file, dN/big: its first block is block 1 of the layer image (data stands in tar order)."""
 DATA_AT = 1
 
+_NAME = 32
+_POOL_BYTES = 16 << 20
+_POOL = random.Random(0).randbytes(_POOL_BYTES)
+
 
 def blocks(seed: int, first: int, count: int) -> bytes:
     """Blocks [first, first + count) of the file made from `seed`: no two blocks of any two files are alike."""
@@ -21,12 +26,16 @@ def blocks(seed: int, first: int, count: int) -> bytes:
 
 
 def _block(seed: int, number: int) -> bytes:
-    return hashlib.blake2b(b"%d %d" % (seed, number), digest_size=64).digest() * (BLOCK // 64)
+    """A name that no other block has, and bytes from anywhere in the pool: nothing that compresses, as rates are of
+    bytes on the wire."""
+    name = hashlib.blake2b(b"%d %d" % (seed, number), digest_size=_NAME).digest()
+    at = int.from_bytes(name[:4], "little") % (_POOL_BYTES - BLOCK)
+    return name + _POOL[at : at + BLOCK - _NAME]
 
 
 def image(directory: Path, layers: int, layer_blocks: int, *, seed: int = 0) -> Image:
     """An image of `layers` such layers; layer N's file is made from `seed` + N."""
-    writer = ImageWriter(directory, level=1)
+    writer = ImageWriter(directory, level=0)
     for number in range(layers):
 
         def fill(tar: tarfile.TarFile, number: int = number) -> None:
