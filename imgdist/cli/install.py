@@ -11,7 +11,7 @@ import click
 
 from imgdist.cli.drain import TIMEOUT, drained_layers
 from imgdist.cli.node import JSON
-from imgdist.errors import ImgdistError, TemporaryError, UnsupportedError
+from imgdist.errors import ImgdistError, TemporaryError, UnsupportedError, UsageError
 
 _AFTER_S = 600.0  # new layers are left to containerd until the agent is gone
 
@@ -21,7 +21,7 @@ _PREFIX = click.option(
     default="/",
     show_default=True,
     metavar="DIR",
-    help="Files go below DIR, as for a machine image; systemd is not asked then.",
+    help="Files go below DIR, as for a machine image; no process is touched unless its agent.toml sets `run`.",
 )
 _CONTAINERD = click.option(
     "--containerd-config",
@@ -95,7 +95,10 @@ def uninstall(
     _require_root()
     place = Layout.below(os.path.abspath(prefix), containerd_config)
     config = place.config()
-    broken = [] if dry_run else steps.depends(config, lambda: drained_layers(config.run, timeout_s, _AFTER_S))
+    if purge and not place.is_live(config):
+        raise UsageError(f"--purge: {place.settings} names no `run` of its own, so there is no node below {prefix}")
+    asks = place.is_live(config) and not dry_run
+    broken = [] if not asks else steps.depends(config, lambda: drained_layers(config.run, timeout_s, _AFTER_S))
     if broken and not force:
         _go_on(config.run)
         raise ImgdistError(

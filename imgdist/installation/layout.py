@@ -50,6 +50,11 @@ class Layout:
         """Whether the files are those that this machine's systemd reads."""
         return self.prefix == Path("/")
 
+    def is_live(self, config: AgentConfig) -> bool:
+        """Whether processes, mounts and ROOT belong to these files: below a prefix only if its own settings say where
+        they are. Else they would be this machine's, and the files are an image's."""
+        return self.is_this_machine or config.run != _SHIPPED_RUN
+
     def config(self) -> AgentConfig:
         """The agent's configuration, as installed or by default, its directories absolute."""
         found = load(AgentConfig, str(self.settings) if self.settings.exists() else None)

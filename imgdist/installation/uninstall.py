@@ -60,16 +60,17 @@ def _behind_view(config: AgentConfig) -> list[str]:
 def uninstall(place: Layout, config: AgentConfig, *, purges: bool, dry_run: bool = False) -> Removed:
     """Take off files, processes, mounts and, if it `purges`, ROOT. `depends` was asked before, and answered."""
     done = Removed()
+    is_live = place.is_live(config)
     had_containerd = _tell_containerd(place, done, dry_run=dry_run)
-    if not dry_run:
+    if is_live and not dry_run:
         _stop(place, config, done)
     for path in (place.unit, place.rules, place.settings):
         _take_off(path, done, dry_run=dry_run)
-    if not dry_run:
+    if is_live and not dry_run:
         if systemd.runs() and place.is_this_machine:
             systemd.systemctl("daemon-reload")
         _clear(config, done)
-    if purges:
+    if is_live and purges:
         _purge(config.root, done, dry_run=dry_run)
     if had_containerd:
         done.next.append("restart containerd; containers that run go on")

@@ -9,6 +9,7 @@ import pytest
 
 from imgdist.errors import UnsupportedError
 from imgdist.installation import layout, systemd
+from imgdist.installation import uninstall as steps
 from imgdist.installation.install import install
 from imgdist.installation.layout import Layout
 from imgdist.installation.uninstall import uninstall
@@ -126,3 +127,16 @@ def test_the_agent_is_there_before_containerd_is_told_and_goes_after(
         (("disable", "--now", systemd.UNIT), True, False),
         (("daemon-reload",), False, False),
     ]
+
+
+def test_an_image_is_put_together_without_touching_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directories are named as this machine's are."""
+    place = Layout.below(str(tmp_path), "/etc/containerd/config.toml")
+    for name in ("_stop", "_clear", "_purge"):
+        monkeypatch.setattr(steps, name, lambda *_, **__: pytest.fail("this machine was touched"))
+    install(place, 2)
+    assert 'address = "/run/imgdist/snapshotter.sock"' in place.drop_in.read_text()
+    assert len(uninstall(place, place.config(), purges=True).removed) == 4
+    assert not place.is_live(place.config()) and everything(place) == {}
