@@ -37,5 +37,6 @@ class Retries:
                 if now_ns - at > _REMEMBERED_NS:
                     break
                 if other == node and low < end and start < high:
-                    return min(now_ns, since_ns + AGAIN_NS)
+                    waited_ns = at - since_ns
+                    return min(now_ns, now_ns - waited_ns + AGAIN_NS)
         return now_ns

@@ -234,6 +234,13 @@ def test_the_kernels_second_try_does_not_wait_for_a_second_deadline(bench: Bench
     bench.fakes.now += 1
     bench.view.expire(deadline)
     assert bench.fakes.answers == {1: -errno.EIO, 2: -errno.EIO}
+    bench.fakes.now += 9 * 10**8
+    bench.handle(READ, 5, 5, BLOCK, BLOCK)  # a third one, after a pause: it is not failed at once
+    bench.view.expire(deadline)
+    assert 5 not in bench.fakes.answers
+    bench.fakes.now += AGAIN_NS
+    bench.view.expire(deadline)
+    assert bench.fakes.answers.pop(5) == -errno.EIO
     bench.fakes.now += 2 * 10**9
     bench.handle(READ, 4, 5, BLOCK, BLOCK)
     bench.fakes.now += deadline - 1
