@@ -27,6 +27,8 @@ from imgdist.demo.registry import registry
 from imgdist.errors import ImgdistError
 from imgdist.pack import BLOCK
 
+pytestmark = pytest.mark.timeout(600)  # each upgrade starts five programs: 3 s, or 15 beside other work
+
 _BIG = random.Random(3).randbytes(12_000_000)
 _NEVER = random.Random(4).randbytes(5_000_000)
 _LAZY = ("--set", "fill.mode=none", "--set", "trace.enabled=false", "--set", "read.deadline_s=110")

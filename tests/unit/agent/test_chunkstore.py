@@ -180,6 +180,21 @@ def test_a_broken_pack_is_removed_and_can_be_made_again(packs: Path, database: D
     chunks.close()
 
 
+@pytest.mark.parametrize(("name", "offset"), [("present", 8), ("index", None)])
+def test_a_pack_of_a_newer_release_is_left_alone(
+    packs: Path, database: Database, name: str, offset: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ChunkStore(packs, database).create(LAYER.index_data)
+    store.abandon()
+    file = store.directory / name
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDX") + 3 if offset is None else offset] += 1
+    file.write_bytes(content)
+    assert ChunkStore(packs, database).recover() == []
+    assert file.read_bytes() == content
+    assert "is of a newer release and is left alone" in caplog.text
+
+
 def test_leftovers_are_cleared_and_strangers_left_alone(packs: Path, database: Database) -> None:
     for name in (".new-1", ".gone-2", "lost+found"):
         (packs / name).mkdir(parents=True)
