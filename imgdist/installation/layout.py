@@ -81,6 +81,7 @@ def shipped(name: str) -> str:
 def unit(config: AgentConfig) -> str:
     """The agent's systemd unit, starting the command that runs now."""
     text = shipped("systemd/imgdist-agent.service").replace(_SHIPPED_COMMAND, _command())
+    text = text.replace(f"--run {_SHIPPED_RUN}\n", f"--run {config.run}\n")
     lines = text.splitlines(keepends=True)
     if (config.run, config.root) != (_SHIPPED_RUN, _SHIPPED_ROOT):
         lines = [line for line in lines if not line.startswith(_OWN_DIRECTORIES)]

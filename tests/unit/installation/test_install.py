@@ -104,7 +104,8 @@ def test_the_unit_of_a_plain_node_is_the_shipped_one(tmp_path: Path) -> None:
     shipped = layout.shipped("systemd/imgdist-agent.service").splitlines()
     ours = layout.unit(config).splitlines()
     differing = [line for line, other in zip(ours, shipped, strict=True) if line != other]
-    assert len(differing) == 1 and differing[0].startswith("ExecStart=/")
+    assert [line.partition("/")[0] for line in differing] == ["ExecStart=", "ExecReload="]
+    assert differing[1].endswith(f" upgrade --run {config.run}")
 
 
 def test_the_agent_is_there_before_containerd_is_told_and_goes_after(
