@@ -226,7 +226,7 @@ def test_there_and_back_under_load(site: Site) -> None:
 
 def _patience() -> float:
     """How much longer than on an idle machine anything takes here now: runnable processes for each processor."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)) * 2
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def test_a_new_release_that_does_not_start_changes_nothing(site: Site) -> None:
@@ -324,14 +324,21 @@ def test_twenty_upgrades_leave_nothing_behind(site: Site) -> None:
             site.upgraded((site.old, site.new)[number % 2])
         assert not readers.wrong
         print(f"20 upgrades in {time.monotonic() - began:.0f} s: longest hit {readers.longest('hit'):.3f} s")
-    wait_until(lambda: held(site.agent) == before, f"as before: {before}, now {held(site.agent)}", 10)
+    (holder, *children), *others = before
+
+    def is_as_before() -> bool:
+        (now, *fds), *rest = held(site.agent)
+        few = all(after < then + 10 for after, then in zip(fds, children, strict=True))  # connections come and go
+        return now == holder and few and rest == others
+
+    wait_until(is_as_before, f"as before: {before}, now {held(site.agent)}", 10)
 
 
 def held(agent: UpgradedAgent) -> tuple[list[int], list[str], list[str]]:
-    """Descriptors of the holder and its children, mounts, loop devices."""
+    """Numbers of descriptors of the holder and its children, mounts, loop devices."""
     processes = [agent.pid, *agent.children()]
     fds = [len(os.listdir(f"/proc/{pid}/fd")) for pid in processes]
-    return fds, sorted(map(str, agent.mounts())), agent.loops()
+    return fds, sorted(map(str, agent.mounts())), sorted(agent.loops())
 
 
 def test_no_agent_to_upgrade_is_one_line(tmp_path: Path) -> None:
