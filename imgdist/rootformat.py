@@ -40,5 +40,8 @@ def mark(root: Path) -> None:
     if file.exists() and file.read_text("ascii") == text:
         return
     fresh = root / f"{_NAME}.new"
-    fresh.write_text(text, "ascii")
+    with fresh.open("w", encoding="ascii") as written:
+        written.write(text)
+        written.flush()
+        os.fsync(written.fileno())  # a power cut must not leave the name without the number: no start would go on
     os.replace(fresh, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,22 @@ def test_what_is_no_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "format").write_text("ext4")
     with pytest.raises(ImgdistError, match="found 'ext4'"):
         rootformat.check(tmp_path)
+
+
+def test_the_number_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").read_text())
+        real_sync(fd)
+
+    def replace(source: Path, target: Path) -> None:
+        assert synced == [f"{rootformat.VERSION}\n"]
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    rootformat.mark(tmp_path)
+    rootformat.check(tmp_path)
+    assert synced
