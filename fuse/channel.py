@@ -1,7 +1,7 @@
 """Messages between the view and the agent, one per SOCK_SEQPACKET datagram. Pure: values <-> bytes.
 
 Little-endian, first byte the type. `node` is a layer, `start`/`end`/`length` are bytes of its image. Decoding any
-bytes raises ProtocolError only.
+bytes raises ProtocolError only. Both sides speak the lower version of their two hellos.
 
 Agent -> view: Hello (with the descriptor of the agent's ring), Add (with those of image and present map), Remove,
 Synced (all layers are added), Ready (verified bytes stand in a ring buffer), Written (they stand in the image and are
@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 from imgdist.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
+OLDEST = 1
+"""Knows neither Held nor Lapsed; its view hangs up on an agent whose hello says more."""
 MESSAGE_MAX = 65536
 """Bytes of the longest message (a Touched of 3276 entries)."""
 TOUCHED_MAX = 200
@@ -52,7 +54,7 @@ _LAPSED = Struct("<BQQII")
 
 
 class Hello(NamedTuple):
-    """First message of both sides; other versions are refused."""
+    """First message of both sides: the agent's newest version, then the one that the view will speak with it."""
 
     version: int = VERSION
 
@@ -100,7 +102,8 @@ class Ready(NamedTuple):
 
 
 class Held(NamedTuple):
-    """As Ready, of bytes that the disk did not take: a read that needs others besides keeps these until it has all."""
+    """As Ready, of bytes that the disk did not take: a read that needs others besides keeps these until it has all.
+    From version 2 on."""
 
     node: int
     start: int
@@ -194,7 +197,7 @@ class Failed(NamedTuple):
 
 class Lapsed(NamedTuple):
     """A read of `length` bytes at `start` failed at its deadline, after `waited_ms`: the agent logs it, as it knows
-    what was tried. Also counted in Failed."""
+    what was tried. Also counted in Failed. From version 2 on."""
 
     node: int
     start: int

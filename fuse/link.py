@@ -76,6 +76,7 @@ class ViewLink:
         self._layers: dict[int, _Shown] = {}
         self._removing: dict[int, threading.Event] = {}
         self._socket: socket.socket | None = None
+        self._offer = self._version = channel.VERSION
         self._live = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="view-link", daemon=True)
@@ -183,7 +184,8 @@ class ViewLink:
         self._give(channel.Ready(node, start, end, slot))
 
     def held(self, node: int, start: int, end: int, slot: int) -> None:
-        """As `ready`, of bytes that the disk did not take."""
+        """As `ready`, of bytes that the disk did not take. A view that gathers none takes them for ready: it answers
+        the reads that need no others."""
         self._give(channel.Held(node, start, end, slot))
 
     def _give(self, message: channel.Ready | channel.Held) -> None:
@@ -191,6 +193,8 @@ class ViewLink:
             if not self._live:
                 self._free.append(message.slot)
                 return
+            if self._version == channel.OLDEST:
+                message = channel.Ready(*message)
             self._sent.add(message.slot)
             self._send(message)
 
@@ -244,12 +248,16 @@ class ViewLink:
             if self._closed.is_set():
                 raise ConnectionAbortedError("closed")
             self._socket = connection
-        socket.send_fds(connection, [channel.Hello().encode()], [self._ring_fd], socket.MSG_NOSIGNAL)
+        offer = self._offer
+        # The next one, if this view hangs up: the oldest does so on a version that it does not know.
+        self._offer = channel.OLDEST if offer == channel.VERSION else channel.VERSION
+        socket.send_fds(connection, [channel.Hello(offer).encode()], [self._ring_fd], socket.MSG_NOSIGNAL)
         answer = channel.decode(connection.recv(channel.MESSAGE_MAX))
-        if not isinstance(answer, channel.Hello) or answer.version != channel.VERSION:
-            raise ProtocolError(f"view channel: expected {channel.Hello()}, got {answer}")
+        if not isinstance(answer, channel.Hello) or not channel.OLDEST <= answer.version <= offer:
+            raise ProtocolError(f"view channel: expected a hello of version {offer} at most, got {answer}")
+        self._offer = channel.VERSION
         with self._lock:  # an `add` or `remove` of another thread comes wholly before this, or after
-            self._live = True
+            self._live, self._version = True, answer.version
             for shown in self._layers.values():
                 self._send(shown.message, shown.fds)
             self._send(channel.Synced())

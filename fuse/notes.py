@@ -50,7 +50,7 @@ class Notes:
 
     def failure(self, reason: str, layer: str, text: str, lapsed: Lapsed | None = None) -> None:
         """A read of `layer` failed for one of channel.FAILURES. Logged by the port's thread: whoever reads our standard
-        error may be slow. One that `lapsed` is logged by the agent, if one is there."""
+        error may be slow. One that `lapsed` is logged by the agent, if one is there that knows how."""
         with self._lock:
             self._untold[reason] += 1
         self._faults.append((layer, text, lapsed))
@@ -62,11 +62,12 @@ class Notes:
             self._rung = True
             self._agent.ring()
 
-    def flush(self, listening: bool) -> None:
-        """Log the failures; send their counts and what was touched if an agent is `listening`, else keep them."""
+    def flush(self, listening: bool, *, lapses: bool = True) -> None:
+        """Log the failures; send their counts and what was touched if an agent is `listening`, else keep them.
+        `lapses`: it knows Lapsed."""
         self._rung = False  # before draining: what is noted from here on rings again
         while self._faults:
-            self._tell(*self._faults.popleft(), listening=listening)
+            self._tell(*self._faults.popleft(), told=listening and lapses)
         if not listening:
             return
         with self._lock:
@@ -78,8 +79,8 @@ class Notes:
             batch = [self._touched.popleft() for _ in range(min(TOUCHED_MAX, len(self._touched)))]
             self._agent.put(Touched(tuple(batch)).encode())
 
-    def _tell(self, layer: str, text: str, lapsed: Lapsed | None, *, listening: bool) -> None:
-        if lapsed is not None and listening:
+    def _tell(self, layer: str, text: str, lapsed: Lapsed | None, *, told: bool) -> None:
+        if lapsed is not None and told:
             self._agent.put(lapsed.encode())
             return
         omitted = self._limit.admit(layer, self._clock() / 1e9)

@@ -153,8 +153,8 @@ class Port:
     def _greet(self, agent: socket.socket, message: channel.Message, fds: list[int]) -> None:
         if not isinstance(message, Hello) or len(fds) != 1:
             raise ProtocolError(f"view channel: expected a hello with the ring's descriptor, got {message}")
-        if message.version != channel.VERSION:
-            raise ProtocolError(f"view channel: expected version {channel.VERSION}, the agent has {message.version}")
+        if message.version < channel.OLDEST:
+            raise ProtocolError(f"view channel: expected version {channel.OLDEST} or newer, got {message.version}")
         if os.fstat(fds[0]).st_size != channel.RING_SIZE:
             raise ProtocolError(f"view channel: expected a ring of {channel.RING_SIZE} bytes")
         try:
@@ -162,7 +162,9 @@ class Port:
         except OSError as error:
             raise ProtocolError(f"view channel: the ring cannot be mapped: {error}") from None
         self._outbox.connect(agent)
-        self._outbox.put(Hello().encode())
+        version = min(message.version, channel.VERSION)
+        self._view.agent_came(version)
+        self._outbox.put(Hello(version).encode())
 
     def _add(self, message: channel.Add, fds: list[int]) -> None:
         if len(fds) != 2:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 from fuse import protocol
 from fuse.answers import Answers, Replies
-from fuse.channel import Lapsed, Miss
+from fuse.channel import OLDEST, VERSION, Lapsed, Miss
 from fuse.disk import Disk
 from fuse.layer import Layer
 from fuse.notes import Agent, Notes
@@ -48,6 +48,7 @@ class View:
         self._confirmed: set[int] = set()
         self._complete = False  # the list of layers has been whole once: what it lacks does not exist
         self._asking = False  # an agent that has named all its layers is there
+        self._version = VERSION
         self.notes = Notes(agent, clock)
         self._retries = Retries()
         self.parking = Parking(table, self._show_parked, adopted)
@@ -163,6 +164,10 @@ class View:
         for parked in self.parking.waiting(node):
             self._fail(parked, errno.EIO, "removed", "its layer was removed")
 
+    def agent_came(self, version: int) -> None:
+        """Another agent, which speaks this version of the channel."""
+        self._version = version
+
     def agent_gone(self) -> None:
         """Nobody to ask: misses wait for the next agent, which names its layers anew."""
         self._asking = False
@@ -233,7 +238,7 @@ class View:
 
     def flush_notes(self) -> None:
         """Log the failures; tell an agent that listens how many there were, and what was touched."""
-        self.notes.flush(self._asking)
+        self.notes.flush(self._asking, lapses=self._version > OLDEST)
 
     def _retry(self, parked: Parked) -> None:
         """Handle a request that had to wait for the list of layers."""

@@ -103,8 +103,51 @@ def test_nonsense_costs_an_agent_its_connection_and_nobody_else_anything(bench: 
     bench.link(Misses()).close()
 
 
+@pytest.mark.parametrize("theirs", [channel.OLDEST, channel.VERSION, channel.VERSION + 1])
+def test_the_lower_version_is_spoken(bench: Bench, theirs: int) -> None:
+    connection = bench.greet(channel.Hello(theirs).encode())
+    assert channel.decode(connection.recv(100)) == channel.Hello(min(theirs, channel.VERSION))
+    connection.close()
+
+
+def test_an_agent_that_does_not_know_lapses_is_not_told_of_them(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    connection = bench.greet(channel.Hello(channel.OLDEST).encode())
+    assert channel.decode(connection.recv(100)) == channel.Hello(channel.OLDEST)
+    for message in (channel.Synced(), channel.Remove(99)):
+        connection.send(message.encode())
+    assert channel.decode(connection.recv(100)) == channel.Removed(99)
+    lapsed = channel.Lapsed(5, 0, BLOCK, 2500)
+    bench.view.notes.failure("deadline", "5", "no bytes after 2.5 s, EIO", lapsed)
+    assert channel.decode(connection.recv(100)) == channel.Failed("deadline", 1)
+    assert [record.getMessage() for record in caplog.records] == ["layer 5: no bytes after 2.5 s, EIO"]
+    connection.close()
+
+
+def test_an_oldest_view_is_found_and_hears_only_what_it_knows(tmp_path: Path) -> None:
+    """It hangs up on any other version, and on a message that it does not know."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "view.sock"))
+        listener.listen()
+        listener.settimeout(WAIT_S)
+        link = ViewLink(str(tmp_path / "view.sock"), lambda *_: None)
+        link.start()
+        for version, is_known in ((channel.VERSION, False), (channel.OLDEST, True), (channel.VERSION, False)):
+            view, _ = listener.accept()
+            with view:
+                view.settimeout(WAIT_S)
+                assert channel.decode(view.recv(100)) == channel.Hello(version)
+                if not is_known:
+                    continue
+                view.send(channel.Hello(channel.OLDEST).encode())
+                assert channel.decode(view.recv(100)) == channel.Synced()
+                link.wait_live(WAIT_S)
+                link.held(2, 0, BLOCK, acquired(link))
+                assert isinstance(channel.decode(view.recv(100)), channel.Ready)
+        link.close()
+
+
 def test_bad_hello_is_refused(bench: Bench) -> None:
-    assert hung_up(bench.greet(channel.Hello(channel.VERSION + 1).encode()))
+    assert hung_up(bench.greet(channel.Hello(channel.OLDEST - 1).encode()))
     assert hung_up(bench.greet(channel.Hello().encode(), ring_size=4096))
     silent = bench.dial()
     silent.send(channel.Hello().encode())
