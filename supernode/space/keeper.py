@@ -24,6 +24,9 @@ log = logging.getLogger("imgdist.space")
 
 LOOK_S = 5.0
 """Between two looks at the disk, which cost a system call each (a guess)."""
+JOINING_S = 30.0
+"""After a start of this supernode agents are back at its tracker within some ten seconds (agent/swarm/membership.py):
+who lacks what is known only then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Report:
 
 class SpaceKeeper:
     """On the event loop. `wanted()` are the swarms, by name, of which some agent lacks chunks; `converting()` the
-    digests of layers on their way, whose parts are no leftovers (called in a thread)."""
+    digests of layers on their way, whose parts are no leftovers (called in a thread). For `joining_s` from now on any
+    pack may be one that agents want."""
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class SpaceKeeper:
         retention_s: float,
         wanted: Callable[[], Collection[str]],
         converting: Callable[[], Collection[str]],
+        joining_s: float = JOINING_S,
     ) -> None:
         self._store = store
         self._root = root
@@ -59,11 +64,13 @@ class SpaceKeeper:
         self._retention_s = retention_s
         self._wanted = wanted
         self._converting = converting
+        self._joined_at = time.monotonic() + joining_s
         self._busy = asyncio.Lock()
         self._is_short = False
 
     async def run(self) -> None:
         """Look now and then, until cancelled."""
+        await asyncio.sleep(self._joined_at - time.monotonic())
         while True:
             try:
                 await self.look()
@@ -115,10 +122,11 @@ class SpaceKeeper:
 
     def _look_at_packs(self, wanted: set[str]) -> list[StoredPack]:
         found = []
+        others = "agents, perhaps: not all may have joined yet" if time.monotonic() < self._joined_at else ""
         names: dict[str, list[str]] = {}
         for digest, pack_id in self._store.layers():
             names.setdefault(pack_id, [pack_id]).append(wire_name(digest))
         for pack_id in self._store.pack_ids():
-            by = "agents" if not wanted.isdisjoint(names.get(pack_id, (pack_id,))) else ""
+            by = others if wanted.isdisjoint(names.get(pack_id, (pack_id,))) else "agents"
             found.append(StoredPack(pack_id, self._store.pack_bytes(pack_id), self._store.last_use(pack_id), by))
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supernode.store.local import LocalStore, PackInfo
+from supernode.store.local import LocalStore
 from supernode.store.reader import PackReader
 
-__all__ = ["LocalStore", "PackInfo", "PackReader"]
+__all__ = ["LocalStore", "PackReader"]

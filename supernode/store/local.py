@@ -13,7 +13,6 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -27,17 +26,6 @@ from supernode.store.scrub import bad_chunks, check_sizes, check_tar_split, sync
 log = logging.getLogger("imgdist.store")
 _READERS_MAX = 512
 """Open packs kept at hand, two descriptors each; a guess well below the usual limit of descriptors."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackInfo:
-    """A sealed pack: which layers it is (twins have several), what it takes on disk and what it stands for."""
-
-    pack_id: str
-    layers: tuple[str, ...]
-    disk_bytes: int
-    image_bytes: int
-    chunks: int
 
 
 class LocalStore:
@@ -105,8 +93,9 @@ class LocalStore:
     def begin(self, layer_digest: str) -> Path:
         """A new part directory for a layer. What an earlier try left is removed."""
         part = self._layout.part(layer_digest)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+        with self._changing:  # a look at leftovers may have found the earlier try's, and be about to remove it
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
         return part
 
     def abandon(self, layer_digest: str) -> None:
@@ -131,6 +120,7 @@ class LocalStore:
             if target.exists():
                 log.info("layer %s has the pack of a twin, %s", layer_digest, target.name)
                 self.abandon(layer_digest)
+                self.used(target.name)
             else:
                 part.rename(target)
             self._link(layer_digest, target.name)
@@ -149,19 +139,16 @@ class LocalStore:
             wrong.append(str(error))
         return wrong
 
-    def packs(self) -> list[PackInfo]:
-        """Every sealed pack, by pack id."""
-        layers: dict[str, list[str]] = {}
-        for digest, pack_id in self.layers():
-            layers.setdefault(pack_id, []).append(digest)
-        return [self._info(pack_id, tuple(sorted(layers.get(pack_id, ())))) for pack_id in self.pack_ids()]
+    def pack_ids(self) -> list[str]:
+        """Every sealed pack."""
+        return sorted(entry.name for entry in self._layout.packs.iterdir() if not entry.name.startswith("."))
 
     def layers(self) -> Iterator[tuple[str, str]]:
         """(layer digest, pack id) of every link of this format version."""
         for link in sorted(self._layout.layers.iterdir()):
             digest = digest_of_link(link.name)
-            if digest is not None:
-                yield digest, os.path.basename(os.readlink(link))
+            if digest is not None and (pack_id := self.find(digest)) is not None:  # not removed meanwhile
+                yield digest, pack_id
 
     def remove(self, pack_id: str, *, unused_since: float | None = None) -> bool:
         """Remove a pack and its links. Readers that have it open finish what they read. With `unused_since` only if its
@@ -250,14 +237,6 @@ class LocalStore:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(os.path.join("..", "packs", pack_id))
         fresh.rename(link)
-
-    def pack_ids(self) -> list[str]:
-        """Every sealed pack."""
-        return sorted(entry.name for entry in self._layout.packs.iterdir() if not entry.name.startswith("."))
-
-    def _info(self, pack_id: str, layers: tuple[str, ...]) -> PackInfo:
-        index = self.index(pack_id)
-        return PackInfo(pack_id, layers, self.pack_bytes(pack_id), index.image_size, index.chunk_count)
 
 
 def _add_seal(part: Path, pack_id: bytes) -> Index:

@@ -120,6 +120,7 @@ class World:
                 retention_s=0,
                 wanted=lambda: (),
                 converting=lambda: (),
+                joining_s=0,
             ),
             chunks=lambda: self.chunks,
         )

@@ -153,10 +153,10 @@ def test_a_twin_just_gets_a_link(store: LocalStore) -> None:
     assert store.find(B) == store.find(A)
     assert part_reader is not None
     assert part_reader.body(0) == (codec.RAW, RAWS[0]), "who reads the twin's part goes on"
-    (info,) = store.packs()
-    assert info.layers == (A, B)
-    assert (info.chunks, info.image_bytes) == (4, (1 + sum(map(len, RAWS)) // BLOCK) * BLOCK)
-    assert info.disk_bytes >= len(RAWS[0])
+    assert store.pack_ids() == [index.pack_id.hex()]
+    assert dict(store.layers()) == dict.fromkeys((A, B), index.pack_id.hex())
+    assert (index.chunk_count, index.image_size) == (4, (1 + sum(map(len, RAWS)) // BLOCK) * BLOCK)
+    assert store.pack_bytes(index.pack_id.hex()) >= len(RAWS[0])
 
 
 def test_a_part_that_is_not_the_pack_is_not_sealed(store: LocalStore, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_recovery_keeps_what_is_whole_and_removes_the_rest(store: LocalStore, tm
     (tmp_path / "layers" / ("cc" * 32 + "-v0")).symlink_to("../packs/nowhere")
     again = LocalStore(tmp_path)
     again.recover()
-    assert [info.pack_id for info in again.packs()] == [pack_id]
+    assert again.pack_ids() == [pack_id]
     assert sorted(entry.name for entry in (tmp_path / "packs").iterdir()) == [pack_id]
     assert list(again.layers()) == [(A, pack_id)]
 
@@ -230,7 +230,7 @@ def test_recovery_removes_a_broken_pack_and_its_links(
     with caplog.at_level(logging.WARNING, "imgdist.store"):
         again.recover()
     assert pack_id in caplog.text
-    assert again.packs() == []
+    assert again.pack_ids() == []
     assert again.find(A) is None
     assert again.open(wire_name(A)) is None
     assert again.seal(A, write_part(again, A)).pack_id.hex() == pack_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -54,14 +55,18 @@ class Rig:
         self.wanted: set[str] = set()
         self.converting: list[str] = []
         monkeypatch.setattr(keeping, "disk_of", lambda path: self.disk)
-        self.keeper = SpaceKeeper(
+        self.keeper = self.made(joining_s=0)
+
+    def made(self, *, joining_s: float) -> SpaceKeeper:
+        return SpaceKeeper(
             self.store,
-            root,
+            self.root,
             Watermarks(0.8, 0.7),
             Metrics(),
             retention_s=100,
             wanted=lambda: self.wanted,
             converting=lambda: self.converting,
+            joining_s=joining_s,
         )
 
     def age(self, pack_id: str, seconds: float) -> None:
@@ -102,10 +107,22 @@ async def test_what_agents_lack_chunks_of_stays_whatever_they_call_it(rig: Rig) 
     assert [(kept.pack_id, kept.why) for kept in report.kept] == [(rig.second, "wanted by agents")]
 
 
-async def test_being_resolved_or_served_is_a_use(rig: Rig) -> None:
+async def test_right_after_a_start_any_pack_may_be_wanted(rig: Rig) -> None:
     rig.age(rig.first, 1000)
     rig.age(rig.second, 1000)
-    rig.store.used(rig.first)
+    rig.wanted = {rig.second}
+    report = await rig.made(joining_s=60).collect()
+    assert not report.removed
+    assert {kept.pack_id: kept.why for kept in report.kept} == {
+        rig.first: "wanted by agents, perhaps: not all may have joined yet",
+        rig.second: "wanted by agents",
+    }
+
+
+async def test_being_resolved_served_or_converted_again_is_a_use(rig: Rig) -> None:
+    rig.age(rig.first, 1000)
+    rig.age(rig.second, 1000)
+    rig.store.seal(A, write_part(rig.store, A))
     reader = LocalStore(rig.root).open(wire_name(C))
     assert reader is not None
     assert not (await rig.keeper.collect()).removed
@@ -144,6 +161,29 @@ async def test_leftovers_go_but_not_what_is_being_converted(rig: Rig) -> None:
     await rig.keeper.collect()
     left = [path.name for path in (rig.root / "packs").iterdir() if path.name.startswith(".")]
     assert left == [f".part-{'dd' * 32}-v0"]
+
+
+def test_a_layer_that_is_begun_while_leftovers_go_keeps_its_part(rig: Rig) -> None:
+    """An earlier try's part was found; its conversion had ended by then, and the next one begins."""
+    digest = "sha256:" + "dd" * 32
+    rig.store.begin(digest)
+    again = threading.Thread(target=rig.store.begin, args=(digest,))
+
+    def converting() -> list[str]:
+        again.start()
+        again.join(0.2)
+        return []
+
+    rig.store.clear_leftovers(converting)
+    again.join()
+    assert (rig.root / "packs" / f".part-{'dd' * 32}-v0").is_dir()
+
+
+def test_a_layer_that_goes_while_all_are_listed_is_left_out(rig: Rig) -> None:
+    listed = rig.store.layers()
+    assert next(listed) == (A, rig.first)
+    rig.store.remove(rig.first)
+    assert list(listed) == [(C, rig.second)]
 
 
 async def test_a_dry_run_changes_nothing(rig: Rig) -> None:
