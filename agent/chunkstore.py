@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from agent.database import Database
+from agent.database import Database, Twin
 from agent.earlystore import EarlyStore
 from agent.frames import Frames
 from agent.imagefile import ImageFile
@@ -87,15 +87,11 @@ class ChunkStore:
 
     def twins(self, store: LayerStore) -> list[tuple[int, LayerStore, int]]:
         """(chunk, other store, its chunk): where else on this disk a pack's chunks are, or will be, to copy from."""
-        found = self._database.twins(store.node)
-        by_node = {other.node: other for other in self.stores() if other.is_proven}
-        return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
+        return self._to_copy(self._database.twins(store.node))
 
     def copies(self, store: EarlyStore, chunks: Iterable[int]) -> list[tuple[int, LayerStore, int]]:
         """As `twins`, for chunks of a layer without a seal."""
-        found = self._database.holders((chunk, store.index.digest(chunk)) for chunk in chunks)
-        by_node = {other.node: other for other in self.stores() if other.is_proven}
-        return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
+        return self._to_copy(self._database.holders((chunk, store.index.digest(chunk)) for chunk in chunks))
 
     def begin(self, name: str, follower: IndexFollower) -> EarlyStore:
         """A store for the chunks of the layer `name`, whose index is being followed; `create` takes it over, `discard`
@@ -193,6 +189,14 @@ class ChunkStore:
                 store.close()
             except OSError as error:
                 _log.error("pack %s: cannot be synced, a reboot will hash it: %s", store.pack_id.hex(), error)
+
+    def _to_copy(self, found: Iterable[Twin]) -> list[tuple[int, LayerStore, int]]:
+        by_node = {}
+        for store in self.stores():
+            with store.use() as usable:  # one that is being removed has no map any more
+                if usable and store.is_proven:
+                    by_node[store.node] = store
+        return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
 
     def _lay_out(self, directory: Path, index: Index, index_data: bytes, early: EarlyStore | None) -> None:
         if early is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
 from weakref import WeakValueDictionary
 
 from agent.layers import fixup
@@ -33,7 +32,7 @@ class Sharing:
         """From now on the packs of this store's snapshots count as used, by what people call `user`."""
         self._stores.append((store, user))
 
-    def lock(self, pack_id: str) -> AbstractAsyncContextManager[None]:
+    def lock(self, pack_id: str) -> asyncio.Lock:
         """The lock of one pack; it exists as long as somebody holds or awaits it."""
         return self._locks.setdefault(pack_id, asyncio.Lock())
 

@@ -217,7 +217,10 @@ class SpaceKeeper:
             if frames is not None:
                 await asyncio.to_thread(frames.discard)
             return frames is not None
-        async with self._sharing.lock(victim.name):  # no snapshot of it is made meanwhile
+        lock = self._sharing.lock(victim.name)
+        if lock.locked():  # it is coming into use; and who holds the lock may wait for us to make room
+            return False
+        async with lock:  # no snapshot of it is made meanwhile
             if await self._sharing.is_used(victim.name):
                 return False
             removed = await self._catalog.remove(victim.name)

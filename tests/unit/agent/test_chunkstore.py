@@ -13,7 +13,7 @@ import pytest
 from made_layers import MadeLayer, make_index
 
 from agent.chunkstore import ChunkStore
-from agent.database import Database
+from agent.database import Database, Twin
 from agent.frames import Frames
 from agent.layerstore import LayerStore
 from fuse.present import PresentMap, current_boot_id
@@ -136,6 +136,21 @@ def test_an_unclean_reboot_keeps_only_what_hashes_right(packs: Path, database: D
     put(again, 1, 4)
     assert image_of(again) == LAYER.index.block0() + b"".join(LAYER.chunks)
     again.abandon()
+
+
+def test_nothing_is_copied_from_a_pack_that_is_being_removed(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = ChunkStore(packs, database)
+    going = chunks.create(LAYER.index_data)
+    other = chunks.create(make_index([LAYER.chunks[1], LAYER.chunks[0], bytes(BLOCK)]))
+    assert len(chunks.twins(other)) == 2
+    before = chunks.stores()
+    chunks.remove(going)
+    monkeypatch.setattr(chunks, "stores", lambda: before)  # as they were listed a moment ago
+    monkeypatch.setattr(database, "twins", lambda node: [Twin(0, going.node, 1)])
+    assert chunks.twins(other) == []
+    chunks.close()
 
 
 def test_a_clean_stop_is_trusted_unread_and_then_unclean_again(packs: Path, database: Database) -> None:

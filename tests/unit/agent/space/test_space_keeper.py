@@ -108,6 +108,17 @@ async def test_what_comes_into_use_after_the_decision_stays(tmp_path: Path, monk
         assert [kept.why for kept in report.kept] == ["used again meanwhile"]
 
 
+async def test_what_is_coming_into_use_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds the pack's lock may itself wait for room, which only one at a time makes."""
+    async with asyncio.TaskGroup() as tasks:
+        rig = Rig(tasks, tmp_path, monkeypatch, 5, 6)
+        taken, free = [await rig.adopt(number, 900) for number in (5, 6)]
+        async with rig.sharing.lock(taken), asyncio.timeout(5):
+            report = await rig.keeper.collect()
+        assert [gone.name for gone in report.removed] == [free]
+        assert [(kept.pack_id, kept.why) for kept in report.kept] == [(taken, "used again meanwhile")]
+
+
 async def test_mounted_shown_or_served_layers_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with asyncio.TaskGroup() as tasks:
         rig = Rig(tasks, tmp_path, monkeypatch, 5, 6, 7)
