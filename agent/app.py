@@ -262,7 +262,7 @@ async def _lazy_node(
         Watermarks(config.space.high, config.space.low, config.space.max_bytes),
         catalog,
         chunks,
-        known,
+        images.forget_without,
         sharing,
         SpaceFigures(),
         min_age_s=config.space.min_age_s,

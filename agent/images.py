@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from agent.catalog import Catalog, Layer
@@ -144,6 +145,11 @@ class Images:
         if image is not None and pack_id not in self._renewing:
             self._renewing.add(pack_id)
             SharedWork(self._tasks, self._renew(pack_id, image))
+
+    def forget_without(self, pack_ids: Collection[str]) -> None:
+        """As KnownImages has it; images under way are spared: their packs were here once, and come again."""
+        under_way = [job.result for job in self._jobs.values() if job.result is not None and not _ended(job, math.inf)]
+        self.known.forget_without(pack_ids, {job.image.manifest_digest for job in under_way})
 
     def started(self, pack_id: str) -> None:
         """A container is being created over this pack: what its image's layers are read for now is a start."""

@@ -80,11 +80,12 @@ class KnownImages:
             if any(layer.digest == layer_digest and layer.pack_id != pack_id for layer in image.layers):
                 self.add(msgspec.structs.replace(image, layers=tuple(map(self._without_pack, image.layers))))
 
-    def forget_without(self, pack_ids: Collection[str]) -> None:
-        """Forget the images none of whose packs is among `pack_ids`, those on this node; never one without packs."""
+    def forget_without(self, pack_ids: Collection[str], spared: Collection[str] = ()) -> None:
+        """Forget the images none of whose packs is among `pack_ids`, those on this node; never one without packs, nor
+        those whose manifests are `spared`."""
         for image in self.all():
             packs = {layer.pack_id for layer in image.layers if layer.pack_id}
-            if packs and packs.isdisjoint(pack_ids):
+            if packs and packs.isdisjoint(pack_ids) and image.manifest_digest not in spared:
                 del self._images[image.manifest_digest]
                 self._path(image).unlink(missing_ok=True)
 

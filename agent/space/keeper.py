@@ -11,13 +11,12 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.catalog import Catalog, Layer
 from agent.chunkstore import ChunkStore
-from agent.known_images import KnownImages
 from agent.snapshotter.packs import Sharing
 from agent.space import lastuse
 from agent.space.disk import directory_bytes, is_full, shown_by_loops
@@ -53,8 +52,9 @@ class Report:
 
 
 class SpaceKeeper:
-    """One an agent, on its event loop. `sharing` knows what snapshots use, `served_at(node)` when other agents last
-    asked for chunks of a layer (seconds of the monotonic clock). A pack stays for `min_age_s` after its last use."""
+    """One an agent, on its event loop. `forget_images(packs)` is told which packs are left when some went; `sharing`
+    knows what snapshots use, `served_at(node)` when other agents last asked for chunks of a layer (seconds of the
+    monotonic clock). A pack stays for `min_age_s` after its last use."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class SpaceKeeper:
         watermarks: Watermarks,
         catalog: Catalog,
         chunks: ChunkStore,
-        known: KnownImages,
+        forget_images: Callable[[Collection[str]], None],
         sharing: Sharing,
         figures: SpaceFigures,
         *,
@@ -74,7 +74,7 @@ class SpaceKeeper:
         self._min_age_s = min_age_s
         self._catalog = catalog
         self._chunks = chunks
-        self._known = known
+        self._forget_images = forget_images
         self._sharing = sharing
         self._figures = figures
         self._served_at = served_at
@@ -231,7 +231,7 @@ class SpaceKeeper:
         if any(victim.what is What.LEFTOVER for victim in gone):
             await asyncio.to_thread(self._chunks.clear_leftovers)
         if any(victim.what is What.PACK for victim in gone):
-            self._known.forget_without({layer.pack_id for layer in self._catalog.all()})
+            self._forget_images({layer.pack_id for layer in self._catalog.all()})
         for victim in gone:
             self._figures.freed(victim.what, victim.size_bytes)
 

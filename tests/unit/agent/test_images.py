@@ -133,6 +133,26 @@ async def test_the_first_layer_asked_for_starts_them_all_once(tmp_path: Path) ->
         assert made.resolved() == 1
 
 
+async def test_an_image_under_way_is_not_forgotten_with_its_old_packs(tmp_path: Path) -> None:
+    """Its base layer is known from before, and its pack went; another's chunks are on their way."""
+    async with world(tmp_path) as made:
+        await made.images.layer(REFERENCE, digest(5), MANIFEST)
+        made.images.forget_without([])
+        assert made.images.known.all() == []
+
+        other = "sha256:" + "b" * 64
+        made.supernodes.resolution = resolution(5, 6, manifest=other)
+        held = made.node.steps.hold("show")
+        wanted = asyncio.ensure_future(made.images.layer(REFERENCE, digest(6), other))
+        await asyncio.to_thread(made.node.steps.reached.wait, 10)
+        made.images.forget_without([])
+        held.set()
+        await wanted
+        assert [image.manifest_digest for image in made.images.known.all()] == [other]
+        made.images.forget_without([])
+        assert made.images.known.all() == []
+
+
 async def test_a_caller_that_goes_leaves_the_job_to_the_others(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
         made.supernodes.going.clear()

@@ -50,7 +50,7 @@ class Rig:
             Watermarks(0.8, 0.75),
             catalog,
             chunks,
-            self.known,
+            self.known.forget_without,
             self.sharing,
             figures,
             min_age_s=300,
