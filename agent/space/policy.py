@@ -59,11 +59,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What goes, in this order, and what stays. `short_bytes`: how much of what was asked for cannot be had."""
+    """What goes, in this order, and what stays."""
 
     victims: tuple[Victim, ...]
     kept: tuple[Kept, ...]
-    short_bytes: int
 
 
 def plan(
@@ -94,7 +93,7 @@ def plan(
         else:
             victims.append(Victim(What.PACK, pack.pack_id, size_bytes))
             left_bytes -= size_bytes
-    return Plan(tuple(victims), tuple(kept), max(0, left_bytes))
+    return Plan(tuple(victims), tuple(kept))
 
 
 def _why_kept(pack: PackState, min_age_s: float, now: float) -> str:

@@ -35,14 +35,6 @@ class SmallDisk:
                     size //= 2
         assert self.free_bytes < 4096
 
-    def fill_up_to(self, share: float) -> None:
-        """Leave so much of it that `share` is in use."""
-        status = os.statvfs(self.path)
-        left = status.f_bavail * status.f_frsize - int((1 - share) * status.f_blocks * status.f_frsize)
-        if left > 0:
-            with open(self._filler, "ab") as file:
-                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, left)
-
     def relieve(self) -> None:
         """Take away what filled it."""
         self._filler.unlink()
@@ -52,12 +44,6 @@ class SmallDisk:
         """What a process may still write."""
         status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
-
-    @property
-    def used_share(self) -> float:
-        """Of all it has."""
-        status = os.statvfs(self.path)
-        return 1 - status.f_bavail / status.f_blocks
 
 
 @contextmanager
