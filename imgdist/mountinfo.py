@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MountEntry:
-    """One line of /proc/self/mountinfo: what is mounted where. `device` is "major:minor"."""
+    """One line of /proc/self/mountinfo: what is mounted where. `device` is "major:minor", `options` those of the file
+    system, escaped still (`unescaped`), as they may hold commas."""
 
     device: str
     root: str
@@ -34,10 +35,10 @@ def _entry(line: str) -> MountEntry:
     before, _, after = line.rstrip("\n").partition(" - ")
     _, _, device, root, path, *_ = before.split(" ")
     fstype, source, options = [*after.split(" ", 2), ""][:3]
-    return MountEntry(device, _unescape(root), _unescape(path), fstype, _unescape(source), options)
+    return MountEntry(device, unescaped(root), unescaped(path), fstype, unescaped(source), options)
 
 
-def _unescape(text: str) -> str:
+def unescaped(text: str) -> str:
     """mountinfo writes space, tab, newline and backslash as three octal digits."""
     parts = text.split("\\")
     return parts[0] + "".join(chr(int(part[:3], 8)) + part[3:] for part in parts[1:])

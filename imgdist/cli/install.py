@@ -11,7 +11,7 @@ import click
 
 from imgdist.cli.drain import TIMEOUT, drained_layers
 from imgdist.cli.node import JSON
-from imgdist.errors import ImgdistError, TemporaryError, UnsupportedError, UsageError
+from imgdist.errors import ImgdistError, UnsupportedError, UsageError
 
 _AFTER_S = 600.0  # new layers are left to containerd until the agent is gone
 
@@ -127,8 +127,8 @@ def _go_on(run: str) -> None:
     """The agent that stays takes layers over again."""
     try:
         drained_layers(run, 0.0)
-    except TemporaryError:
-        return  # none answers
+    except ImgdistError:
+        return  # none answers, or one that cannot
 
 
 def _print(document: dict[str, Any], as_json: bool, tell: Callable[[], None]) -> None:

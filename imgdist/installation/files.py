@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import hashlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -44,7 +45,8 @@ def marked(text: str) -> str:
 def read(path: Path) -> str | None:
     """The file's text; None if there is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:  # line ends as they are
+            return file.read()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -52,14 +54,16 @@ def read(path: Path) -> str | None:
 
 
 def replace(path: Path, text: str) -> bool:
-    """Put `text` there, all or nothing, keeping owner and mode of what it replaces; False if it was there already."""
+    """Put `text` there, all or nothing, keeping owner and mode of what it replaces, and symlinks to it; False if it
+    was there already."""
     if read(path) == text:
         return False
     try:
+        path = path.resolve()
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
                 _as_before(path, file.fileno())
                 file.flush()
@@ -84,8 +88,9 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file so that nobody reads it any more; its new path."""
-    aside = path.with_name(path.name + _ASIDE)
+    """Rename a file so that nobody reads it any more; its new path. What was set aside before stays."""
+    names = (f"{path.name}{_ASIDE}{number or ''}" for number in itertools.count())
+    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
     try:
         path.replace(aside)
     except OSError as error:

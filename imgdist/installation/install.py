@@ -40,7 +40,10 @@ def install(place: Layout, major: int | None, *, dry_run: bool = False) -> Insta
         start = f"start `imgdist agent --config {place.settings}` before containerd"
         done.next.append(start if systemd.runs() else f"{start} yourself: systemd does not run here")
     for path, text in told:
-        _record(path, text, done, dry_run=dry_run)
+        if path == place.drop_in:
+            _put(path, text, done, dry_run=dry_run)
+        else:
+            _record(path, text, done, dry_run=dry_run)
     if major is None:
         done.next.append("containerd was not found: run imgdist install again when it is there")
     elif any(str(path) in done.written for path, _ in told):

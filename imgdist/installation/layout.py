@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,17 @@ def rules(config: AgentConfig) -> str:
 def containerd_part(config: AgentConfig, major: int) -> str:
     """What containerd of that major version is told."""
     text = shipped("containerd/imgdist-2.toml" if major >= 2 else "containerd/imgdist-1.6.toml")
-    return _placed(text.replace(f"{_SHIPPED_RUN}/snapshotter.sock", config.snapshotter_socket), config)
+    return _placed(text, config)
 
 
 def _placed(text: str, config: AgentConfig) -> str:
-    return text.replace(f"{_SHIPPED_RUN}/", f"{config.run}/").replace(_SHIPPED_ROOT, config.root)
+    """In one pass: what is put in may itself begin as what is shipped does."""
+    places = {
+        f"{_SHIPPED_RUN}/snapshotter.sock": config.snapshotter_socket,
+        f"{_SHIPPED_RUN}/": f"{config.run}/",
+        _SHIPPED_ROOT: config.root,
+    }
+    return re.sub("|".join(places), lambda found: places[found[0]], text)
 
 
 def _command() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -9,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgdist import mountinfo
-from imgdist.installation import traces
+from imgdist.errors import ImgdistError
+from imgdist.installation import kernel_state
 
-_DATABASES = [f"{name}.db{part}" for name in ("snapshots", "agent") for part in ("", "-wal", "-shm", ".bad")]
-_OWN = {"packs", "l", "snapshots", "mounts", "images", "supernode", "ballast", "node-id", ".lock", *_DATABASES}
+_LOCK = ".lock"
+_DATABASES = {f"{name}{part}" for name in ("snapshots.db", "agent.db", "agent.db.bad") for part in ("", "-wal", "-shm")}
+_DIRECTORIES = {"packs", "l", "snapshots", "mounts", "images", "supernode"}
+_OWN = _DIRECTORIES | _DATABASES | {"ballast", "format", "format.new", "node-id", _LOCK}
 """Everything that an agent makes in its ROOT (docs/design.md, "Agent's disk"); nothing else is touched."""
 
 _DIVIDED = ("packs", "l", "snapshots", "mounts/snapshots")
@@ -27,20 +32,40 @@ class Left:
     reason: str
 
 
+@contextlib.contextmanager
+def unused(root: str) -> Iterator[None]:
+    """Keep agents off `root` meanwhile. ImgdistError if one uses it: another one's, or one that was not found."""
+    try:
+        lock = os.open(os.path.join(root, _LOCK), os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):  # none ever did
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ImgdistError(
+                f"{root}: an agent uses it that does not listen in this one's `run`; stop it, then run "
+                "imgdist uninstall again"
+            ) from None
+        yield
+
+
 def delete(root: str, *, dry_run: bool = False) -> list[Left]:
     """Delete what an agent made in `root`, and `root` itself if nothing is left; returns what stays."""
     top = os.path.realpath(root)
-    used = dict(_uses(top))
+    used = dict(_uses(top, os.path.abspath(root)))
     left = [Left(path, reason) for path, reason in sorted(used.items())]
     if not os.path.isdir(top):
         return []
-    for entry in sorted(os.listdir(top)):
+    for entry in sorted(os.listdir(top), key=lambda entry: (entry == _LOCK, entry)):  # until then no agent begins
         path = os.path.join(top, entry)
         if entry not in _OWN:
             left.append(Left(path, "imgdist did not make it"))
         elif not dry_run:
             _remove(path, used)
-    if not dry_run and not os.listdir(top):
+    if not dry_run and not os.listdir(top) and not os.path.ismount(top):
         os.rmdir(top)
     return left
 
@@ -61,23 +86,30 @@ def _delete(path: str) -> None:
         os.unlink(path)
 
 
-def _uses(top: str) -> Iterator[tuple[str, str]]:
-    """(path below `top`, who uses it): loop devices and mounts of any process, those of containers among them."""
-    for loop in traces.loops_below(top):
+def _uses(top: str, called: str) -> Iterator[tuple[str, str]]:
+    """(path below `top`, who uses it): loop devices and mounts of any process, those of containers among them.
+
+    The kernel names directories that an overlay is made of as whoever mounted it did: below `called`, which symlinks
+    may lead to `top`.
+    """
+    for loop in kernel_state.loops_below(top):
         yield _unit(top, loop.file), f"{loop.device} shows it to what is mounted from it"
     bound = _as_bound(top)
-    for entry in traces.all_mounts():
-        if f"{entry.path}/".startswith(f"{top}/"):
+    for entry in kernel_state.all_mounts():
+        is_below = f"{entry.path}/".startswith(f"{top}/")
+        if is_below:
             yield _unit(top, entry.path), f"{entry.type} is mounted there"
         if entry.type == "overlay":
-            for directory in traces.directories(entry):
+            for directory in kernel_state.directories(entry):
+                if f"{directory}/".startswith(f"{called}/"):
+                    directory = top + directory.removeprefix(called)
                 if f"{directory}/".startswith(f"{top}/"):
                     yield _unit(top, directory), f"the overlay on {entry.path} is made of it"
                 elif not directory.startswith("/") or directory.startswith("/proc/"):
                     # containerd names them relative to a directory of its choice where they are many.
                     for snapshots in ("snapshots", "mounts"):
                         yield os.path.join(top, snapshots), f"the overlay on {entry.path} may be made of it"
-        elif bound and (entry.device, True) == (bound[0], f"{entry.root}/".startswith(f"{bound[1]}/")):
+        elif bound and not is_below and entry.device == bound[0] and f"{entry.root}/".startswith(f"{bound[1]}/"):
             yield _unit(top, top + entry.root.removeprefix(bound[1])), f"it is bound to {entry.path}"
 
 

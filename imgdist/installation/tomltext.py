@@ -1,4 +1,4 @@
-"""Keys set in a TOML text that people wrote, and taken out again to the byte. Pure.
+"""Keys set in a TOML text that people wrote, and taken out again to the byte, but that a last line gets an end. Pure.
 
 What is added ends with a mark; a line that it replaces stays as a comment. The result is checked by parsing it: an
 edit that does not do exactly what was wanted is refused.
@@ -21,8 +21,8 @@ _Path = tuple[str, ...]
 
 
 def with_keys(text: str, wanted: Mapping[str, Any], name: str) -> str:
-    """`text` with the strings, booleans and lists of strings of `wanted` (nested tables) set. Other keys, comments and
-    order stay. UnsupportedError names `name` and what to write by hand where the text is too unusual."""
+    """`text` with the strings, numbers, booleans and lists of strings of `wanted` (nested tables) set. Other keys,
+    comments and order stay. UnsupportedError names `name` and what to write by hand where the text is too unusual."""
     before = parsed(without_keys(text), name)
     lines = without_keys(text).splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
@@ -46,7 +46,7 @@ def with_keys(text: str, wanted: Mapping[str, Any], name: str) -> str:
 
 def without_keys(text: str) -> str:
     """`text` as it was before `with_keys`; edits that others made since stay."""
-    kept = [line for line in text.splitlines(keepends=True) if not line.rstrip("\n").endswith(ADDED)]
+    kept = [line for line in text.splitlines(keepends=True) if not line.rstrip("\r\n").endswith(ADDED)]
     return "".join(line.removeprefix(REPLACED) for line in kept)
 
 

@@ -6,21 +6,22 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imgdist.config import AgentConfig
-from imgdist.errors import ImgdistError, TemporaryError
-from imgdist.installation import containerd, files, holder, purge, systemd, traces
+from imgdist.errors import ImgdistError
+from imgdist.installation import containerd, files, holder, kernel_state, purge, systemd
 from imgdist.installation.files import Standing
 from imgdist.installation.layout import Layout
 
 _STOP_S = 15.0  # beyond stop_timeout_s: the holder's own grace for its children
+_SOCKETS = ("api.sock", "view.sock", "holder.sock", "supernode.sock", "chunks.sock")
 
 Drain = Callable[[], dict[str, Any]]
-"""Drains the agent; its report. TemporaryError if none answers."""
+"""Drains the agent; its report. ImgdistError if none answers, or one that cannot."""
 
 
 @dataclass
@@ -42,18 +43,22 @@ def depends(config: AgentConfig, drain: Drain) -> list[str]:
     knows which layers are still read through a view."""
     try:
         left = drain()["left"]
-    except TemporaryError:
-        return [f"{user} (no agent answers to complete its layer)" for user in _behind_view(config)]
+    except ImgdistError:
+        return [f"{user} (no agent completes its layer)" for user in _behind_view(config)]
     return sorted({user for layer in left for user in layer["used_by"]})
 
 
 def _behind_view(config: AgentConfig) -> list[str]:
-    """Who reads through a view: overlays over its layers, and what holds a layer where we cannot see it."""
-    mounted = {entry.source: entry.path for entry in traces.mounts_below(os.path.join(config.root, "l"))}
+    """Who reads through a view: overlays over its layers, what shows one alone (`imgdist mount` of an image of one
+    layer), and what holds a layer where we cannot see it."""
+    mounted = {entry.source: entry for entry in kernel_state.mounts_below(os.path.join(config.root, "l"))}
     users: set[str] = set()
-    for loop in traces.loops_below(os.path.join(config.run, "view")):
+    for loop in kernel_state.loops_below(os.path.join(config.run, "view")):
         layer = mounted.get(loop.device)
-        users.update([f"a reader of {loop.device}"] if layer is None else traces.overlays_over(layer))
+        if layer is None:
+            users.add(f"a reader of {loop.device}")
+        else:
+            users.update(kernel_state.overlays_over(layer.path), kernel_state.bound_from(layer))
     return sorted(users)
 
 
@@ -62,16 +67,20 @@ def uninstall(place: Layout, config: AgentConfig, *, purges: bool, dry_run: bool
     done = Removed()
     is_live = place.is_live(config)
     had_containerd = _tell_containerd(place, done, dry_run=dry_run)
-    if is_live and not dry_run:
-        _stop(place, config, done)
-    for path in (place.unit, place.rules, place.settings):
-        _take_off(path, done, dry_run=dry_run)
-    if is_live and not dry_run:
-        if systemd.runs() and place.is_this_machine:
-            systemd.systemctl("daemon-reload")
-        _clear(config, done)
-    if is_live and purges:
-        _purge(config.root, done, dry_run=dry_run)
+    with ExitStack() as stack:
+        if is_live and not dry_run:
+            _stop(place, config, done)
+            stack.enter_context(purge.unused(config.root))
+        for path in (place.unit, place.rules, place.settings):
+            _take_off(path, done, dry_run=dry_run)
+        if is_live and not dry_run:
+            if systemd.runs() and place.is_this_machine:
+                systemd.systemctl("daemon-reload")
+            _clear(config, done)
+        if is_live and purges:
+            _purge(config.root, done, dry_run=dry_run)
+    for path in containerd.still_told(place):
+        done.next.append(f"take imgdist out of {path}, which install did not write: pulls need it until then")
     if had_containerd:
         done.next.append("restart containerd; containers that run go on")
     return done
@@ -84,7 +93,7 @@ def _tell_containerd(place: Layout, done: Removed, *, dry_run: bool) -> bool:
         path, text = before
         done.removed.append(f"entries in {path}")
         if not dry_run:
-            if text.strip():
+            if text.strip() or path.is_symlink():
                 files.replace(path, text)
             else:
                 files.remove(path)
@@ -119,12 +128,12 @@ def _stop(place: Layout, config: AgentConfig, done: Removed) -> None:
 def _clear(config: AgentConfig, done: Removed) -> None:
     """Unmount what nothing needs. Containers keep their own hold of the layers below them, and through it the files."""
     view = os.path.join(config.run, "view")
-    for entry in traces.mounts_below(view):
-        traces.abort(entry)
-        traces.unmount(entry.path, lazy=True)
+    for entry in kernel_state.mounts_below(view):
+        kernel_state.abort(entry)
+        kernel_state.unmount(entry.path, lazy=True)
         done.removed.append(f"the view at {entry.path}")
-    for entry in traces.mounts_below(os.path.join(config.root, "l")):
-        if traces.unmount(entry.path):
+    for entry in kernel_state.mounts_below(os.path.join(config.root, "l")):
+        if kernel_state.unmount(entry.path):
             done.removed.append(f"the mount {entry.path}")
         else:
             done.keep(entry.path, "something holds the mount")
@@ -133,10 +142,10 @@ def _clear(config: AgentConfig, done: Removed) -> None:
 
 def _remove_run(config: AgentConfig) -> None:
     """The sockets of an agent that is gone, and the place of its view."""
-    with suppress(FileNotFoundError):
-        for entry in os.scandir(config.run):
-            if stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode):
-                os.unlink(entry.path)
+    for path in (*(os.path.join(config.run, name) for name in _SOCKETS), config.snapshotter_socket):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
     for directory in (os.path.join(config.run, "view"), config.run):
         with suppress(OSError):  # there is more in it, which is not ours
             os.rmdir(directory)

@@ -32,6 +32,24 @@ def test_owner_and_mode_of_what_is_replaced_stay_and_no_temporary_file(tmp_path:
     assert (path.stat().st_mode & 0o7777, path.read_text(), os.listdir(tmp_path)) == (0o640, "y", ["c.toml"])
 
 
+def test_line_ends_stay_and_symlinks_are_written_through(tmp_path: Path) -> None:
+    (tmp_path / "managed").write_bytes(b"a\r\nb\n")
+    link = tmp_path / "c.toml"
+    link.symlink_to("managed")
+    text = files.read(link)
+    assert text is not None and files.replace(link, text + "c\n")
+    assert link.is_symlink() and (tmp_path / "managed").read_bytes() == b"a\r\nb\nc\n"
+
+
+def test_what_is_set_aside_twice_is_kept_twice(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    for text in ("one", "two", "three"):
+        path.write_text(text)
+        files.set_aside(path)
+    assert sorted(os.listdir(tmp_path)) == [f"agent.toml.edited{number}" for number in ("", 1, 2)]
+    assert [(tmp_path / f"agent.toml.edited{number}").read_text() for number in ("", 1, 2)] == ["one", "two", "three"]
+
+
 def test_a_directory_goes_with_its_last_file(tmp_path: Path) -> None:
     for name in "ab":
         files.replace(tmp_path / "d" / name, name)

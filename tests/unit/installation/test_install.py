@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import socket
 import tomllib
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from imgdist.errors import UnsupportedError
+from imgdist.errors import ImgdistError, UnsupportedError
 from imgdist.installation import layout, systemd
 from imgdist.installation import uninstall as steps
 from imgdist.installation.install import install
@@ -15,7 +18,7 @@ from imgdist.installation.layout import Layout
 from imgdist.installation.uninstall import uninstall
 
 CRI = "io.containerd.grpc.v1.cri"
-DEBIAN = f'version = 2\n[plugins]\n  [plugins."{CRI}"]\n    [plugins."{CRI}".cni]\n      bin_dir = "/usr/lib/cni"\n'
+DEBIAN = f'version = {{}}\n[plugins]\n  [plugins."{CRI}"]\n    [plugins."{CRI}".cni]\n      bin_dir = "/usr/lib/cni"\n'
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def everything(place: Layout) -> dict[str, str]:
 def test_there_and_back(place: Layout, own: str | None, major: int) -> None:
     if own is not None:
         place.containerd.parent.mkdir()
-        place.containerd.write_text(own)
+        place.containerd.write_text(own.format(major + 1))
     before = everything(place)
 
     done = install(place, major)
@@ -64,7 +67,7 @@ def test_there_and_back(place: Layout, own: str | None, major: int) -> None:
 
 def test_a_dry_run_writes_nothing(place: Layout) -> None:
     before = everything(place)
-    assert len(install(place, 2, dry_run=True).written) == 3
+    assert len(install(place, 2, dry_run=True).written) == 4
     assert everything(place) == before
 
 
@@ -78,25 +81,97 @@ def test_what_others_wrote_or_edited_stays(place: Layout) -> None:
     assert {one["path"] for one in removed.kept} == {str(place.settings), str(place.unit), f"{place.rules}.edited"}
 
 
-def test_imports_of_an_own_configuration_are_added_to(place: Layout) -> None:
+def test_an_edited_file_of_ours_for_containerd_stays(place: Layout) -> None:
+    install(place, 2)
+    mine = place.drop_in.read_text().replace('platform = "linux"', 'platform = "linux/arm64"')
+    place.drop_in.write_text(mine)
+    assert install(place, 2).kept == [str(place.drop_in)]
+    assert place.drop_in.read_text() == mine
+
+
+@pytest.mark.parametrize("imported", ["/etc/containerd/other.toml", "/etc/containerd/*.toml"])
+def test_imports_of_an_own_configuration_are_added_to(place: Layout, imported: str) -> None:
+    """A pattern's * stops at the next directory."""
     place.containerd.parent.mkdir()
-    own = 'version = 3\nimports = ["/etc/containerd/other.toml"]\n'
+    own = f'version = 3\nimports = ["{imported}"]\n'
     place.containerd.write_text(own)
     install(place, 2)
     told = tomllib.loads(place.containerd.read_text())
-    assert told["imports"] == ["/etc/containerd/other.toml", "/etc/containerd/conf.d/*.toml"]
+    assert told["imports"] == [imported, "/etc/containerd/conf.d/*.toml"]
     uninstall(place, place.config(), purges=False)
     assert place.containerd.read_text() == own
 
 
-@pytest.mark.parametrize("own", ["root = '/x'\n", "not = = toml\n"], ids=["version 1", "no TOML"])
-def test_a_configuration_that_is_beyond_us_changes_nothing(place: Layout, own: str) -> None:
+@pytest.mark.parametrize("imported", ["/etc/containerd/conf.d/*.toml", "conf.d/imgdist.toml"])
+def test_what_is_imported_already_is_left_as_it_is(place: Layout, imported: str) -> None:
+    place.containerd.parent.mkdir()
+    place.containerd.write_text(f'version = 3\nimports = ["{imported}"]\n')
+    assert str(place.containerd) not in install(place, 2).written
+
+
+@pytest.mark.parametrize(
+    ("own", "major"),
+    [("root = '/x'\n", 1), ("not = = toml\n", 1), ("version = 2\n", 2), ("version = '3'\n", 2), ("root = '/x'\n", 2)],
+    ids=["version 1", "no TOML", "version 2 beside 3", "no number", "no version"],
+)
+def test_a_configuration_that_is_beyond_us_changes_nothing(place: Layout, own: str, major: int) -> None:
+    """A containerd 2.3 that imports a file of version 3 into one of version 2 does not start."""
     place.containerd.parent.mkdir()
     place.containerd.write_text(own)
     before = everything(place)
     with pytest.raises(UnsupportedError, match=r"containerd/config\.toml: "):
-        install(place, 1)
+        install(place, major)
     assert everything(place) == before
+
+
+def test_a_symlink_that_may_lead_out_of_the_prefix_is_refused(place: Layout, tmp_path: Path) -> None:
+    (tmp_path / "host.toml").write_text("version = 3\n")
+    place.containerd.parent.mkdir()
+    place.containerd.symlink_to(tmp_path / "host.toml")
+    with pytest.raises(UnsupportedError, match="symlink"):
+        install(place, 2)
+    assert (tmp_path / "host.toml").read_text() == "version = 3\n"
+
+
+def test_what_tells_containerd_of_imgdist_still_is_named(place: Layout) -> None:
+    """`containerd config migrate` writes the file anew, without marks."""
+    install(place, 1)
+    place.containerd.write_text(place.containerd.read_text().replace("  # imgdist install", ""))
+    (said,) = uninstall(place, place.config(), purges=False).next
+    assert str(place.containerd) in said and "imgdist" in said
+
+
+def test_an_own_socket_is_told_as_it_is(place: Layout, tmp_path: Path) -> None:
+    """Also where it begins as a shipped path does."""
+    with place.settings.open("a") as settings:
+        settings.write('snapshotter_socket = "/run/imgdist/own/s.sock"\n')
+    install(place, 2)
+    told = tomllib.loads(place.drop_in.read_text())["proxy_plugins"]["imgdist"]
+    assert told["address"] == "/run/imgdist/own/s.sock" and told["exports"]["root"] == f"{tmp_path}/root"
+
+
+def test_only_sockets_of_the_agent_are_removed(place: Layout) -> None:
+    config = place.config()
+    run = Path(config.run)
+    run.mkdir()
+    with ExitStack() as stack:
+        for name in ("api.sock", "other.sock"):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(run / name))
+    uninstall(place, config, purges=False)
+    assert [path.name for path in run.iterdir()] == ["other.sock"]
+
+
+def test_a_root_that_another_agent_uses_is_left_alone(place: Layout) -> None:
+    config = place.config()
+    pack = Path(config.root, "packs/aa")
+    pack.mkdir(parents=True)
+    with Path(config.root, ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ImgdistError, match="an agent uses it"):
+            uninstall(place, config, purges=True)
+        assert pack.exists() and place.settings.exists()
+    uninstall(place, config, purges=True)
+    assert not Path(config.root).exists()
 
 
 def test_the_unit_of_a_plain_node_is_the_shipped_one(tmp_path: Path) -> None:
@@ -139,5 +214,5 @@ def test_an_image_is_put_together_without_touching_this_machine(
         monkeypatch.setattr(steps, name, lambda *_, **__: pytest.fail("this machine was touched"))
     install(place, 2)
     assert 'address = "/run/imgdist/snapshotter.sock"' in place.drop_in.read_text()
-    assert len(uninstall(place, place.config(), purges=True).removed) == 4
+    assert len(uninstall(place, place.config(), purges=True).removed) == 5
     assert not place.is_live(place.config()) and everything(place) == {}

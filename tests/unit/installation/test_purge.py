@@ -18,7 +18,7 @@ def root(tmp_path: Path) -> Path:
     for path in ("packs/aa", "packs/bb", "l/a", "snapshots/1/fs", "snapshots/2/fs", "snapshots/2/work", "images"):
         (root / path).mkdir(parents=True)
     (root / "packs/aa/image").write_bytes(bytes(1 << 20))
-    for name in ("snapshots.db", "agent.db", "ballast", ".lock"):
+    for name in ("snapshots.db", "agent.db", "agent.db.bad-wal", "ballast", "format", "node-id", ".lock"):
         (root / name).write_text("")
     return root
 
@@ -40,15 +40,17 @@ def test_what_is_in_use_stays(root: Path, tmp_path: Path) -> None:
     losetup = ["losetup", "--find", "--show", "--read-only", root / "packs/aa/image"]
     device = subprocess.run(losetup, capture_output=True, text=True, check=True).stdout.strip()
     merged, bound = tmp_path / "merged", tmp_path / "bound"
+    called = tmp_path / "called"
+    called.symlink_to(root)
     merged.mkdir()
     bound.mkdir()
     two = root / "snapshots/2"
-    options = f"lowerdir={root}/snapshots/1/fs,upperdir={two}/fs,workdir={two}/work"
+    options = f"lowerdir={called}/snapshots/1/fs,upperdir={called}/snapshots/2/fs,workdir={called}/snapshots/2/work"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=True)
     (root / "snapshots/3/fs").mkdir(parents=True)
     subprocess.run(["mount", "--bind", root / "snapshots/3/fs", bound], check=True)
     try:
-        left = {one.path: one.reason for one in purge.delete(str(root))}
+        left = {one.path: one.reason for one in purge.delete(str(called))}
     finally:
         subprocess.run(["umount", merged, bound], check=True)
         subprocess.run(["losetup", "--detach", device], check=True)
@@ -57,3 +59,16 @@ def test_what_is_in_use_stays(root: Path, tmp_path: Path) -> None:
     assert str(bound) in left[str(root / "snapshots/3")]
     assert sorted(os.listdir(root)) == ["packs", "snapshots"] and os.listdir(root / "packs") == ["aa"]
     assert purge.delete(str(root)) == [] and not root.exists(), "later, when nothing uses it"
+
+
+def test_a_root_that_is_a_file_system_of_its_own_is_emptied(tmp_path: Path) -> None:
+    require(os.geteuid() == 0, "root")
+    root = tmp_path / "root"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", root], check=True)
+    try:
+        (root / "packs/aa").mkdir(parents=True)
+        (left,) = purge.delete(str(root))
+        assert (left.path, os.listdir(root)) == (str(root), []) and "mounted" in left.reason
+    finally:
+        subprocess.run(["umount", root], check=True)

@@ -39,7 +39,11 @@ imports = [
 '''
 
 
-@pytest.mark.parametrize("text", ["", "version = 2\n", DEBIAN, FULL], ids=["empty", "short", "debian", "full"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "version = 2\n", DEBIAN, FULL, FULL.replace("\n", "\r\n")],
+    ids=["empty", "short", "debian", "full", "line ends of Windows"],
+)
 def test_keys_are_set_and_taken_out_again(text: str) -> None:
     changed = with_keys(text, WANTED, "c.toml")
     document = tomllib.loads(changed)
@@ -54,6 +58,10 @@ def test_a_value_over_several_lines_is_replaced_as_a_whole() -> None:
     changed = with_keys(FULL, {"imports": ["a.toml", "b.toml", "/c"]}, "c.toml")
     assert tomllib.loads(changed)["imports"] == ["a.toml", "b.toml", "/c"]
     assert without_keys(changed) == FULL
+
+
+def test_ours_are_found_again_when_an_editor_has_changed_the_line_ends() -> None:
+    assert without_keys(with_keys(FULL, WANTED, "c.toml").replace("\n", "\r\n")) == FULL.replace("\n", "\r\n")
 
 
 def test_what_others_write_between_stays() -> None:

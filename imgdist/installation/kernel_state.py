@@ -18,6 +18,8 @@ from imgdist.errors import ImgdistError
 from imgdist.mountinfo import MountEntry
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
+_OVERLAY_DIRECTORIES = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
+"""Those with a + are shown of overlays that were put together one by one (fsconfig(2), Linux 6.8)."""
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,22 +51,23 @@ def mounts_below(directory: str) -> list[MountEntry]:
 
 
 def all_mounts() -> Iterator[MountEntry]:
-    """Every mount of every process, each mount namespace once."""
+    """Every mount of every process, each mount namespace once, and again for a process with another root: it is shown
+    only what lies below that."""
     seen = set()
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             with suppress(OSError):
-                namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-                if namespace not in seen:
-                    seen.add(namespace)
+                seen_from = (os.readlink(f"/proc/{pid}/ns/mnt"), os.readlink(f"/proc/{pid}/root"))
+                if seen_from not in seen:
+                    seen.add(seen_from)
                     yield from mountinfo.entries(pid)
 
 
 def directories(overlay: MountEntry) -> list[str]:
     """The directories that an overlay is made of, as whoever mounted it named them: some may be relative."""
     options = (option.partition("=") for option in overlay.options.split(","))
-    values = (value for key, _, value in options if key in ("lowerdir", "upperdir", "workdir"))
-    return [part for value in values for part in value.split(":") if part]
+    values = (value for key, _, value in options if key in _OVERLAY_DIRECTORIES)
+    return [mountinfo.unescaped(part) for value in values for part in value.split(":") if part]
 
 
 def overlays_over(layer: str) -> list[str]:
@@ -76,6 +79,11 @@ def overlays_over(layer: str) -> list[str]:
 
     overlays = (entry for entry in all_mounts() if entry.type == "overlay")
     return sorted({entry.path for entry in overlays if any(map(is_layer, directories(entry)))})
+
+
+def bound_from(layer: MountEntry) -> list[str]:
+    """Where else a mounted file system is mounted, as far as this process sees."""
+    return [entry.path for entry in mountinfo.entries() if entry.device == layer.device and entry.path != layer.path]
 
 
 def abort(view: MountEntry) -> None:
