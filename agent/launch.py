@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from agent.swarm.identity import check_advertised
-from imgdist import __version__, daemon
+from imgdist import __version__, command, daemon
 from imgdist.config import AgentConfig
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 from imgdist.wire.address import Address
@@ -78,7 +78,7 @@ def checked_plan(config: AgentConfig, given: Given) -> dict[str, Any]:
         "release": __version__,
         "launch": msgspec.to_builtins(_anywhere(given)),
         "upgrade": {
-            "argv": [sys.executable, "-m", "imgdist.cli", "upgrade", "--run", config.run],
+            "argv": [*command.installed(), "upgrade", "--run", config.run],
             "environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PYTHONSAFEPATH": "1"},
         },
     }

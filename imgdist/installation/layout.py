@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import imgdist
+from imgdist import command
 from imgdist.config import AgentConfig, load
 
 _SHIPPED_RUN, _SHIPPED_ROOT = "/run/imgdist", "/var/lib/imgdist"
@@ -81,7 +81,7 @@ def shipped(name: str) -> str:
 
 def unit(config: AgentConfig) -> str:
     """The agent's systemd unit, starting the command that runs now."""
-    text = shipped("systemd/imgdist-agent.service").replace(_SHIPPED_COMMAND, _command())
+    text = shipped("systemd/imgdist-agent.service").replace(_SHIPPED_COMMAND, " ".join(command.installed()))
     text = text.replace(f"--run {_SHIPPED_RUN}\n", f"--run {config.run}\n")
     lines = text.splitlines(keepends=True)
     if (config.run, config.root) != (_SHIPPED_RUN, _SHIPPED_ROOT):
@@ -108,12 +108,6 @@ def _placed(text: str, config: AgentConfig) -> str:
         _SHIPPED_ROOT: config.root,
     }
     return re.sub("|".join(places), lambda found: places[found[0]], text)
-
-
-def _command() -> str:
-    """The environment's own `imgdist`, else its interpreter; symlinks are kept, they make the environment."""
-    script = Path(sys.executable).with_name("imgdist")
-    return str(script) if script.exists() else f"{sys.executable} -m imgdist.cli"
 
 
 def _below(prefix: str | Path, path: str) -> Path:

@@ -254,7 +254,7 @@ class Node:
             if time.monotonic() - begun > timeout_s:
                 raise AssertionError(f"the snapshotter socket does not speak HTTP/2 after {timeout_s} s")
 
-    def mounts(self) -> dict[int, mountinfo.Entry]:
+    def mounts(self) -> dict[int, mountinfo.MountEntry]:
         """The mount of each layer, by the layer's number in the image."""
         entries = self._layer_mounts()
         found = {n: e for e in entries for n in range(self.site.layers) if (Path(e.path) / f"d{n}").exists()}
@@ -285,7 +285,7 @@ class Node:
                 found.append(Target(path, how, number, self.site.layer_blocks, shift, fresh_per_s / self.site.layers))
         return found
 
-    def _layer_mounts(self) -> list[mountinfo.Entry]:
+    def _layer_mounts(self) -> list[mountinfo.MountEntry]:
         return [entry for entry in mountinfo.entries() if entry.path.startswith(f"{self.root}/l/")]
 
     def log(self) -> str:
