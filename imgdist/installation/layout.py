@@ -107,7 +107,7 @@ def _placed(text: str, config: AgentConfig) -> str:
         f"{_SHIPPED_RUN}/": f"{config.run}/",
         _SHIPPED_ROOT: config.root,
     }
-    return re.sub("|".join(places), lambda found: places[found[0]], text)
+    return re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
 
 
 def _below(prefix: str | Path, path: str) -> Path:
