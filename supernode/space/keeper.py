@@ -105,20 +105,27 @@ class SpaceKeeper:
             await asyncio.to_thread(self._store.clear_leftovers, self._converting)
         packs = await asyncio.to_thread(self._look_at_packs, set(self._wanted()))
         decided = plan(packs, wanted, retention_s=self._retention_s, now=time.time())
-        gone = list(decided.victims)
+        gone, kept = list(decided.victims), list(decided.kept)
         if not dry_run:
-            gone = [pack for pack in decided.victims if await self._remove(pack)]
+            whys = [(pack, await self._remove(pack)) for pack in gone]
+            gone = [pack for pack, why in whys if not why]
+            kept += [Kept(pack.pack_id, pack.size_bytes, why) for pack, why in whys if why]
         freed = sum(pack.size_bytes for pack in gone)
         if gone and not dry_run:
             log.info("%d bytes of space freed: %d packs", freed, len(gone))
-        return Report(dry_run, freed, tuple(gone), decided.kept, disk_of(self._root))
+        return Report(dry_run, freed, tuple(gone), tuple(kept), disk_of(self._root))
 
-    async def _remove(self, pack: StoredPack) -> bool:
-        """Unless it was used since it was looked at."""
-        if not await asyncio.to_thread(self._store.remove, pack.pack_id, unused_since=pack.used_at):
-            return False
+    async def _remove(self, pack: StoredPack) -> str:
+        """Unless it was used since it was looked at. Why it stays; empty if it went."""
+        try:
+            removed = await asyncio.to_thread(self._store.remove, pack.pack_id, unused_since=pack.used_at)
+        except OSError as error:
+            log.warning("pack %s cannot be removed: %s", pack.pack_id, error)
+            return f"cannot be removed: {error}"
+        if not removed:
+            return "used again meanwhile"
         self._metrics.freed(pack.size_bytes)
-        return True
+        return ""
 
     def _look_at_packs(self, wanted: set[str]) -> list[StoredPack]:
         found = []

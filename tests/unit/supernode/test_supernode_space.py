@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -19,7 +20,7 @@ from supernode.store import LocalStore
 from supernode.store.layout import wire_name
 
 NOW = 1_000_000.0
-C = "sha256:" + "cc" * 32
+C, D = ("sha256:" + letters * 32 for letters in ("cc", "dd"))
 
 
 def pack(name: str, age_s: float, wanted_by: str = "") -> StoredPack:
@@ -133,6 +134,32 @@ async def test_a_use_after_the_look_keeps_a_pack(rig: Rig) -> None:
     rig.age(rig.first, -1)
     assert not rig.store.remove(rig.first, unused_since=seen)
     assert rig.store.find(A) == rig.first
+
+
+async def test_one_that_cannot_be_removed_or_is_used_again_stays_and_the_others_go(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.store.seal(D, write_part(rig.store, D, RAWS[2:]))
+    third = rig.store.find(D)
+    assert third is not None
+    for pack_id, age_s in ((rig.first, 3000), (rig.second, 2000), (third, 1000)):
+        rig.age(pack_id, age_s)
+    original = rig.store.remove
+
+    def remove(pack_id: str, *, unused_since: float | None = None) -> bool:
+        if pack_id == rig.first:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        if pack_id == rig.second:
+            rig.store.used(rig.second)
+        return original(pack_id, unused_since=unused_since)
+
+    monkeypatch.setattr(rig.store, "remove", remove)
+    report = await rig.keeper.collect()
+    assert [gone.pack_id for gone in report.removed] == [third]
+    assert {kept.pack_id: kept.why for kept in report.kept} == {
+        rig.first: "cannot be removed: [Errno 1] Operation not permitted",
+        rig.second: "used again meanwhile",
+    }
 
 
 async def test_readers_finish_and_then_let_go(rig: Rig) -> None:
