@@ -83,11 +83,16 @@ class KnownImages:
     def forget_without(self, pack_ids: Collection[str], spared: Collection[str] = ()) -> None:
         """Forget the images none of whose packs is among `pack_ids`, those on this node; never one without packs, nor
         those whose manifests are `spared`."""
+        gone = []
         for image in self.all():
             packs = {layer.pack_id for layer in image.layers if layer.pack_id}
             if packs and packs.isdisjoint(pack_ids) and image.manifest_digest not in spared:
-                del self._images[image.manifest_digest]
-                self._path(image).unlink(missing_ok=True)
+                gone.append(self._images.pop(image.manifest_digest))
+        self._packs, self._chains = {}, {}
+        for image in self.all():
+            self._remember(image)
+        for image in gone:
+            self._path(image).unlink(missing_ok=True)
 
     def layer_of_chain(self, chain_id: str) -> KnownLayer | None:
         """The layer that has this chain ID in some image."""

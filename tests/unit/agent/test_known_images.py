@@ -46,6 +46,20 @@ def test_adding_an_image_again_keeps_its_pack_ids(tmp_path: Path) -> None:
     assert known.all()[0].layers[0].pack_id == "cd" * 32
 
 
+def test_of_an_image_without_packs_here_nothing_is_left_but_what_others_share(tmp_path: Path) -> None:
+    known = KnownImages(tmp_path)
+    known.add(_image(1, _layer(1), _layer(2)))
+    known.add(_image(2, _layer(2), _layer(3)))
+    for number in (1, 2, 3):
+        known.sealed(_layer(number).digest, f"{number:064x}")
+    known.forget_without([f"{3:064x}"])
+    assert [image.reference for image in known.all()] == ["host/image:2"]
+    assert (known.pack_of(_layer(1).digest), known.layer_of_chain(_layer(1).chain_id)) == (None, None)
+    assert [known.pack_of(_layer(number).digest) for number in (2, 3)] == [f"{2:064x}", f"{3:064x}"]
+    found = known.layer_of_chain(_layer(2).chain_id)
+    assert found is not None and found.pack_id == f"{2:064x}"
+
+
 @pytest.mark.parametrize("damage", [b"", b"[1]", b"\0" * 4096])
 def test_a_damaged_record_is_set_aside_and_the_others_are_kept(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
