@@ -21,7 +21,7 @@ def check(root: Path) -> None:
     file = root / _NAME
     try:
         text = file.read_text("ascii").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # what is no directory is refused by whoever makes it one
         return
     except (OSError, UnicodeDecodeError) as error:
         raise ImgdistError(f"{file}: expected a format version, cannot be read: {error}") from None
