@@ -11,6 +11,7 @@ Directories that are half made (`.new-*`), half removed (`.gone-*`) or of layers
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -26,7 +27,7 @@ from agent.earlystore import EarlyStore
 from agent.frames import Frames
 from agent.imagefile import ImageFile
 from agent.layerstore import LayerStore
-from agent.space.disk import directory_bytes
+from agent.space.disk import directory_bytes, is_full
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
 from imgdist.pack import BLOCK
@@ -72,7 +73,7 @@ class ChunkStore:
                 self._recover(path)
         for node, pack_id in self._database.packs().items():
             if pack_id not in self._stores:
-                self._database.forget(node)
+                self._forget(node, pack_id)
         return self.stores()
 
     def stores(self) -> list[LayerStore]:
@@ -129,12 +130,11 @@ class ChunkStore:
             fresh = early.directory if early is not None else self._packs / f".new-{index.pack_id.hex()}"
             try:
                 self._lay_out(fresh, index, index_data, early)
-                fresh.rename(self._packs / index.pack_id.hex())
+                store = self._open_as_pack(fresh, index)
             except BaseException:
                 if early is None:  # else it stays for another try: who discards it removes it
                     shutil.rmtree(fresh, ignore_errors=True)
                 raise
-            store = self._open(self._packs / index.pack_id.hex(), index)
             if early is not None:
                 store.received += early.received
             return store
@@ -143,8 +143,8 @@ class ChunkStore:
         """Give a pack another node number: what is mounted under its own is another pack. Nothing may know it yet."""
         with self._making:
             self._database.forget(store.node)
-            store.node = self._database.node_of(store.pack_id)
-            self._database.add_chunks(store.node, _findable(store.index))
+            store.node = self._node_of(store.pack_id)
+            self._add_chunks(store.node, store.index)
             (store.directory / "node").write_text(str(store.node))
 
     def remove(self, store: LayerStore) -> None:
@@ -161,10 +161,7 @@ class ChunkStore:
             with contextlib.suppress(FileNotFoundError):
                 store.directory.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
-            try:
-                self._database.forget(store.node)
-            except sqlite3.Error as error:
-                _log.warning("pack %s is gone; agent.db forgets it at the next start: %s", store.pack_id.hex(), error)
+            self._forget(store.node, store.pack_id)
 
     def clear_leftovers(self, *, dry_run: bool = False) -> list[tuple[str, int]]:
         """Remove what dead attempts left; (name, bytes) of each that went, or would."""
@@ -200,6 +197,7 @@ class ChunkStore:
 
     def _lay_out(self, directory: Path, index: Index, index_data: bytes, early: EarlyStore | None) -> None:
         if early is not None:
+            (directory / "present").unlink(missing_ok=True)  # of a try that found the disk full
             landed = early.landed_of(index)
             LayerStore.lay_out(directory, index, index_data, self._boot_id, early.image, landed)
             return
@@ -210,6 +208,36 @@ class ChunkStore:
             LayerStore.lay_out(directory, index, index_data, self._boot_id, image)
         finally:
             image.close()
+
+    def _open_as_pack(self, fresh: Path, index: Index) -> LayerStore:
+        """Give a directory the name of its pack, and open it; it keeps its own name if that fails."""
+        directory = self._packs / index.pack_id.hex()
+        fresh.rename(directory)
+        try:
+            return self._open(directory, index)
+        except BaseException:
+            directory.rename(fresh)
+            raise
+
+    def _node_of(self, pack_id: bytes, kept: int | None = None) -> int:
+        """As Database.node_of. OSError where agent.db cannot be written."""
+        try:
+            return self._database.node_of(pack_id, kept)
+        except sqlite3.Error as error:
+            raise OSError(errno.ENOSPC if is_full(error) else errno.EIO, f"agent.db: {error}") from error
+
+    def _add_chunks(self, node: int, index: Index) -> None:
+        """So that others copy them; on a full disk there may be no room for that."""
+        try:
+            self._database.add_chunks(node, _findable(index))
+        except sqlite3.Error as error:
+            _log.warning("pack %s: nothing is copied from it until the next start: %s", index.pack_id.hex(), error)
+
+    def _forget(self, node: int, pack_id: bytes) -> None:
+        try:
+            self._database.forget(node)
+        except sqlite3.Error as error:
+            _log.warning("pack %s is gone; agent.db forgets it at the next start: %s", pack_id.hex(), error)
 
     def _recover(self, directory: Path) -> None:
         try:
@@ -231,10 +259,10 @@ class ChunkStore:
             present.close()
             raise CorruptError(f"{directory}: image of {image_size} bytes, its index says {index.image_size}")
         kept = _kept_node(directory)
-        node = self._database.node_of(index.pack_id, kept)
+        node = self._node_of(index.pack_id, kept)
         if node != kept:
             (directory / "node").write_text(str(node))
-        self._database.add_chunks(node, _findable(index))
+        self._add_chunks(node, index)
         store = LayerStore(directory, index, node, present, self._boot_id)
         try:
             store.begin()

@@ -16,6 +16,7 @@ from agent.chunkstore import ChunkStore
 from agent.database import Database, Twin
 from agent.frames import Frames
 from agent.layerstore import LayerStore
+from agent.space.disk import is_full
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, ImgdistError, TemporaryError
 from imgdist.pack import BLOCK, CHUNK_MAX
@@ -408,6 +409,52 @@ def test_a_layer_that_finds_no_room_after_its_seal_may_try_again(
     chunks.discard(early)
     assert store.has(1)
     store.close()
+
+
+def _database_full(*_: object) -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_a_disk_that_is_full_behind_the_image_leaves_no_pack_that_nobody_knows(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch, is_early: bool
+) -> None:
+    chunks = ChunkStore(packs, database)
+    early = None
+    if is_early:
+        follower = IndexFollower()
+        early = chunks.begin("sha256-" + "ab" * 32 + "-v0", follower)
+        follower.feed(LAYER.index_data)
+        early.grow()
+        early.write(1, memoryview(LAYER.chunks[1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "node_of", _database_full)
+        with pytest.raises(OSError, match=r"agent\.db") as caught:
+            chunks.create(LAYER.index_data, early)
+        assert is_full(caught.value)
+    assert list(packs.iterdir()) == ([early.directory] if early is not None else [])
+    store = chunks.create(LAYER.index_data, early)
+    if early is not None:
+        chunks.discard(early)
+    assert list(packs.iterdir()) == [store.directory] and store.has(1) is is_early
+    chunks.close()
+
+
+def test_a_full_disk_costs_copies_and_neither_a_layer_nor_a_start(
+    packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = ChunkStore(packs, database)
+    gone = chunks.create(LAYER.index_data)
+    for name in ("add_chunks", "forget"):
+        monkeypatch.setattr(database, name, _database_full)
+    chunks.remove(gone)
+    store = chunks.create(make_index([LAYER.chunks[1], LAYER.chunks[0], bytes(BLOCK)]))
+    chunks.close()
+    (again,) = ChunkStore(packs, database).recover()
+    assert again.pack_id == store.pack_id
+    again.close()
 
 
 def test_a_pack_goes_from_a_disk_that_has_no_room_to_forget_it(
