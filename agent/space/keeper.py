@@ -52,9 +52,9 @@ class Report:
 
 
 class SpaceKeeper:
-    """One an agent, on its event loop. `forget_images(packs)` is told which packs are left when some went; `sharing`
-    knows what snapshots use, `served_at(node)` when other agents last asked for chunks of a layer (seconds of the
-    monotonic clock). A pack stays for `min_age_s` after its last use."""
+    """One an agent, on its event loop. `forget_images(packs)` is told which packs are here or in use when some went;
+    `sharing` knows what snapshots use, `served_at(node)` when other agents last asked for chunks of a layer (seconds of
+    the monotonic clock). A pack stays for `min_age_s` after its last use."""
 
     def __init__(
         self,
@@ -231,7 +231,8 @@ class SpaceKeeper:
         if any(victim.what is What.LEFTOVER for victim in gone):
             await asyncio.to_thread(self._chunks.clear_leftovers)
         if any(victim.what is What.PACK for victim in gone):
-            self._forget_images({layer.pack_id for layer in self._catalog.all()})
+            used = await self._sharing.users()  # also of packs that the disk has lost: their image brings them back
+            self._forget_images({*used, *(layer.pack_id for layer in self._catalog.all())})
         for victim in gone:
             self._figures.freed(victim.what, victim.size_bytes)
 

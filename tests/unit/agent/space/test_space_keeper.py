@@ -172,15 +172,16 @@ async def test_an_image_without_packs_is_forgotten_and_others_not(
     async with asyncio.TaskGroup() as tasks:
         rig = Rig(tasks, tmp_path, monkeypatch, 5, 6)
         gone, stays = [await rig.adopt(number, age) for number, age in ((5, 900), (6, 1))]
-        for name, pack in (("a", gone), ("b", stays), ("plain", None)):
+        rig.sharing.used.add("lost from the disk")
+        for name, pack in (("a", gone), ("b", stays), ("plain", None), ("used", "lost from the disk")):
             digest = "sha256:" + name.encode().hex().ljust(64, "0")
             layer = KnownLayer(
                 digest=digest, media_type="", size_bytes=1, diff_id=digest, chain_id=digest, pack_id=pack
             )
             rig.known.add(KnownImage(reference=name, name=name, manifest_digest=digest, platform="", layers=(layer,)))
         await rig.keeper.collect()
-        assert [image.reference for image in rig.known.all()] == ["b", "plain"]
-        assert [image.reference for image in KnownImages(tmp_path / "images").all()] == ["b", "plain"]
+        assert [image.reference for image in rig.known.all()] == ["b", "plain", "used"]
+        assert [image.reference for image in KnownImages(tmp_path / "images").all()] == ["b", "plain", "used"]
 
 
 async def test_a_layer_that_finds_the_disk_full_makes_room_and_comes(
