@@ -255,7 +255,8 @@ class View:
             self._retries.failed(request.node, request.offset, end, parked.since_ns, now_ns)
         if self._answers.parked_fails(parked, errno.EIO):
             lapsed = Lapsed(request.node, request.offset, request.size, min(waited_ns // 1_000_000, _MILLISECONDS_MAX))
-            self._note("deadline", request, f"no bytes and no agent after {waited_ns / 1e9:.1f} s, EIO", lapsed)
+            text = f"no bytes, and no agent to say why, after {waited_ns / 1e9:.1f} s, EIO"
+            self._note("deadline", request, text, lapsed)
 
     def _note(self, reason: str, request: Request, text: str, lapsed: Lapsed | None = None) -> None:
         layer = self._layers.get(request.node)

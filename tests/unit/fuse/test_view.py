@@ -274,7 +274,7 @@ def test_a_lapsed_read_is_told_to_the_agent_or_else_logged(bench: Bench, caplog:
     bench.view.expire(1)
     bench.view.flush_notes()
     (record,) = caplog.records  # one line of a layer in a while
-    assert record.getMessage() == "layer five: 4096 bytes at 28672: no bytes and no agent after 3.0 s, EIO"
+    assert record.getMessage() == "layer five: 4096 bytes at 28672: no bytes, and no agent to say why, after 3.0 s, EIO"
 
 
 def test_killed_reader_is_let_go(bench: Bench) -> None:
