@@ -276,10 +276,8 @@ class ChunkStore:
 
     def _frames(self, path: Path) -> Frames | None:
         """The pack's log of bodies; it is a cache, so a disk that refuses it costs nothing else."""
-        if self.frames_paused:
-            return None
         try:
-            if self._keep_frames:
+            if self._keep_frames and not self.frames_paused:
                 return Frames(path, self._boot_id)
             path.unlink(missing_ok=True)
         except OSError as error:

@@ -57,6 +57,16 @@ def put(store: EarlyStore, *numbers: int, layer: MadeLayer = LAYER, direct: bool
         store.frames.append(chunk, *layer.encoded[chunk])
 
 
+def test_where_space_is_short_a_pack_drops_the_bodies_that_came_before_the_seal(chunks: ChunkStore) -> None:
+    early = chunks.begin(NAME, followed(LAYER, 5))
+    early.grow()
+    put(early, 1)
+    chunks.frames_paused = True
+    store = chunks.create(LAYER.index_data, early)
+    chunks.discard(early)
+    assert store.has(1) and store.frames is None and not (store.directory / "frames").exists()
+
+
 def image_of(directory: Path) -> bytes:
     return (directory / "image").read_bytes()
 
