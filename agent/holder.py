@@ -82,6 +82,7 @@ class Holder:
             failure = self._replace(before.before, client)
         for child in _children(self._plan):
             if all(child.role != other.role for other in nursery.children):
+                child.ever_ready = True  # it died just now, or while its successor was tried: it is no first start
                 nursery.children.append(child)
                 nursery.start(child)
         self._held.settle()
@@ -148,10 +149,9 @@ class Holder:
 
     def _stop(self) -> None:
         systemd.notify("STOPPING=1")
-        grace_s = float(self._plan.get("stop_timeout_s", 30)) + _AGENT_GRACE_S
+        agent_grace_s = float(self._plan.get("stop_timeout_s", 30)) + _AGENT_GRACE_S
         for child in reversed(self._nursery.children):
-            self._nursery.end(child, grace_s)
-            grace_s = _CHILD_GRACE_S
+            self._nursery.end(child, agent_grace_s if child.role == "agent" else _CHILD_GRACE_S)
         self._held.release()
 
 

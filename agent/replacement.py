@@ -45,7 +45,9 @@ def replace(nursery: Nursery, successors: list[Child]) -> None:
         _return(nursery, former, successors)
         raise
     except StopError:
-        nursery.children = [child for child in (*former, *successors) if child.running]
+        roles = [child.role for child in (*former, *successors)]
+        running = [child for child in (*former, *successors) if child.running]
+        nursery.children = sorted(running, key=lambda child: roles.index(child.role))  # as they are to be ended
         raise
     for child in [child for child in nursery.children if child not in successors]:
         _make_room(nursery, child)

@@ -10,14 +10,18 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import pytest
 from parts import require
-from viewrig import read_until, start_holder, wait_ready
+from viewrig import TOP, read_until, start_holder, wait_ready
 
-from agent import offspring
+from agent import offspring, succession
+from agent.succession import State
 from imgdist import holder_client
 
 CHILD = """
@@ -133,6 +137,85 @@ def test_children_end_with_a_killed_holder(tmp_path: Path) -> None:
             assert select.select([gone], [], [], 10)[0]
         finally:
             os.close(gone)
+
+
+STEADY = """
+import os, signal, sys, time
+from imgdist import holder_client
+holder = holder_client.connect()
+def stopped(*_):
+    time.sleep(float(sys.argv[2]))
+    with open(os.path.dirname(sys.argv[1]) + '/order', 'a') as file:
+        file.write(os.path.basename(sys.argv[1]) + ' ')
+    os._exit(0)
+signal.signal(signal.SIGTERM, stopped)
+if holder.stand_by():
+    holder.ready()
+    if holder.standby and os.path.basename(sys.argv[1]) == 'new-view':
+        holder.settled()
+while True:
+    signal.pause()
+"""
+
+
+def test_a_stop_in_the_middle_of_an_upgrade_is_one_like_any_other(tmp_path: Path) -> None:
+    """The agent first, which needs the view, though that is a new one by then; and with all the time it has."""
+    (tmp_path / "run").mkdir()
+
+    def like(name: str, agent_takes_s: float) -> dict[str, object]:
+        made = plan(tmp_path) | {"stop_timeout_s": 5}
+        holder = {"name": "holder", "path": str(tmp_path / "run/holder.sock"), "type": "seqpacket"}
+        takes_s = {"view": 0.0, "agent": agent_takes_s}
+        argv = {role: [sys.executable, "-c", STEADY, str(tmp_path / f"{name}-{role}"), str(takes_s[role])]
+                for role in takes_s}  # fmt: skip
+        children = [{"role": role, "argv": argv[role]} for role in argv]
+        return made | {"sockets": [*cast(list[object], made["sockets"]), holder], "children": children}
+
+    with running(like("old", 6.0)) as process:
+        assert read_until(process, b"ready")[-1] == b"ready"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(tmp_path / "run/holder.sock"))
+            program = [sys.executable, "-m", "agent.holder", json.dumps(like("new", 0.0))]
+            client.send(json.dumps({"upgrade": {"argv": program, "environment": {}, "release": "2"}}).encode())
+            assert b"has taken over" in read_until(process, b"view: process")[-1]
+        process.terminate()  # the old agent does not leave: its successor stands by
+        assert process.wait(20) == 0
+    assert (tmp_path / "order").read_text() == "new-agent old-agent new-view "
+
+
+def test_a_child_that_served_before_an_upgrade_failed_is_started_until_it_does_again(tmp_path: Path) -> None:
+    """Its first start by the holder that came back is not the first."""
+    fails_once = f"""
+import os, sys
+from imgdist import holder_client
+holder = holder_client.connect()
+if not os.path.exists({str(tmp_path / "once")!r}):
+    open({str(tmp_path / "once")!r}, 'w').close()
+    sys.exit('no memory: 8')
+holder.ready()
+os.write(2, b'serves again\\n')
+os.read(holder.fileno(), 1)
+"""
+    state = State(descriptors=[], children=[], announced=True, before=None, failure="the new agent does not serve")
+    with tempfile.TemporaryFile() as memory:
+        memory.write(json.dumps({"v": succession.VERSION, **asdict(state)}).encode())
+        memory.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agent.holder", json.dumps(plan(tmp_path, agent=fails_once))],
+            cwd=TOP,
+            env={**os.environ, succession.VARIABLE: str(memory.fileno())},
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=[memory.fileno()],
+        )
+        try:
+            said = b"\n".join(read_until(process, b"serves again")).decode()
+            assert "no memory: 8" in said and said.endswith("serves again")
+        finally:
+            process.kill()
+            process.wait(10)
+            assert process.stderr is not None
+            process.stderr.close()
 
 
 def test_names_what_it_cannot_hold(tmp_path: Path) -> None:
