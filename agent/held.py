@@ -82,11 +82,12 @@ class Held:
         return [*self._fds.items(), *self._spare]
 
     def settle(self) -> None:
-        """Nobody goes back to the earlier holder: let go of what was found and not used; what is left is given to the
-        service manager to keep."""
-        for _, fd in self._spare:
+        """Nobody goes back to the earlier holder: let go of what was found and not used, which nobody else may keep
+        listening; what is left is given to the service manager to keep."""
+        for name, fd in self._spare:
             path = _path(fd)
             os.close(fd)
+            systemd.discard(name)
             if path and path not in self._paths:
                 _remove_socket(path)
         self._spare = []

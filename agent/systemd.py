@@ -28,8 +28,13 @@ def notify(state: str, fds: Iterable[int] = ()) -> None:
 
 def store(name: str, fd: int) -> None:
     """Put a descriptor into the store, in place of what it has under that name."""
-    notify(f"FDSTOREREMOVE=1\nFDNAME={_stored(name)}")
+    discard(name)
     notify(f"FDSTORE=1\nFDNAME={_stored(name)}", [fd])
+
+
+def discard(name: str) -> None:
+    """Have the store close what it has under that name."""
+    notify(f"FDSTOREREMOVE=1\nFDNAME={_stored(name)}")
 
 
 def keeps_descriptors() -> bool:
