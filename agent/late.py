@@ -23,7 +23,7 @@ def load_late(*names: str) -> None:
 class _Late(ModuleType):
     def __getattr__(self, name: str) -> Any:
         with _loading:  # not importlib.util.LazyLoader: two threads may see half a module there (CPython gh-114763)
-            if sys.modules[self.__name__] is self:
+            if sys.modules.get(self.__name__) is self:  # gone, if it could not be loaded the last time
                 del sys.modules[self.__name__]
             module = importlib.import_module(self.__name__)
             self.__dict__.update(module.__dict__)

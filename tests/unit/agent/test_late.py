@@ -68,6 +68,22 @@ def test_threads_that_come_at_once_see_all_of_it(package: Path) -> None:
         del sys.modules[name]
 
 
+def test_what_could_not_be_loaded_is_loaded_at_the_next_use(package: Path) -> None:
+    file = package / "slowly" / "one.py"
+    text = file.read_text()
+    file.write_text("raise OSError(24, 'too many open files')")
+    load_late("slowly.one")
+    from slowly import one
+
+    for _ in range(2):
+        with pytest.raises(OSError, match="too many"):
+            _ = one.whole
+    file.write_text(text)
+    assert one.whole == 2
+    for name in [name for name in sys.modules if name.startswith("slowly")]:
+        del sys.modules[name]
+
+
 def test_an_agent_loads_no_http_before_it_serves_readers() -> None:
     code = """
 import sys
