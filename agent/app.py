@@ -358,11 +358,14 @@ async def _close(server: Server) -> None:
 
 async def _leave(server: SnapshotsServer, calls: api.Calls, node: _LazyNode | None) -> NoReturn:
     """Make room for a successor, at once as soon as nobody waits for an answer of ours."""
+
+    async def farewell() -> None:
+        if node is not None and node.swarm is not None:
+            await node.swarm.close()
+
     if node is not None:
         await node.keeper.flush()
-        if node.swarm is not None:
-            await node.swarm.close()
-    await leave(server, lambda: calls.under_way, node.layers if node is not None else None)
+    await leave(server, lambda: calls.under_way, node.layers if node is not None else None, farewell)
     log.info("left; the next agent goes on")
     logging.shutdown()
     os._exit(0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from agent.snapshotter.server import SnapshotsServer
 from agent.taking import NodeLayers
@@ -22,13 +22,22 @@ CUT_S = 5.0
 _LOOK_S = 0.005
 
 
-async def leave(server: SnapshotsServer, api_calls: Callable[[], int], layers: NodeLayers | None) -> None:
-    """Return when containerd's connections are given back at a moment without calls, or at the end of our patience."""
+async def leave(
+    server: SnapshotsServer,
+    api_calls: Callable[[], int],
+    layers: NodeLayers | None,
+    farewell: Callable[[], Awaitable[None]],
+) -> None:
+    """Return when containerd's connections are given back at a moment without calls, or at the end of our patience.
+
+    `farewell` ends what goes on for others until there is such a moment; what comes during it is answered, too."""
 
     def is_quiet() -> bool:
         return not server.calls and not api_calls()
 
-    if not await _until(is_quiet, PATIENCE_S):
+    was_quiet = await _until(is_quiet, PATIENCE_S)
+    await farewell()
+    if not (was_quiet and await _until(is_quiet, PATIENCE_S)):
         if layers is not None:
             layers.stop()
         if not await _until(is_quiet, CUT_S):

@@ -29,8 +29,8 @@ class SnapshotsServer(Server):
         if self._server is not None:
             self._server.close()
         for protocol in list(self._connections):
-            connection = protocol.connection
-            if not connection.is_closing():
+            connection = getattr(protocol, "connection", None)  # none yet, if it was accepted in this turn of the loop
+            if connection is not None and not connection.is_closing():
                 connection._connection.close_connection()
                 connection.flush()
                 connection.close()
