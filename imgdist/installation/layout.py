@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 import imgdist
 from imgdist import command
@@ -13,6 +16,7 @@ from imgdist.config import AgentConfig, load
 
 _SHIPPED_RUN, _SHIPPED_ROOT = "/run/imgdist", "/var/lib/imgdist"
 _SHIPPED_COMMAND = "/opt/imgdist/bin/imgdist"
+_SHIPPED_STOP_S, _STOP_MARGIN_S = 60, 30  # TimeoutStopSec= of the unit, and by how much it exceeds stop_timeout_s
 _OWN_DIRECTORIES = ("RuntimeDirectory", "StateDirectory")
 """Keys of the unit by which systemd makes the shipped run and root directories, and no others."""
 
@@ -83,6 +87,8 @@ def unit(config: AgentConfig) -> str:
     """The agent's systemd unit, starting the command that runs now."""
     text = shipped("systemd/imgdist-agent.service").replace(_SHIPPED_COMMAND, " ".join(command.installed()))
     text = text.replace(f"--run {_SHIPPED_RUN}\n", f"--run {config.run}\n")
+    stop_s = max(_SHIPPED_STOP_S, math.ceil(config.stop_timeout_s) + _STOP_MARGIN_S)
+    text = text.replace(f"TimeoutStopSec={_SHIPPED_STOP_S}s", f"TimeoutStopSec={stop_s}s")
     lines = text.splitlines(keepends=True)
     if (config.run, config.root) != (_SHIPPED_RUN, _SHIPPED_ROOT):
         lines = [line for line in lines if not line.startswith(_OWN_DIRECTORIES)]
@@ -90,8 +96,9 @@ def unit(config: AgentConfig) -> str:
 
 
 def rules(config: AgentConfig) -> str:
-    """udev's rules for the agent's loop devices."""
-    return _placed(shipped("udev/59-imgdist.rules"), config)
+    """udev's rules for the agent's loop devices, whose files the kernel names without symlinks."""
+    resolved = replace(config, root=os.path.realpath(config.root), run=os.path.realpath(config.run))
+    return _placed(shipped("udev/59-imgdist.rules"), resolved)
 
 
 def containerd_part(config: AgentConfig, major: int) -> str:

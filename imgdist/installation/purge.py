@@ -46,7 +46,7 @@ def unused(root: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ImgdistError(
-                f"{root}: an agent uses it that does not listen in this one's `run`; stop it, then run "
+                f"{root}: an agent uses it that was not found by the socket in its `run`; stop it, then run "
                 "imgdist uninstall again"
             ) from None
         yield

@@ -183,6 +183,18 @@ def test_the_unit_of_a_plain_node_is_the_shipped_one(tmp_path: Path) -> None:
     assert differing[1].endswith(f" upgrade --run {config.run}")
 
 
+def test_the_unit_has_time_for_the_stop_that_is_set_and_rules_name_files_as_the_kernel_does(
+    place: Layout, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "root").symlink_to("disk")
+    with place.settings.open("a") as settings:
+        settings.write("stop_timeout_s = 120.5\n")
+    install(place, None)
+    assert "TimeoutStopSec=151s\n" in place.unit.read_text()
+    assert f'"{tmp_path}/disk/packs/*"' in place.rules.read_text()
+
+
 def test_the_agent_is_there_before_containerd_is_told_and_goes_after(
     place: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
