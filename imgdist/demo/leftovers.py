@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from imgdist import kernel_state
 from imgdist.demo.processes import command, wait_until
 from imgdist.errors import ImgdistError
-
-_MNT_DETACH = 2
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mounts_below(directory: Path) -> list[Path]:
     """Mount points at or below `directory`, the newest first (the order in which they can be unmounted)."""
-    top = os.path.realpath(directory)
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        # proc(5): the fifth field, blanks and backslashes as \ooo.
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4])
-        if point == top or point.startswith(top + "/"):
-            found.append(Path(point))
-    return found[::-1]
+    return [Path(entry.path) for entry in kernel_state.mounts_below(os.path.realpath(directory))]
 
 
 def unmount_below(directory: Path) -> list[Path]:
     """Unmount all of it; lazily, so that a hung server below cannot hang us. What was mounted."""
     points = mounts_below(directory)
     for point in points:
-        _libc.umount2(os.fsencode(point), _MNT_DETACH)
+        with contextlib.suppress(ImgdistError):
+            kernel_state.unmount(str(point), lazy=True)
     return points
 
 
 def loops_below(directory: Path) -> list[str]:
     """Loop devices ("/dev/loop7") whose backing file lies below `directory`."""
-    top = os.path.realpath(directory) + "/"
-    found = []
-    for file in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-        try:
-            backing = file.read_text().strip()
-        except OSError:
-            continue  # detached since the listing
-        if backing.startswith(top):
-            found.append(f"/dev/{file.parts[3]}")
-    return found
+    return [loop.device for loop in kernel_state.loops_below(os.path.realpath(directory))]
 
 
 def detach_loops_below(directory: Path) -> list[str]:

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgdist import mountinfo
+from imgdist import kernel_state, mountinfo
 from imgdist.errors import ImgdistError
-from imgdist.installation import kernel_state
 
 _LOCK = ".lock"
 _DATABASES = {f"{name}{part}" for name in ("snapshots.db", "agent.db", "agent.db.bad") for part in ("", "-wal", "-shm")}

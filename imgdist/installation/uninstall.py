@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from imgdist import kernel_state
 from imgdist.config import AgentConfig
 from imgdist.errors import ImgdistError
-from imgdist.installation import containerd, files, holder, kernel_state, purge, systemd
+from imgdist.installation import containerd, files, holder, purge, systemd
 from imgdist.installation.files import Standing
 from imgdist.installation.layout import Layout
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from parts import require
 
-from imgdist.installation import kernel_state
+from imgdist import kernel_state
 
 _SERVER = """
 import ctypes, os, sys, time
