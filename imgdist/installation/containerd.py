@@ -97,7 +97,7 @@ def _check_format(document: Mapping[str, Any], least: int, name: str) -> None:
     version = document.get("version", 1)
     if document and not (isinstance(version, int) and version >= least):
         raise UnsupportedError(
-            f"{name}: expected version = {least}, found {version!r}; `containerd config migrate` makes it so"
+            f"{name}: expected version = {least} or newer, found {version!r}; `containerd config migrate` makes it so"
         )
 
 
