@@ -11,7 +11,7 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from imgdist.errors import NotFoundError, NotYetError
 from imgdist.wire.answer import ChunkReader
@@ -20,6 +20,9 @@ RECEIVERS = 8
 """Latest receivers that are remembered of each chunk."""
 ELSEWHERE = 2
 """Of them so many are named to whoever is sent elsewhere: the second if the first proves to be gone (a guess)."""
+HEARD_S = 60.0
+"""Who took nothing for so long may be gone, and would cost who is sent there a time-out: a machine that was scaled away
+answers nothing (a guess)."""
 RECENT_S = 0.5
 """A chunk was only just sent for this long, and up to twice as long: whoever got it passes it on (a guess)."""
 RETRY_S = 0.1
@@ -42,6 +45,8 @@ class PackSeeding:
         self._receivers = array("H")  # RECEIVERS numbers of nodes a chunk, a ring; 0 is nobody
         self._next = bytearray()
         self._generation = 0
+        self.known = 0
+        """Chunks that there are, as far as any were asked for."""
 
     @property
     def remembered(self) -> int:
@@ -120,19 +125,26 @@ class Nodes:
 
     def __init__(self) -> None:
         self.generation = 0
-        self.addresses = [""]
+        self._addresses = [""]
+        self._heard_at = [0.0]
         self._numbers: dict[str, int] = {}
 
-    def number(self, address: str) -> int:
-        """From 1 to NODES_MAX."""
+    def number(self, address: str, now: float) -> int:
+        """From 1 to NODES_MAX, of a node that was just heard of."""
         number = self._numbers.get(address)
         if number is None:
-            if len(self.addresses) > NODES_MAX:
+            if len(self._addresses) > NODES_MAX:
                 self.generation += 1
-                self.addresses, self._numbers = [""], {}
-            number = self._numbers[address] = len(self.addresses)
-            self.addresses.append(address)
+                self._addresses, self._heard_at, self._numbers = [""], [0.0], {}
+            number = self._numbers[address] = len(self._addresses)
+            self._addresses.append(address)
+            self._heard_at.append(now)
+        self._heard_at[number] = now
         return number
+
+    def heard_of(self, numbers: Iterable[int], now: float) -> list[str]:
+        """Addresses of those that were heard of lately."""
+        return [self._addresses[number] for number in numbers if self._heard_at[number] > now - HEARD_S]
 
 
 class Seeding:
@@ -156,6 +168,7 @@ class Seeding:
             raise NotFoundError(f"pack {name}: none of the missing chunks is there, or not yet")
         with self._lock:
             pack, now = self._pack(name, reader), self._clock()
+            pack.known = max(pack.known, there.bit_length())
             if node is not None:
                 there ^= there & pack.recent(now)
             if not there:
@@ -170,7 +183,10 @@ class Seeding:
     def begun(self, name: str, reader: ChunkReader, numbers: Sequence[int], node: str | None) -> None:
         """These, asked for by their numbers, are about to be sent."""
         with self._lock:
-            self._pack(name, reader).count(numbers, self._clock(), shared=bool(node))
+            pack = self._pack(name, reader)
+            if max(numbers) >= pack.known:
+                pack.known = reader.count
+            pack.count(numbers, self._clock(), shared=bool(node))
 
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         """These went out whole."""
@@ -179,23 +195,23 @@ class Seeding:
                 self._received(name, numbers, node)
 
     def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> list[str]:
-        """Who got all of these or is getting them, the latest first; the next one who asks is sent to this one. Nobody,
-        if that was said before: then whoever comes back is served."""
-        if not node:
-            return []
+        """Who got all of these or is getting them, the latest first; the next one who asks is sent to this one, if
+        others reach it. Nobody, if it is among them, or has asked for what is not known to be there."""
         with self._lock:
             pack = self._packs.get(self._names.get(name))
-            found = [] if pack is None else pack.receivers(numbers, self._nodes.generation)
-            addresses = [self._nodes.addresses[number] for number in found]
+            if pack is None or max(numbers) >= pack.known:
+                return []
+            addresses = self._nodes.heard_of(pack.receivers(numbers, self._nodes.generation), self._clock())
             if node in addresses:
                 return []
-            self._received(name, numbers, node)
+            if node:
+                self._received(name, numbers, node)
         return addresses[:ELSEWHERE]
 
     def _received(self, name: str, numbers: Sequence[int], node: str) -> None:
         pack = self._packs.get(self._names.get(name))
         if pack is not None:
-            number, before = self._nodes.number(node), pack.remembered  # may begin a generation
+            number, before = self._nodes.number(node, self._clock()), pack.remembered  # may begin a generation
             pack.received(numbers, number, self._nodes.generation)
             if pack.remembered > before:
                 self._forget_some()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imgdist.errors import NotFoundError, TemporaryError
 from imgdist.wire.answer import Row
 from supernode import seeding as seeding_module
-from supernode.seeding import RECEIVERS, RECENT_S, PackSeeding, Seeding
+from supernode.seeding import HEARD_S, RECEIVERS, RECENT_S, PackSeeding, Seeding
 
 A, B, C, D = (f"10.0.0.{i}:7651" for i in range(1, 5))
 
@@ -140,11 +140,34 @@ def test_who_comes_back_is_served(seeding: Seeding) -> None:
     assert seeding.elsewhere("p", [0], A) == []
 
 
-def test_who_cannot_be_reached_is_served(seeding: Seeding) -> None:
+def test_nobody_is_sent_to_who_cannot_be_reached(seeding: Seeding) -> None:
     seeding.begun("p", Pack(4), [0], A)
     seeding.sent("p", [0], A)
-    assert seeding.elsewhere("p", [0], "") == []
+    assert seeding.elsewhere("p", [0], "") == [A]
     assert seeding.elsewhere("p", [0], B) == [A]
+
+
+def test_nobody_is_sent_to_who_was_not_heard_of_for_long(seeding: Seeding, clock: Clock) -> None:
+    pack = Pack(4)
+    for node in (A, B):
+        seeding.begun("p", pack, [0, 1], node)
+        seeding.sent("p", [0, 1], node)
+    clock.now += HEARD_S - 1
+    seeding.sent("p", [1], A)
+    assert seeding.elsewhere("p", [0], C) == [B, A]
+    clock.now += 2
+    assert seeding.elsewhere("p", [0], D) == [C, A]
+
+
+def test_what_is_not_there_takes_no_memory(seeding: Seeding) -> None:
+    """Any number below 2^32 can be asked for: its ring would be one of 64 GiB."""
+    seeding.begun("p", Pack(4), [0], A)
+    for numbers in ([4], [0, (1 << 32) - 1]):
+        assert seeding.elsewhere("p", numbers, B) == []
+    assert seeding.elsewhere("p", [3], B) == []
+    assert seeding.elsewhere("p", [3], C) == [B]
+    (pack,) = seeding._packs.values()
+    assert pack.remembered == 4
 
 
 def test_one_pack_under_two_names_is_one(seeding: Seeding) -> None:
