@@ -42,7 +42,7 @@ class Scenario:
     request_cpu_s: float = 0.002
     chunk_cpu_s: float = 0.0012
     """What a request and each of its chunks cost such a machine, both ends and the kernel [fitted to 16 nodes at 25
-    Mbit/s with requests of one chunk: T/T* 1.48, measured 1.43-1.47]."""
+    Mbit/s with requests of one chunk: T/T* 1.48, measured 1.47]."""
     zones: int = 0
     """Equal zones of nodes; 0: one for each 40 nodes."""
     random_neighbours: int = 16
