@@ -48,7 +48,7 @@ class PeerChunks:
         wait_s: float = 0.0,
     ) -> None:
         """As ChunkClient.fetch. An answer that may wait says nothing of how long answers take."""
-        self._client.read_timeout_s = self._patience.seconds + wait_s
+        self._client.read_timeout_s = self._patience.seconds
         self._client.node = self._node()
         self._client.fetch(pack, numbers, priority, on_chunk, on_head if wait_s else self._timed(on_head), wait_s)
 

@@ -16,7 +16,7 @@ from agent.swarm.bitset import bits_of
 from agent.swarm.choice import Choice
 from agent.swarm.hedging import Hedge
 from agent.swarm.holdings import Holding, Table
-from agent.swarm.neighbours import Neighbour, SourceKind, SourceRow
+from agent.swarm.neighbours import SILENCE_S, Neighbour, SourceKind, SourceRow
 from agent.swarm.quarantine import Suspicion
 from agent.swarm.totals import Totals
 
@@ -232,11 +232,20 @@ class Policy:
         at = self._hedge.at(asked_at)
         return None if at is None else max(at, now)
 
-    def late_at(self, source: Source) -> float | None:
+    def late_at(self, source: Source, asked_at: float) -> float | None:
         """When a source that was asked will have been silent for so long that somebody who waits should not go on to;
-        None: it is not asked for anything."""
+        None: it is not asked for anything. What comes of one that is not joined is not known here: it has as long from
+        `asked_at` on."""
         neighbour = self._all.get(source)
-        return neighbour.late_at if neighbour is not None and neighbour.late_at < float("inf") else None
+        if neighbour is None:
+            return asked_at + SILENCE_S
+        return neighbour.late_at if neighbour.late_at < float("inf") else None
+
+    def is_in_order(self, source: Source, now: float) -> bool:
+        """Whether nothing speaks against going where another one sends this node: a source that is silent, failed or
+        is in quarantine ranks last, and must not come first that way. Of one that is not joined nothing is known."""
+        neighbour = self._all.get(source)
+        return neighbour is None or max(neighbour.failing_until, neighbour.conviction.until) <= now < neighbour.late_at
 
     def spread(self, layer: Layer, chunks: Sequence[int], now: float, *, in_order: bool = True) -> list[Ask]:
         """Requests that may start now for wanted chunks, the first of them first; what is left out must wait.

@@ -95,7 +95,7 @@ class Desk:
         likes, only to other neighbours; one that does so without need is left alone like one that is busy."""
         with self._lock:
             is_peer = source.kind == "peer"
-            found = self._sources.at(error.addresses, strangers=not is_peer)
+            found = self._sources.at(error.addresses, self._clock(), strangers=not is_peer)
             if is_peer and not (found and fetch.kind.is_urgent):
                 self._policy.busy(source, self._clock(), error.retry_after_s)
             self._scheduler.redirected(fetch)

@@ -20,7 +20,8 @@ from agent.transfer.window import Window
 BULK_SLOTS = 8
 """Trace and fill requests at once; the window in bytes usually says less (a guess)."""
 SOURCES_MAX = 6
-"""Asked in turn for what a reader waits for: six peers that do not answer take 40 s of its 60; then they rank last."""
+"""Asked in turn for what a reader waits for: six peers that do not answer take 40 s of its 60, all of it if one of them
+sends this node elsewhere first; then they rank last."""
 ENDGAME_S = 0.2
 """A layer's last chunks are asked of a second source if the first takes longer: four times what the policy means a
 request to take. At once would double the bytes of small layers (a guess)."""
@@ -29,8 +30,8 @@ request to take. At once would double the bytes of small layers (a guess)."""
 @dataclass(slots=True, eq=False)
 class Flight:
     """A request under way: its bytes as estimated when it started, and what the node had received by then. `chunks` are
-    those it is answerable for; of an `any_of` request none before its answer begins. `is_helped`: its source is silent,
-    another one was asked for the same."""
+    those it is answerable for; of an `any_of` request none before its answer begins. `source` was asked at `asked_at`.
+    `is_helped`: it is silent, another one was asked for the same."""
 
     fetch: Fetch
     started: float
@@ -38,6 +39,7 @@ class Flight:
     delivered: int
     chunks: tuple[int, ...]
     source: Hashable | None
+    asked_at: float
     unnamed: int
     bulk_bytes: int = 0
     is_helped: bool = False
@@ -113,7 +115,7 @@ class Flights:
         sizes = [layer.layout.size(chunk) for chunk in ask.chunks or [ask.any_of.bit_length() - 1]]
         size = self.window.estimate(sum(sizes) * max(1, unnamed))
         source = sources[0] if sources else None
-        flight = Flight(fetch, now, size, self.window.delivered, ask.chunks, source, unnamed)
+        flight = Flight(fetch, now, size, self.window.delivered, ask.chunks, source, now, unnamed)
         self._flights[id(fetch)] = flight
         self.busy[kind] += 1
         self.hedges += is_hedge
@@ -147,7 +149,7 @@ class Flights:
         flight, urgent = self._flights[id(fetch)], fetch.kind.is_urgent
         if flight.source is not None:
             self.policy.ended(flight.source, flight.size_bytes, urgent, now)
-        flight.source = source
+        flight.source, flight.asked_at = source, now
         self.policy.started(source, fetch.chunks or fetch.count, flight.size_bytes, urgent, now)
 
     def end(self, fetch: Fetch, now: float, round_trip_s: float | None) -> tuple[Flight, list[int]]:
@@ -172,13 +174,16 @@ class Flights:
         asked = (flight.source for flight in self if flight.fetch.node == node and chunk in flight.chunks)
         return [source for source in asked if source is not None]
 
-    def awaited(self) -> Iterator[Flight]:
-        """Requests that somebody waits for, each the only one for its chunks so far."""
+    def awaited(self) -> Iterator[tuple[float, Flight]]:
+        """Requests that somebody waits for, each the only one for its chunks so far, and when their sources will have
+        been silent for too long."""
         if self.alone or not (self.busy[Kind.DEMAND] or self.busy[Kind.NOW]):
             return
         for flight in list(self):
             if flight.fetch.kind.is_urgent and not flight.is_helped and not flight.fetch.is_hedge:
-                yield flight
+                late_at = self.policy.late_at(flight.source, flight.asked_at)
+                if late_at is not None:
+                    yield late_at, flight
 
     def is_start_left(self) -> bool:
         """Whether a request that is not fill's has still to bring something. One whose chunks others brought meanwhile

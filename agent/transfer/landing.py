@@ -192,10 +192,14 @@ class Landing:
         return outcome
 
     def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int], outcome: Outcome) -> None:
+        """Ask the sources, until nothing is left. The first that sends this node elsewhere does so once: behind those
+        whom it names it is asked again, and nobody sends a node on that says so (`wait_s`). However many are busy, or
+        lie about others, a request has an end."""
         whole = len(rest) == len(fetch.chunks)
         sources = deque(cast(tuple[ChunkSource, ...], fetch.sources))
         asked: list[ChunkSource] = []
         receivers: list[ChunkSource] = []
+        wait_s = 0.0
         while sources:
             source = sources.popleft()
             if asked:
@@ -203,17 +207,20 @@ class Landing:
             asked.append(source)
             told: list[Told] = []
             try:
-                self._ask(job, fetch, source, rest, told, outcome, WAIT_S if source in receivers else 0.0)
+                self._ask(job, fetch, source, rest, told, outcome, wait_s)
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 self._desk.tried(job, rest, source, error)
                 if source not in receivers:  # who was named by another promised nothing
                     outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
                 self._desk.tried(job, rest, source, error)
-                named = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]
-                again = [source] if asked.count(source) == 1 else []
-                sources.extendleft(reversed([*named, *again]))
-                receivers += named
+                if wait_s:
+                    self._desk.source_failed(source, error)
+                else:
+                    wait_s = WAIT_S
+                    receivers = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]
+                    later = [other for other in sources if other not in receivers]
+                    sources = deque([*receivers, source, *later])
                 outcome.explained = True
             except NotYetError as error:
                 self._desk.tried(job, rest, source, error)
@@ -260,7 +267,7 @@ class Landing:
 
         def on_chunk(number: int, encoding: int, body: memoryview) -> None:
             nonlocal is_first
-            if is_first and told:
+            if is_first and told and not wait_s:  # what may wait says nothing of how long answers take
                 is_first = False
                 self._desk.answered(job, fetch, source, told[0])
             if job.store.has(number):

@@ -9,10 +9,11 @@ from agent.swarm.policy import Policy, SourceKind
 from imgdist.wire.client import OnChunk, OnHead, OnNumbers
 from imgdist.wire.messages import Priority
 
-RECEIVERS_MAX = 4
-"""Agents tried of those that a busy supernode names: then it is asked again (a guess)."""
-STRANGERS_MAX = 16
-"""Agents beyond the neighbours that are remembered: the latest that supernodes named (a guess)."""
+RECEIVERS_MAX = 2
+"""Agents tried of those that a busy source names, which are two of ours: then it is asked again."""
+STRANGERS_MAX = 64
+"""Agents beyond the neighbours that are remembered: the latest that supernodes named. Forgetting one ends what is asked
+of it, so these are more than all requests under way (20) are sent to at once (a guess)."""
 
 
 class ChunkSource(Protocol):
@@ -40,7 +41,7 @@ class ChunkSource(Protocol):
         on_head: OnHead | None = None,
         wait_s: float = 0.0,
     ) -> None:
-        """Fetch chunks of the pack named so on the wire; what is on its way to the source may take `wait_s` more."""
+        """Fetch chunks of the pack named so on the wire; `wait_s` as ChunkClient.fetch has it."""
 
     def fetch_any(
         self,
@@ -90,13 +91,14 @@ class Sources:
         self._joined.pop(source, None)
         self._policy.leave(source)
 
-    def at(self, addresses: Iterable[str], *, strangers: bool) -> list[ChunkSource]:
-        """Agents by their addresses, also those that are no neighbours or not: as many as are worth a try."""
+    def at(self, addresses: Iterable[str], now: float, *, strangers: bool) -> list[ChunkSource]:
+        """Agents by their addresses, also those that are no neighbours or not: as many as are worth a try. Whoever
+        named them knows nothing of how they treated this node: those that are silent, failed or lied are left out."""
         neighbours = {source.name: source for source in self._joined.values()}
         found: list[ChunkSource] = []
         for address in addresses:
             source = neighbours.get(address) or (self._stranger(address) if strangers else None)
-            if source is not None:
+            if source is not None and source not in found and self._policy.is_in_order(source, now):
                 found.append(source)
             if len(found) == RECEIVERS_MAX:
                 break
@@ -121,9 +123,10 @@ class Sources:
                 source.close()
 
     def _stranger(self, address: str) -> ChunkSource | None:
-        if address in self._strangers or self._closed:
-            return self._strangers.get(address)
-        source = self._strangers[address] = self._connect(address)
+        if self._closed:
+            return None
+        source = self._strangers.pop(address) if address in self._strangers else self._connect(address)
+        self._strangers[address] = source  # the one named last stands last: requests may be under way there
         while len(self._strangers) > STRANGERS_MAX:
             oldest = self._strangers.pop(next(iter(self._strangers)))
             if oldest is not None:

@@ -111,10 +111,8 @@ class Urgent:
         for want in self._wanted.values():
             yield want.expires_at
         yield from self._hedge_at.values()
-        for flight in self.flights.awaited():
-            at = self.flights.policy.late_at(flight.source)
-            if at is not None:
-                yield at
+        for late_at, _ in self.flights.awaited():
+            yield late_at
 
     def _start_wanted(self, now: float, fetches: list[Fetch]) -> None:
         flights = self.flights
@@ -151,9 +149,9 @@ class Urgent:
         """What somebody waits for at a source that is silent for too long is asked of another one, once, whatever the
         budget of second requests: readers would wait for a time-out, a mount for its metadata."""
         flights = self.flights
-        for flight in flights.awaited():
-            at, node = flights.policy.late_at(flight.source), flight.fetch.node
-            if at is None or at > now or node not in flights.layers:
+        for late_at, flight in flights.awaited():
+            node = flight.fetch.node
+            if late_at > now or node not in flights.layers:
                 continue
             chunks = flights.asked_once(flight)
             if flights.hedges >= HEDGE_SLOTS:

@@ -92,7 +92,8 @@ class ChunkClient:
     ) -> None:
         """Fetch chunks `numbers` of pack `name`, calling `on_chunk` for each in order, as it arrives, unverified.
 
-        An agent that is getting them itself may take `wait_s` until they are there.
+        `wait_s`: this node was sent elsewhere (RedirectedError), here or by another one, and is served now; an agent
+        that is getting the chunks itself may take so long, beyond `read_timeout_s`, until they are there.
 
         An exception of a callback ends the fetch and comes out as it is. Raises NotFoundError (no such pack, or a chunk
         is not there yet), RedirectedError, TemporaryError (refused, time-out, cut, busy: `retry_after_s`) and
@@ -103,7 +104,7 @@ class ChunkClient:
         def read(connection: Connection, head: ResponseHead) -> None:
             self._read_chunks(connection, head, numbers, on_chunk)
 
-        self._exchange(request, name, priority, read, on_head)
+        self._exchange(request, name, priority, read, on_head, wait_s)
 
     def fetch_any(
         self,
@@ -170,9 +171,10 @@ class ChunkClient:
         priority: Priority,
         read: Callable[[Connection, ResponseHead], None],
         on_head: OnHead | None,
+        wait_s: float = 0.0,
     ) -> None:
         """Send a request and let `read` take the body of its answer, unless that is a refusal."""
-        connection, head = self._ask(request, priority)
+        connection, head = self._ask(request, priority, self.read_timeout_s + wait_s)
         reusable = False
         refusal: ImgdistError | None = None
         try:
@@ -188,10 +190,10 @@ class ChunkClient:
         if refusal is not None:
             raise refusal
 
-    def _ask(self, request: bytes, priority: Priority) -> tuple[Connection, ResponseHead]:
+    def _ask(self, request: bytes, priority: Priority, timeout_s: float) -> tuple[Connection, ResponseHead]:
         """Send a request and read the answer's head; anew if a kept connection proves to be stale."""
         while True:
-            connection, kept = self._take(priority)
+            connection, kept = self._take(priority, timeout_s)
             head = None
             try:
                 head = connection.ask(request)
@@ -231,16 +233,16 @@ class ChunkClient:
             return TemporaryError(f"{self.address}: status {head.status}: {text}", head.retry_after_s)
         return ProtocolError(f"{self.address}: expected status 200, got {head.status}: {text}")
 
-    def _take(self, priority: Priority) -> tuple[Connection, bool]:
+    def _take(self, priority: Priority, timeout_s: float) -> tuple[Connection, bool]:
         """A connection and whether it was kept from an earlier request."""
         with self._lock:
             self._refuse_if_closed()
             if self._idle[priority]:
                 connection = self._idle[priority].pop()
                 self._busy.add(connection)
-                connection.read_timeout_s = self.read_timeout_s
+                connection.read_timeout_s = timeout_s
                 return connection, True
-        connection = Connection(self.address, self._connect_timeout_s, self.read_timeout_s)
+        connection = Connection(self.address, self._connect_timeout_s, timeout_s)
         try:
             with self._lock:
                 self._refuse_if_closed()

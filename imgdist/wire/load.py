@@ -52,12 +52,12 @@ class Load:
 
     def requests(self, priority: Priority) -> int:
         """Requests of this priority that wait or are being answered."""
-        self._set_aside()
+        self._set_stalled_aside()
         return self._requests[_ORDER.index(priority)]
 
     def ahead_bytes(self, priority: Priority) -> int:
         """What waits with this urgency or a higher one."""
-        self._set_aside()
+        self._set_stalled_aside()
         return sum(self._bytes[: _ORDER.index(priority) + 1])
 
     def wait_s(self, priority: Priority) -> float:
@@ -69,8 +69,13 @@ class Load:
         with self._lock:
             self._paused[ticket] = self._clock()
 
+    def set_aside(self, ticket: Ticket) -> None:
+        """What it asks for is not here yet: till it is resumed it counts for nobody, nor its time for the rate."""
+        with self._lock:
+            self._put_aside(ticket)
+
     def resume(self, ticket: Ticket) -> None:
-        """It has room again."""
+        """It has room again, or something to send."""
         with self._lock:
             self._bring_back(ticket)
 
@@ -99,7 +104,7 @@ class Load:
                 self._change(ticket, -ticket.left_bytes)
                 self._take_off(ticket)
 
-    def _set_aside(self) -> None:
+    def _set_stalled_aside(self) -> None:
         """Those whose readers have stalled."""
         if not self._paused:
             return
@@ -107,9 +112,12 @@ class Load:
             before = self._clock() - STALLED_S
             while self._paused and (ticket := next(iter(self._paused))) and self._paused[ticket] <= before:
                 del self._paused[ticket]
-                ticket.is_aside = True
-                self._bytes[ticket.rank] -= ticket.left_bytes
-                self._take_off(ticket)
+                self._put_aside(ticket)
+
+    def _put_aside(self, ticket: Ticket) -> None:
+        ticket.is_aside = True
+        self._bytes[ticket.rank] -= ticket.left_bytes
+        self._take_off(ticket)
 
     def _bring_back(self, ticket: Ticket) -> None:
         self._paused.pop(ticket, None)

@@ -78,6 +78,17 @@ class Precedence:
                 self._urgent -= 1
                 self._quiet_at = self._clock() + LINGER_S
 
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """What is urgent has nothing to send in the block, which is within one of `urgent`."""
+        with self._lock:
+            self._urgent -= 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._urgent += 1
+
     def stand_back(self) -> None:
         """Return when fill may send a piece: nothing urgent is or was just served, or its low share is due."""
         while (wait_s := self._wait_s()) > 0:

@@ -28,7 +28,8 @@ class ChunkRequest:
     """For chunks `numbers` of the pack `name`, to be answered in that order.
 
     `node` is where others reach the member of the swarm that asks, "" if nobody does; None: it is no member. `wait_s`:
-    so long it may take until chunks are there that are on their way to the server.
+    it was sent elsewhere once and is not again; so long it may take until chunks are there that are on their way to the
+    server.
     """
 
     name: str

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from imgdist.errors import NotFoundError, NotYetError, TemporaryError
 from imgdist.wire.answer import Answer, ChunkReader
-from imgdist.wire.load import Load
+from imgdist.wire.load import Load, Ticket
 from imgdist.wire.messages import Priority
 from imgdist.wire.precedence import Distances, Precedence
 from imgdist.wire.ratelimit import PIECE, RateLimit
@@ -23,7 +23,6 @@ from imgdist.wire.uplink import Uplink
 
 WAITING_MAX = 4
 """Slots that may wait at once for chunks that are on their way to us: half of demand's, the others serve."""
-
 
 WAIT_MAX_S = 2.0
 """However long a client is ready to wait: a slot is not to be had meanwhile (a guess)."""
@@ -51,7 +50,7 @@ class Seeder(Protocol):
 
     def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
         """Who else got all of these lately or is getting them; whoever asks is taken to get them there, or here if that
-        is nobody. Never waits."""
+        is nobody. Never waits. The numbers are as they came: most may not exist."""
 
 
 class Serving:
@@ -116,6 +115,7 @@ class Serving:
 
     def _begin(self, session: Session, request: BodyRequest) -> Answer:
         """Raises NotFoundError, TemporaryError."""
+        assert session.ticket is not None
         reader, seeder = self._shelf.open(request.name), self.seeder
         if reader is None:
             raise NotFoundError(f"pack {request.name} is not here")
@@ -125,22 +125,25 @@ class Serving:
             numbers = seeder.choose(request.name, reader, request.lacks, request.count, request.node)
         else:
             numbers = request.numbers
-            if request.wait_s:
-                self._wait(reader, request)
+            if request.wait_s and request.priority is not Priority.FILL:
+                self._wait(reader, request, session.ticket)
         answer = Answer(request, numbers, reader, time.monotonic())
         if seeder is not None and isinstance(request, ChunkRequest):
             seeder.begun(request.name, reader, numbers, request.node)
-        assert session.ticket is not None
         queue_bytes = self.load.ahead_bytes(request.priority) - session.ticket.left_bytes
         self.load.settle(session.ticket, answer.size_bytes, len(numbers))
         answer.open(max(0, queue_bytes), session.news(request.name, reader.arrivals))
         return answer
 
-    def _wait(self, reader: ChunkReader, request: ChunkRequest) -> None:
+    def _wait(self, reader: ChunkReader, request: ChunkRequest, ticket: Ticket) -> None:
+        """Nothing is sent meanwhile: others find this server as free as it is, and its link as fast."""
         if self._waiting.acquire(blocking=False):
+            self.load.set_aside(ticket)
             try:
-                reader.wait(request.numbers, min(request.wait_s, WAIT_MAX_S))
+                with self.precedence.idle():
+                    reader.wait(request.numbers, min(request.wait_s, WAIT_MAX_S))
             finally:
+                self.load.resume(ticket)
                 self._waiting.release()
 
     def _send(self, session: Session, answer: Answer) -> bool:

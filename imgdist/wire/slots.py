@@ -127,13 +127,13 @@ class Slots:
     def _elsewhere(self, request: BodyRequest, node: str) -> Refusal | None:
         """A member's demand while others are served: those who have the chunks, or are getting them, pass them on. A
         crowd that misses the same chunk at once gets it one from the other, each link busy once, instead of each with
-        its share of this link."""
+        its share of this link. Who was sent elsewhere before (`wait_s`), here or by another one, is served."""
         serving = self._serving
         if serving.seeder is None or not isinstance(request, ChunkRequest):
             return None
         addresses = serving.seeder.elsewhere(request.name, request.numbers, node)
         urgent = serving.load.requests(Priority.DEMAND) + serving.load.requests(Priority.TRACE)
-        if not addresses or not (urgent or serving.uplink.is_occupied(node)):
+        if request.wait_s or not addresses or not (urgent or serving.uplink.is_occupied(node)):
             return None
         return Refusal(307, "busy; others have it", None, addresses)
 

@@ -187,7 +187,7 @@ def test_a_crowd_that_misses_the_same_chunks_passes_them_on(
 ) -> None:
     monkeypatch.setattr(Uplink, "is_occupied", lambda uplink, node: True)  # as slow links would be
     monkeypatch.setattr(Policy, "hedge_at", lambda policy, asked_at, now: None)  # on a busy machine all are late
-    monkeypatch.setattr(Policy, "late_at", lambda policy, source: None)
+    monkeypatch.setattr(Policy, "late_at", lambda policy, source, asked_at: None)
     supernode = make_member(seeding=Seeding())
     supernode.seed()
     members = [make_member(supernode.address) for _ in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -16,10 +17,11 @@ from agent.database import Database
 from agent.frames import Frames
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
+from agent.swarm.policy import Policy
 from agent.swarm.quarantine import DENIALS_MAX
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.landing import WAIT_S
-from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource
+from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource, Sources
 from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, NotYetError, TemporaryError, UnreachableError
 from imgdist.wire.client import RedirectedError, Told
@@ -343,7 +345,7 @@ def test_who_is_named_may_be_getting_the_chunk_and_whoever_named_it_is_asked_las
     node = make_node(supernode, connect=lambda address: stranger)
     node.transfers.miss(node.store.node, START[1], 4096)
     node.view.wait(("written", node.store.node, START[1], END[1]), 5)
-    assert (supernode.asked_chunks, supernode.waits) == ([1, 1], [0.0, 0.0])
+    assert (supernode.asked_chunks, supernode.waits) == ([1, 1], [0.0, WAIT_S])
     assert (stranger.asked_chunks, stranger.waits) == ([1], [WAIT_S])
 
 
@@ -402,28 +404,81 @@ def test_a_stranger_that_fails_or_lies_is_not_asked_again(make_node: MakeNode) -
     assert image_of(node.store)[START[1] : END[2]] == LAYER.chunks[1] + LAYER.chunks[2]
 
 
-def test_strangers_are_few(make_node: MakeNode) -> None:
-    supernode = MemorySource(LAYER)
-    made: list[MemorySource] = []
+def test_strangers_are_few() -> None:
+    made: dict[str, MemorySource] = {}
 
     def connect(address: str) -> ChunkSource:
-        made.append(peer(address, MadeLayer([1], seed=9)))
-        return made[-1]
+        made[address] = peer(address)
+        return made[address]
 
-    asked = 0
+    sources = Sources(Policy(lambda: 0.0), connect)
+    first = "10.1.0.0:1"
+    for number in range(2 * STRANGERS_MAX):
+        named = [f"10.0.{number}.{i}:1" for i in range(8)]
+        assert [source.name for source in sources.at([first, *named, first], 0.0, strangers=True)] == [
+            first, *named[: RECEIVERS_MAX - 1]
+        ]  # fmt: skip
+    assert sum(not source.closed.is_set() for source in made.values()) == STRANGERS_MAX
+    assert not made[first].closed.is_set(), "it was named again and again"
+    assert sources.at([first], 0.0, strangers=False) == []
+
+
+def test_a_request_is_sent_elsewhere_once(make_node: MakeNode) -> None:
+    supernode, busy = MemorySource(LAYER), peer("10.0.0.1:1")
+    connected: list[str] = []
+
+    def connect(address: str) -> ChunkSource | None:
+        connected.append(address)
+        return busy if address == busy.name else None
 
     def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
-        nonlocal asked
-        asked += 1
-        if asked <= 8:
-            raise RedirectedError("busy", tuple(f"10.0.{asked}.{i}:1" for i in range(8)))
+        raise RedirectedError("busy", ("10.0.0.2:1",))
 
-    supernode.before = redirect
+    def redirect_who_may(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not supernode.waits[-1]:
+            raise RedirectedError("busy", ("10.0.0.1:1",))
+
+    supernode.before, busy.before = redirect_who_may, redirect
     node = make_node(supernode, connect=connect)
+    for chunk in (1, 2):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert connected == [busy.name]
+    assert busy.waits == [WAIT_S], "who sends a node on that was sent there is no better than one that fails"
+
+
+def test_nobody_is_sent_to_a_neighbour_that_failed(make_node: MakeNode) -> None:
+    supernode, failing = MemorySource(LAYER), peer("failing")
+
+    def redirect_who_may(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not supernode.waits[-1]:
+            raise RedirectedError("busy", ("failing",))
+
+    supernode.before = redirect_who_may
+    node = make_node(supernode)
+    node.meet(failing, have=0)
+    node.transfers._policy.failed(failing, time.monotonic(), 60.0)
     node.transfers.miss(node.store.node, START[1], 4096)
-    node.view.wait(("written", node.store.node, START[1], END[1]), 10)
-    assert len(made) == 8 * RECEIVERS_MAX
-    assert sum(not source.closed.is_set() for source in made) <= STRANGERS_MAX
+    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    assert supernode.waits == [0.0, WAIT_S] and not failing.asked
+
+
+def test_a_reader_is_helped_when_a_stranger_is_silent(make_node: MakeNode) -> None:
+    supernode, stranger = MemorySource(LAYER), peer("10.0.0.1:1")
+    reached = hang(stranger)
+    redirected: list[int] = []
+
+    def redirect_once(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not redirected:
+            redirected.extend(numbers)
+            raise RedirectedError("busy", ("10.0.0.1:1",))
+
+    supernode.before = redirect_once
+    node = make_node(supernode, connect=lambda address: stranger)
+    node.transfers.miss(node.store.node, START[1], 4096)
+    assert reached.wait(5)
+    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    assert supernode.asked_chunks == [1, 1] and not stranger.closed.is_set()
 
 
 def test_busy_is_not_failing(make_node: MakeNode) -> None:

@@ -87,6 +87,24 @@ def test_answers_whose_readers_stalled_count_for_nobody_until_they_go_on(load: L
     assert (load.requests(Priority.FILL), load.ahead_bytes(Priority.FILL)) == (0, 0)
 
 
+def test_what_waits_for_chunks_that_come_counts_for_nobody(load: Load, clock: Clock) -> None:
+    before = load.wait_s(Priority.DEMAND)
+    for _ in range(100):
+        ticket = load.take_on(Priority.DEMAND, 1)
+        load.set_aside(ticket)
+        assert (load.requests(Priority.DEMAND), load.ahead_bytes(Priority.FILL)) == (0, 0)
+        clock.now += 1.0
+        load.resume(ticket)
+        assert load.requests(Priority.DEMAND) == 1
+        load.settle(ticket, 100_000, 1)
+        clock.now += SLICE_S
+        load.sent(ticket, 100_000)
+        load.done(ticket)
+    assert (load.requests(Priority.DEMAND), load.wait_s(Priority.DEMAND)) == (0, before)
+    load.settle(load.take_on(Priority.DEMAND, 1), 1_000_000, 1)
+    assert load.wait_s(Priority.DEMAND) == pytest.approx(10 * SLICE_S, rel=0.05), "the rate is of the time it sent"
+
+
 def test_what_only_stalled_readers_wait_for_is_no_busy_time(load: Load, clock: Clock) -> None:
     ticket = load.take_on(Priority.FILL, 8)
     load.pause(ticket)

@@ -28,6 +28,7 @@ from imgdist.wire.answer import ChunkReader, Row
 from imgdist.wire.arrivals import Arrivals
 from imgdist.wire.client import ChunkClient, RedirectedError, Told
 from imgdist.wire.messages import Frame, Priority, encode_frame
+from imgdist.wire.precedence import Precedence
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.responses import SWITCHING, encode_head
 from imgdist.wire.server import ChunkServer
@@ -207,6 +208,44 @@ def test_a_members_demand_is_sent_to_receivers_if_there_are_any(pack: Pack) -> N
             waiting.join(0.1)
             assert waiting.is_alive()
         waiting.join(10)
+
+
+def test_who_was_sent_elsewhere_before_is_served(pack: Pack) -> None:
+    seeder = Choices()
+    seeder.others = ("10.0.0.2:7651",)
+    with (
+        serving(pack, busy_after_s=0.05, seeder=seeder) as address,
+        asking(address, node="10.0.0.1:7651") as member,
+        held(pack, address, Priority.TRACE, 1),
+    ):
+        with pytest.raises(RedirectedError):
+            fetch(member, Priority.DEMAND)
+        member.fetch(PACK, (0,), Priority.DEMAND, lambda number, encoding, body: None, wait_s=1.0)
+
+
+def test_who_waits_for_what_comes_takes_nothing_of_the_link(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    release, entered, urgent = threading.Event(), threading.Event(), []
+
+    def wait() -> None:
+        entered.set()
+        release.wait(20)
+
+    pack.on_wait = wait
+    monkeypatch.setattr(Precedence, "stand_back", lambda precedence: urgent.append(precedence._urgent))
+
+    def ask() -> None:
+        client.fetch(PACK, range(8), Priority.DEMAND, lambda number, encoding, body: None, wait_s=1.0)
+
+    with serving(pack) as address, asking(address) as client:
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        try:
+            assert entered.wait(10)
+            assert fetch(client, Priority.FILL).queue_bytes == 0
+            assert set(urgent) == {0}, "fill does not stand back for it"
+        finally:
+            release.set()
+            waiting.join()
 
 
 def test_a_member_is_served_while_nobody_else_is(pack: Pack) -> None:

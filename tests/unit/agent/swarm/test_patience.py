@@ -80,6 +80,7 @@ def test_a_peer_that_may_wait_gets_the_time_for_it() -> None:
 
     with server(answer) as peer:
         assert ask(peer, wait_s=2 * SHORT_S) >= 2.9 * SHORT_S
+        assert peer._client.read_timeout_s == SHORT_S, "others that are asked meanwhile have no more"
 
 
 def test_a_silent_peer_is_given_up_on_a_kept_connection_too() -> None:
