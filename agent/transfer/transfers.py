@@ -1,7 +1,7 @@
-"""The transfers of one node: events in (misses, jobs, traces, fill), requests out, threads that carry them out.
+"""The transfers of one node, put together: events in (layers, misses, jobs, traces, fill, sources), chunks out.
 
-`Scheduler` decides what and when, `Policy` from whom, under one lock; what they decide goes to the demand threads or
-the bulk threads, which run `Landing`. A ticker thread calls again when time alone changes the decision.
+`Scheduler` decides what and when, `Policy` from whom, under one lock; `Engine` hands what they decide to threads, which
+run `Landing`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.swarm.policy import Policy, SourceKind, SourceRow
 from agent.transfer.attempts import Attempts
-from agent.transfer.crew import Crew
 from agent.transfer.desk import Desk, OnHere
+from agent.transfer.engine import Engine
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
-from agent.transfer.flights import BULK_SLOTS
 from agent.transfer.gate import FillGate
 from agent.transfer.landing import Job, Landing, Outcome, View
 from agent.transfer.lapses import Lapses
 from agent.transfer.pace import Pace
-from agent.transfer.prober import Prober
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.urgent import DEMAND_SLOTS, HEDGE_SLOTS
@@ -40,8 +38,6 @@ from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
 
 _log = logging.getLogger("imgdist.agent")
 
-BULK_NICE = 5
-"""Niceness of bulk threads. More would let them be preempted for long while they hold the GIL (a guess)."""
 NOW_DEADLINE_S = 60.0
 """As a reader's."""
 
@@ -94,13 +90,19 @@ class Transfers:
         self._jobs: dict[int, Job] = {}
         self._waiters = Waiters(self._scheduler.give_up)
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)  # a request ended, a layer became whole, or we stop
-        self._earlier = threading.Condition(self._lock)  # the ticker must wake before `_tick_at`
-        self._tick_at = float("inf")
-        self._stopping = False
         attempts = self._attempts = Attempts()
         self._lapses = Lapses(self._lock, self._scheduler, attempts, self._figures, clock, self._sources.name)
-        self._prober = Prober(self._lock, self._scheduler, clock, self._pump)
+        self._engine = Engine(
+            self._lock,
+            self._scheduler,
+            self._waiters,
+            self._figures,
+            clock,
+            jobs=self._jobs,
+            carry_out=self._carry_out,
+            demand_threads=DEMAND_SLOTS + (HEDGE_SLOTS if swarm or len(supernodes) > 1 else 0),
+        )
+        self._pump = self._engine.pump
         self._desk = Desk(
             self._lock,
             self._scheduler,
@@ -110,16 +112,13 @@ class Transfers:
             self._figures,
             clock,
             pump=self._pump,
-            complete=lambda job: self._bulk.start(partial(self._complete, job)),
+            complete=self._completes,
             lost=on_pack_lost,
             refused=on_disk_refused,
         )
         for source in supernodes:
             self._sources.join(source, SourceKind.SUPERNODE, clock())
-        self._demand = Crew("demand", DEMAND_SLOTS + (HEDGE_SLOTS if swarm or len(supernodes) > 1 else 0))
-        self._bulk = Crew("bulk", BULK_SLOTS, BULK_NICE)
-        self._ticker = threading.Thread(target=self._tick, name="transfer-tick", daemon=True)
-        self._ticker.start()
+        self._engine.start()
 
     # Layers.
 
@@ -143,7 +142,7 @@ class Transfers:
             is_whole = self._scheduler.add(node, store.index, missing)
             self._scheduler.copyable(node, copies)
             if is_whole:
-                self._bulk.start(partial(self._complete, job))
+                self._completes(job)
 
     def add_early(self, store: EarlyStore) -> None:
         """Begin to take the chunks of a layer that has no seal yet, as fill: `grow` says which. Nobody reads it, and it
@@ -179,7 +178,7 @@ class Transfers:
             self._attempts.removed(node)
             self._desk.overflow.forget(node)
             self._waiters.fail(lambda waiter: waiter.node == node, NotFoundError(f"layer {node} was removed"))
-            self._changed.wait_for(lambda: not self._scheduler.in_flight(node))
+            self._engine.changed.wait_for(lambda: not self._scheduler.in_flight(node))
 
     def expects(self, node: int, chunk: int) -> bool:
         """Whether a chunk is on its way. Without the lock: for a moment it may be wrong."""
@@ -257,24 +256,20 @@ class Transfers:
         with self._lock:
             self._scheduler.drain(True)
             self._pump()
-            self._changed.wait_for(lambda: self._stopping or not self._scheduler.incomplete(), deadline_s)
+            engine, scheduler = self._engine, self._scheduler
+            engine.changed.wait_for(lambda: engine.is_stopping or not scheduler.incomplete(), deadline_s)
             self._scheduler.drain(False)
             return self._scheduler.incomplete()
 
     def stop(self) -> None:
         """Cut what is in flight, end all threads and close the sources."""
         with self._lock:
-            if self._stopping:
+            if self._engine.is_stopping:
                 return
-            self._stopping = True
+            self._engine.end()
             self._waiters.fail(lambda waiter: True, TemporaryError("the agent is stopping"))
-            self._changed.notify_all()
-            self._earlier.notify()
         self._sources.close()
-        self._ticker.join()
-        self._prober.stop()
-        self._demand.stop()
-        self._bulk.stop()
+        self._engine.join()
 
     # Sources.
 
@@ -319,37 +314,14 @@ class Transfers:
         with self._lock:
             return [replace(row, source=self._sources.name(row.source)) for row in self._policy.rows()]
 
-    # Threads.
+    # What threads do.
 
-    def _pump(self) -> None:
-        """Hand out what is due and see that the ticker calls again in time; the lock is held."""
-        if self._stopping:
-            return
-        now = self._clock()
-        self._prober.start_due(now)
-        for fetch in self._scheduler.due(now):
-            crew = self._demand if fetch.kind.is_urgent else self._bulk
-            if fetch.is_hedge:
-                self._figures.hedge_asked()
-            crew.start(partial(self._run, self._jobs[fetch.node], fetch))
-        if self._wake_at(now) < self._tick_at:
-            self._earlier.notify()
+    def _carry_out(self, job: Job, fetch: Fetch) -> Outcome:
+        return Landing(self._desk, self._view, self._clock).run(job, fetch)
 
-    def _wake_at(self, now: float) -> float:
-        wake_at = self._scheduler.wake_at(now)
-        times = [*self._waiters.deadlines, *self._prober.wake_times()]
-        return min(times if wake_at is None else [wake_at, *times], default=float("inf"))
-
-    def _run(self, job: Job, fetch: Fetch) -> None:
-        outcome = Outcome()
-        try:
-            outcome = Landing(self._desk, self._view, self._clock).run(job, fetch)
-        finally:
-            with self._lock:
-                goes_on = fetch.picked and outcome.explained
-                self._scheduler.finished(fetch, self._clock(), outcome.round_trip_s, outcome.bad, goes_on=goes_on)
-                self._pump()
-                self._changed.notify_all()
+    def _completes(self, job: Job) -> None:
+        """All of a layer is in its image."""
+        self._engine.bulk.start(partial(self._complete, job))
 
     def _complete(self, job: Job) -> None:
         store = job.store
@@ -370,7 +342,7 @@ class Transfers:
             return
         job.twins.clear()
         with self._lock:
-            self._changed.notify_all()
+            self._engine.changed.notify_all()
         self._on_layer_complete(store)
 
     def _fill_again(self, job: Job, store: LayerStore) -> None:
@@ -386,16 +358,6 @@ class Transfers:
         lost = [chunk for chunk in chunks if not job.store.has(chunk)]
         self._scheduler.lost(job.node, lost)
         return bool(lost)
-
-    def _tick(self) -> None:
-        with self._lock:
-            while not self._stopping:
-                now = self._clock()
-                self._waiters.expire(now)
-                self._tick_at = float("inf")
-                self._pump()
-                self._tick_at = self._wake_at(now)
-                self._earlier.wait(None if self._tick_at == float("inf") else max(0.001, self._tick_at - now))
 
     def _withdrawn(self, future: Future[None]) -> None:
         """A job's future ended; if the job itself cancelled it, what only it wanted is not fetched."""
