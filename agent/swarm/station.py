@@ -28,10 +28,9 @@ from imgdist.wire import tracker
 from imgdist.wire.messages import Priority
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.server import ChunkServer
+from imgdist.wire.slots import BUSY_AFTER_S
 from imgdist.wire.tracker import Peer, Share
 
-BUSY_AFTER_S = 0.05
-"""What waits longer for its turn is sent elsewhere: a neighbour has others to ask."""
 _STOP_S = 1.0
 
 
