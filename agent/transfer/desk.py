@@ -194,7 +194,8 @@ class Desk:
         self, job: Job, chunk: int, raw: memoryview, answered_at: float | None, error: OSError, *, told: bool
     ) -> bool:
         """The disk did not take a verified chunk. Who waits for it gets it from memory, where it is kept for a while;
-        nobody counts it as here. Fill and traces wait, for a full disk refuses them all."""
+        nobody counts it as here. Fill and traces wait, for a full disk refuses them all. `told`: the view is about to
+        answer who waits; False if the chunk is to be tried again."""
         self._figures.refused(len(raw))
         self._refused(error, job.name)
         with self._lock:

@@ -358,8 +358,13 @@ class Landing:
         try:
             job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
         except OSError as error:
-            told = self._hold(job, chunk, raw)
-            if not self._desk.refused(job, chunk, raw, answered_at, error, told=told):
+            slot = self._view.acquire_ring()
+            passed = self._desk.refused(job, chunk, raw, answered_at, error, told=slot is not None)
+            if slot is not None:
+                # Only then: a read that parks too late for this is told to us as a miss, and is asked for again.
+                self._view.ring(slot)[: len(raw)] = raw
+                self._view.held(job.node, start, end, slot)
+            if not passed:
                 raise
             return
         frames = job.store.frames
@@ -368,16 +373,6 @@ class Landing:
         if self._desk.landed(job, fetch, chunk, source, len(body), answered_at or self._clock()):
             # Only then: each read that the view parks is told to us as a miss, so nobody else is waiting for this.
             self._view.written(job.node, start, end)
-
-    def _hold(self, job: Job, chunk: int, raw: memoryview) -> bool:
-        """Have reads that need this chunk and others gather them; False if the ring has no room."""
-        slot = self._view.acquire_ring()
-        if slot is None:
-            return False
-        self._view.ring(slot)[: len(raw)] = raw
-        start = job.store.index.start(chunk)
-        self._view.held(job.node, start, start + len(raw), slot)
-        return True
 
 
 def _where_it_broke(fetch: Fetch, expected: Sequence[int], asked: Sequence[int]) -> int:
