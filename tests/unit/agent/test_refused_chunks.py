@@ -100,6 +100,23 @@ def test_the_next_reader_has_it_from_memory_and_the_disk_when_it_takes_it(make_n
     assert node.store.has(1) and node.source.asked_chunks.count(1) == 1
 
 
+def test_a_read_that_parks_just_after_the_chunk_was_handed_out_is_answered(
+    make_node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node()
+    key = ("held", node.store.node, START[1], END[1])
+    hand_out = node.view.held
+
+    def held(number: int, start: int, end: int, slot: int) -> None:
+        hand_out(number, start, end, slot)
+        if start == START[1] and node.view.events.count(key) == 1:
+            node.transfers.miss(number, START[1], 4096)
+
+    monkeypatch.setattr(node.view, "held", held)
+    node.transfers.miss(node.store.node, START[1], 4096)
+    wait_until(lambda: node.view.events.count(key) == 2, "handed out again", 5)
+
+
 def test_a_ring_without_room_keeps_the_reader_waiting_not_without_bytes(make_node: Callable[..., Node]) -> None:
     node = make_node(slots=0)
     node.transfers.miss(node.store.node, START[1], 4096)
