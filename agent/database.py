@@ -31,6 +31,7 @@ _TWINS = """
 SELECT mine.number, other.node, other.number FROM chunks AS mine
 JOIN chunks AS other ON other.prefix = mine.prefix AND other.node != mine.node WHERE mine.node = ?
 """
+_KNOWN = "SELECT 1 FROM chunks WHERE node = ? LIMIT 1"
 _HOLDERS = "SELECT node, number FROM chunks WHERE prefix = ?"
 _CACHE_KIB = 512  # the file is in the page cache as well
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -96,9 +97,11 @@ class Database:
         return dict(rows)
 
     def add_chunks(self, node: int, digests: Iterable[tuple[int, bytes]]) -> None:
-        """Record (chunk number, digest) of a pack; idempotent."""
-        rows = [(_prefix(digest), node, number) for number, digest in digests]
-        self._write("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", *rows)
+        """Record (chunk number, digest) of a pack, all of them at once. Where they are recorded already, `digests` is not
+        looked at: a start would spend most of its time on them."""
+        if self._run(lambda connection: connection.execute(_KNOWN, (node,)).fetchone()) is None:
+            rows = [(_prefix(digest), node, number) for number, digest in digests]
+            self._write("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", *rows)
 
     def twins(self, node: int) -> list[Twin]:
         """Chunks of a pack that other packs have too, wherever their bytes are present by now or not."""

@@ -52,6 +52,21 @@ def test_twins_are_found_in_other_packs_only(database: Database) -> None:
     assert database.twins(two) == []
 
 
+def test_chunks_that_are_recorded_already_are_not_looked_at(database: Database) -> None:
+    one, two = database.node_of(bytes(32)), database.node_of(bytes([1]) * 32)
+    chunks = [(number, bytes([number]) * 32) for number in range(3)]
+    for node in (one, two):
+        database.add_chunks(node, chunks)
+    unread = iter(chunks)
+    database.add_chunks(one, unread)
+    assert len(list(unread)) == 3 and len(database.twins(one)) == 3
+    database.forget(one)
+    assert database.twins(two) == []
+    again = database.node_of(bytes(32))
+    database.add_chunks(again, unread := iter(chunks))
+    assert list(unread) == [] and len(database.twins(again)) == 3
+
+
 @pytest.mark.parametrize("damage", ["schema", "foreign", "torn"])
 def test_a_damaged_file_is_set_aside_and_made_anew(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
