@@ -97,8 +97,8 @@ class Database:
         return dict(rows)
 
     def add_chunks(self, node: int, digests: Iterable[tuple[int, bytes]]) -> None:
-        """Record (chunk number, digest) of a pack, all of them at once. Where they are recorded already, `digests` is not
-        looked at: a start would spend most of its time on them."""
+        """Record (chunk number, digest) of a pack, all of them at once. Where they are recorded already, `digests` are
+        not looked at: a start would spend most of its time on them."""
         if self._run(lambda connection: connection.execute(_KNOWN, (node,)).fetchone()) is None:
             rows = [(_prefix(digest), node, number) for number, digest in digests]
             self._write("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", *rows)
