@@ -12,8 +12,6 @@ import sqlite3
 import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,45 +19,18 @@ import msgspec
 from grpclib.server import Server
 
 from agent import api
-from agent.catalog import Catalog
-from agent.chunkstore import ChunkStore
-from agent.database import Database
 from agent.draining import Draining
-from agent.early import EarlyLayers
-from agent.figures import FailedReads
-from agent.images import Images
-from agent.known_images import KnownImages
 from agent.launch import supernode_urls
-from agent.layerstore import LayerStore
+from agent.lazynode import LazyNode, lazy_node
 from agent.leaving import leave
-from agent.mounter import Mounter
-from agent.mounts import ImageMounts
 from agent.snapshotter import grpc
 from agent.snapshotter.core import Snapshotter
-from agent.snapshotter.packs import Sharing
 from agent.snapshotter.server import SnapshotsServer
-from agent.space.figures import SpaceFigures
-from agent.space.keeper import SpaceKeeper
 from agent.space.room import no_room
-from agent.strays import Strays
-from agent.supernode_client import SupernodeClient
-from agent.supernodes import SupernodeChunks, Supernodes
-from agent.swarm.patience import Patience
-from agent.swarm.peers import reach
-from agent.swarm.station import Station
-from agent.taking import NodeLayers
-from agent.tracekeeper import TraceKeeper
-from agent.tracing import TraceRecorder
-from agent.transfer.gate import FillGate
-from agent.transfer.pace import Pace
-from agent.transfer.transfers import Transfers
 from agent.unused import Unused
-from fuse.link import ViewLink
 from imgdist import daemon, holder_client, rootformat
 from imgdist.config import AgentConfig
 from imgdist.errors import ImgdistError
-from imgdist.oci.platform import Platform
-from imgdist.space import Watermarks
 
 log = logging.getLogger("imgdist.agent")
 
@@ -74,20 +45,6 @@ _CLOSING_S = 3.0
 
 class _Stopped(Exception):
     """SIGTERM, or the holder is gone: ends the task group in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class _LazyNode:
-    catalog: Catalog
-    images: Images
-    mounts: ImageMounts
-    own_snapshots: Snapshotter
-    sharing: Sharing
-    layers: NodeLayers
-    strays: Strays
-    keeper: TraceKeeper
-    space: SpaceKeeper
-    swarm: Station | None
 
 
 def main() -> int:
@@ -136,7 +93,7 @@ async def serve(config: AgentConfig, holder: holder_client.Holder, *, lazy: bool
         rootformat.mark(Path(config.root))
         try:
             async with asyncio.TaskGroup() as tasks:
-                node = await _lazy_node(config, holder, stack, tasks) if lazy else None
+                node = await lazy_node(config, holder, stack, tasks) if lazy else None
                 if not stop.is_set():
                     snapshotter, server, calls = await _serve_sockets(config, holder, node, stack, tasks)
                     holder.ready()
@@ -166,131 +123,10 @@ async def _own(root: Path, stack: AsyncExitStack) -> None:
     raise ImgdistError(f"{root}: another agent uses it; stop that one or choose another --root")
 
 
-async def _lazy_node(
-    config: AgentConfig, holder: holder_client.Holder, stack: AsyncExitStack, tasks: asyncio.TaskGroup
-) -> _LazyNode:
-    """Build the parts of an agent that shows layers lazily, and take up what earlier ones left."""
-    root, run, loop = Path(config.root), Path(config.run), asyncio.get_running_loop()
-    urls = supernode_urls(config)
-    clients = [SupernodeClient(url) for url in urls]
-    supernodes = Supernodes(clients)
-    stack.push_async_callback(supernodes.close)
-    database = Database(root / "agent.db")
-    stack.callback(database.close)
-    listener = holder.fds.get("socket:peer")
-    chunks = ChunkStore(root / "packs", database, keep_frames=listener is not None)
-    stack.callback(chunks.close)
-    recorder = TraceRecorder(config.trace.window_s)
-    keeper = TraceKeeper(recorder, supernodes)
-
-    def missed(node: int, start: int, length: int) -> None:
-        transfers.miss(node, start, length)
-
-    def touched(touches: list[tuple[int, int, int]]) -> None:
-        transfers.touched(touches)  # here, in the link's thread: fill makes way at once
-        loop.call_soon_threadsafe(keeper.touched, touches)
-
-    def completed(store: LayerStore) -> None:
-        loop.call_soon_threadsafe(catalog.completed, store.pack_id.hex())
-
-    def lapsed(node: int, start: int, length: int, waited_s: float) -> None:
-        transfers.lapsed(node, start, length, waited_s)
-
-    def lost(pack_id: str) -> None:
-        loop.call_soon_threadsafe(lambda: images.lost(pack_id))
-
-    def refused(error: OSError, name: str) -> None:
-        loop.call_soon_threadsafe(lambda: space.refused(error, name))
-
-    async def make_room(size_bytes: int) -> bool:
-        return await space.make_room(size_bytes)
-
-    link = ViewLink(str(run / "view.sock"), missed, touched, FailedReads().failed, lapsed)
-    stack.callback(link.close)
-    seeds = [SupernodeChunks(url) for url in urls]
-    connect = partial(reach, allow_plain=config.allow_plain, patience=Patience(), node=lambda: seeds[0].node or "")
-    transfers = Transfers(
-        link,
-        seeds,
-        twins=chunks.twins,
-        on_layer_complete=completed,
-        on_pack_lost=lost,
-        on_disk_refused=refused,
-        read_deadline_s=config.read.wait_s,
-        gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
-        pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
-        swarm=listener is not None,
-        connect=connect,
-    )
-    stack.callback(transfers.stop)
-    swarm = None
-    if listener is not None:
-        swarm = Station(config, socket.socket(fileno=listener), transfers, seeds, connect, tasks)
-        stack.push_async_callback(swarm.close)
-    mounter = Mounter(root / "l", run / "view", link)
-    catalog = Catalog(
-        chunks,
-        mounter,
-        transfers,
-        tasks,
-        fill=config.fill.mode == "full",
-        switch_idle_s=config.switch.idle_s,
-        show=swarm.show if swarm is not None else lambda store: None,
-        hide=swarm.hide if swarm is not None else lambda store: None,
-        make_room=make_room,
-    )
-    # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
-    takes_early = config.fill.mode == "full" and bool(config.supernode)
-    early = EarlyLayers(chunks, transfers, tasks, enabled=takes_early, swarm=swarm)
-    known = KnownImages(root / "images")
-    images = Images(
-        supernodes,
-        catalog,
-        early,
-        known,
-        transfers,
-        recorder,
-        tasks,
-        platform=str(Platform.of_this_machine()),
-        traces=config.trace.enabled,
-        prefetch=config.fill.mode != "none",
-    )
-    layers = NodeLayers(images, catalog, lambda: space.wake())
-    sharing = Sharing()
-    space = SpaceKeeper(
-        root / "packs",
-        Watermarks(config.space.high, config.space.low, config.space.max_bytes),
-        catalog,
-        chunks,
-        images.forget_without,
-        sharing,
-        SpaceFigures(),
-        min_age_s=config.space.min_age_s,
-        served_at=swarm.served_at if swarm is not None else lambda node: None,
-    )
-    own_snapshots = Snapshotter(
-        root / "mounts",
-        layers,
-        take_over_timeout_s=config.prepare_timeout_s,
-        sharing=sharing,
-        user="`imgdist mount`",
-        make_room=make_room,
-    )
-    stack.callback(own_snapshots.close)
-    await asyncio.to_thread(lambda: database.reserve(mounter.highest_node()))
-    await catalog.recover()
-    link.start()
-    mounts = ImageMounts(images, own_snapshots)
-    if swarm is not None:
-        swarm.start()
-    strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
-    return _LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, strays, keeper, space, swarm)
-
-
 async def _serve_sockets(
     config: AgentConfig,
     holder: holder_client.Holder,
-    node: _LazyNode | None,
+    node: LazyNode | None,
     stack: AsyncExitStack,
     tasks: asyncio.TaskGroup,
 ) -> tuple[Snapshotter, SnapshotsServer, api.Calls]:
@@ -322,12 +158,12 @@ async def _serve_sockets(
     return snapshotter, server, calls
 
 
-def _api_node(node: _LazyNode, snapshotter: Snapshotter) -> api.Node:
+def _api_node(node: LazyNode, snapshotter: Snapshotter) -> api.Node:
     draining = Draining(node.catalog, node.layers, (snapshotter, node.own_snapshots))
     return api.Node(node.catalog, node.images, node.mounts, draining, node.space, node.swarm)
 
 
-async def _recover(node: _LazyNode | None, snapshotter: Snapshotter) -> None:
+async def _recover(node: LazyNode | None, snapshotter: Snapshotter) -> None:
     """Beside serving: mount again what snapshots use, rescue what a view left that died, unmount what nobody uses."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_tried("containerd's layers", snapshotter.recover()))
@@ -356,7 +192,7 @@ async def _close(server: Server) -> None:
         log.warning("a call of containerd is cut off")
 
 
-async def _leave(server: SnapshotsServer, calls: api.Calls, node: _LazyNode | None) -> NoReturn:
+async def _leave(server: SnapshotsServer, calls: api.Calls, node: LazyNode | None) -> NoReturn:
     """Make room for a successor, at once as soon as nobody waits for an answer of ours."""
 
     async def farewell() -> None:
@@ -371,7 +207,7 @@ async def _leave(server: SnapshotsServer, calls: api.Calls, node: _LazyNode | No
     os._exit(0)
 
 
-async def _finish(node: _LazyNode, timeout_s: float) -> None:
+async def _finish(node: LazyNode, timeout_s: float) -> None:
     """No new work; what is shown is completed and switched, and what could not be is named. What follows, the end of
     calls and closing, has its share of `timeout_s`."""
     node.layers.stop()
@@ -389,7 +225,7 @@ async def _finish(node: _LazyNode, timeout_s: float) -> None:
         )
 
 
-async def _unmount_forgotten(node: _LazyNode, timeout_s: float) -> None:
+async def _unmount_forgotten(node: LazyNode, timeout_s: float) -> None:
     """What `imgdist umount` has just freed is not left mounted by a stop that follows at once."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -1,0 +1,246 @@
+"""The parts of an agent that shows layers lazily, put together: the larger half of its composition root."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from agent.catalog import Catalog
+from agent.chunkstore import ChunkStore
+from agent.database import Database
+from agent.early import EarlyLayers
+from agent.figures import FailedReads
+from agent.images import Images
+from agent.known_images import KnownImages
+from agent.launch import supernode_urls
+from agent.layerstore import LayerStore
+from agent.mounter import Mounter
+from agent.mounts import ImageMounts
+from agent.snapshotter.core import Snapshotter
+from agent.snapshotter.packs import Sharing
+from agent.space.figures import SpaceFigures
+from agent.space.keeper import SpaceKeeper
+from agent.strays import Strays
+from agent.supernode_client import SupernodeClient
+from agent.supernodes import SupernodeChunks, Supernodes
+from agent.swarm.patience import Patience
+from agent.swarm.peers import reach
+from agent.swarm.station import Station
+from agent.taking import NodeLayers
+from agent.tracekeeper import TraceKeeper
+from agent.tracing import TraceRecorder
+from agent.transfer.gate import FillGate
+from agent.transfer.pace import Pace
+from agent.transfer.sources import ChunkSource
+from agent.transfer.transfers import Transfers
+from fuse.link import ViewLink
+from imgdist import holder_client
+from imgdist.config import AgentConfig
+from imgdist.oci.platform import Platform
+from imgdist.space import Watermarks
+
+
+@dataclass(frozen=True, slots=True)
+class LazyNode:
+    """What the rest of the agent uses of it."""
+
+    catalog: Catalog
+    images: Images
+    mounts: ImageMounts
+    own_snapshots: Snapshotter
+    sharing: Sharing
+    layers: NodeLayers
+    strays: Strays
+    keeper: TraceKeeper
+    space: SpaceKeeper
+    swarm: Station | None
+
+
+class _Events:
+    """What parts tell others that are made after them, from whatever thread. All are set before anybody speaks."""
+
+    catalog: Catalog
+    images: Images
+    keeper: TraceKeeper
+    space: SpaceKeeper
+    transfers: Transfers
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def missed(self, node: int, start: int, length: int) -> None:
+        self.transfers.miss(node, start, length)
+
+    def touched(self, touches: list[tuple[int, int, int]]) -> None:
+        self.transfers.touched(touches)  # here, in the link's thread: fill makes way at once
+        self._loop.call_soon_threadsafe(self.keeper.touched, touches)
+
+    def lapsed(self, node: int, start: int, length: int, waited_s: float) -> None:
+        self.transfers.lapsed(node, start, length, waited_s)
+
+    def completed(self, store: LayerStore) -> None:
+        self._loop.call_soon_threadsafe(self.catalog.completed, store.pack_id.hex())
+
+    def lost(self, pack_id: str) -> None:
+        self._loop.call_soon_threadsafe(lambda: self.images.lost(pack_id))
+
+    def refused(self, error: OSError, name: str) -> None:
+        self._loop.call_soon_threadsafe(lambda: self.space.refused(error, name))
+
+    def wake_space(self) -> None:
+        self.space.wake()
+
+    async def make_room(self, size_bytes: int) -> bool:
+        return await self.space.make_room(size_bytes)
+
+
+async def lazy_node(
+    config: AgentConfig, holder: holder_client.Holder, stack: AsyncExitStack, tasks: asyncio.TaskGroup
+) -> LazyNode:
+    """Make the parts and take up what earlier agents left; the view is told, and speaks, from then on."""
+    root, run = Path(config.root), Path(config.run)
+    events, sharing = _Events(), Sharing()
+    urls = supernode_urls(config)
+    supernodes = Supernodes([SupernodeClient(url) for url in urls])
+    stack.push_async_callback(supernodes.close)
+    database = Database(root / "agent.db")
+    stack.callback(database.close)
+    listener = holder.fds.get("socket:peer")
+    chunks = ChunkStore(root / "packs", database, keep_frames=listener is not None)
+    stack.callback(chunks.close)
+    recorder = TraceRecorder(config.trace.window_s)
+    events.keeper = TraceKeeper(recorder, supernodes)
+    link = ViewLink(str(run / "view.sock"), events.missed, events.touched, FailedReads().failed, events.lapsed)
+    stack.callback(link.close)
+
+    seeds = [SupernodeChunks(url) for url in urls]
+    connect = partial(reach, allow_plain=config.allow_plain, patience=Patience(), node=lambda: seeds[0].node or "")
+    transfers = events.transfers = _transfers(config, link, seeds, chunks, connect, events, swarm=listener is not None)
+    stack.callback(transfers.stop)
+    swarm = None
+    if listener is not None:
+        swarm = Station(config, socket.socket(fileno=listener), transfers, seeds, connect, tasks)
+        stack.push_async_callback(swarm.close)
+
+    mounter = Mounter(root / "l", run / "view", link)
+    catalog = events.catalog = _catalog(config, chunks, mounter, transfers, swarm, events, tasks)
+    images = events.images = _images(config, supernodes, catalog, chunks, transfers, swarm, recorder, tasks)
+    layers = NodeLayers(images, catalog, events.wake_space)
+    events.space = _space(config, catalog, chunks, images, sharing, swarm)
+    own_snapshots = Snapshotter(
+        root / "mounts",
+        layers,
+        take_over_timeout_s=config.prepare_timeout_s,
+        sharing=sharing,
+        user="`imgdist mount`",
+        make_room=events.make_room,
+    )
+    stack.callback(own_snapshots.close)
+
+    await asyncio.to_thread(lambda: database.reserve(mounter.highest_node()))
+    await catalog.recover()
+    link.start()
+    if swarm is not None:
+        swarm.start()
+    mounts = ImageMounts(images, own_snapshots)
+    strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
+    return LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, strays, events.keeper, events.space, swarm)
+
+
+def _transfers(
+    config: AgentConfig,
+    link: ViewLink,
+    seeds: list[SupernodeChunks],
+    chunks: ChunkStore,
+    connect: Callable[[str], ChunkSource | None],
+    events: _Events,
+    *,
+    swarm: bool,
+) -> Transfers:
+    return Transfers(
+        link,
+        seeds,
+        twins=chunks.twins,
+        on_layer_complete=events.completed,
+        on_pack_lost=events.lost,
+        on_disk_refused=events.refused,
+        read_deadline_s=config.read.wait_s,
+        gate=FillGate(config.fill.quiet_s, config.fill.patience_s),
+        pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
+        swarm=swarm,
+        connect=connect,
+    )
+
+
+def _catalog(
+    config: AgentConfig,
+    chunks: ChunkStore,
+    mounter: Mounter,
+    transfers: Transfers,
+    swarm: Station | None,
+    events: _Events,
+    tasks: asyncio.TaskGroup,
+) -> Catalog:
+    return Catalog(
+        chunks,
+        mounter,
+        transfers,
+        tasks,
+        fill=config.fill.mode == "full",
+        switch_idle_s=config.switch.idle_s,
+        show=swarm.show if swarm is not None else lambda store: None,
+        hide=swarm.hide if swarm is not None else lambda store: None,
+        make_room=events.make_room,
+    )
+
+
+def _images(
+    config: AgentConfig,
+    supernodes: Supernodes,
+    catalog: Catalog,
+    chunks: ChunkStore,
+    transfers: Transfers,
+    swarm: Station | None,
+    recorder: TraceRecorder,
+    tasks: asyncio.TaskGroup,
+) -> Images:
+    # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
+    takes_early = config.fill.mode == "full" and bool(config.supernode)
+    return Images(
+        supernodes,
+        catalog,
+        EarlyLayers(chunks, transfers, tasks, enabled=takes_early, swarm=swarm),
+        KnownImages(Path(config.root) / "images"),
+        transfers,
+        recorder,
+        tasks,
+        platform=str(Platform.of_this_machine()),
+        traces=config.trace.enabled,
+        prefetch=config.fill.mode != "none",
+    )
+
+
+def _space(
+    config: AgentConfig,
+    catalog: Catalog,
+    chunks: ChunkStore,
+    images: Images,
+    sharing: Sharing,
+    swarm: Station | None,
+) -> SpaceKeeper:
+    return SpaceKeeper(
+        Path(config.root) / "packs",
+        Watermarks(config.space.high, config.space.low, config.space.max_bytes),
+        catalog,
+        chunks,
+        images.forget_without,
+        sharing,
+        SpaceFigures(),
+        min_age_s=config.space.min_age_s,
+        served_at=swarm.served_at if swarm is not None else lambda node: None,
+    )
