@@ -1,4 +1,4 @@
-"""How full a file system may become: what agent and supernode hold their disks against."""
+"""How full a file system may become, and why a pack stays: what agent and supernode share when space is short."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ class Watermarks:
             above = disk.used_bytes - int(self.low * disk.total_bytes)
         beyond = own_bytes - self.max_bytes if self.max_bytes else 0
         return max(above, beyond, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A pack that stays, and why."""
+
+    pack_id: str
+    size_bytes: int
+    why: str
+
+
+def too_young(used_at: float, now: float, least_age_s: float) -> str:
+    """Why a pack that was used then (seconds since 1970) stays for its age; "" if it need not. A clock that was set
+    back makes it young."""
+    age_s = max(0.0, now - used_at)
+    return f"used {age_s:.0f} s ago, kept for {least_age_s:.0f} s" if age_s < least_age_s else ""
 
 
 def disk_of(path: Path) -> Disk:

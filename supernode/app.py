@@ -174,20 +174,23 @@ async def _serve(
         async with asyncio.TaskGroup() as tasks:
             work = [tasks.create_task(part.run()) for part in (fetcher, tracker, space)]
             await chunk_process.wait_ready()
-            sites = [(application(parts), listener)]
-            if metrics_listener is not None:
-                sites.append((metrics_application(parts), metrics_listener))
             async with AsyncExitStack() as servers:
-                for app, bound in sites:
-                    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
-                    await runner.setup()
-                    servers.push_async_callback(runner.cleanup)
-                    await web.SockSite(runner, bound, backlog=1024).start()
+                await _answer(application(parts), listener, servers)
+                if metrics_listener is not None:
+                    await _answer(metrics_application(parts), metrics_listener, servers)
                 servers.callback(tracker.close)
                 stopped_by = await _until(told_to_stop, holder, fetcher)
             for task in work:
                 task.cancel()
         return stopped_by
+
+
+async def _answer(app: web.Application, listener: socket, servers: AsyncExitStack) -> None:
+    """Answer requests until `servers` is closed."""
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    servers.push_async_callback(runner.cleanup)
+    await web.SockSite(runner, listener, backlog=1024).start()
 
 
 def _signals() -> asyncio.Future[int]:

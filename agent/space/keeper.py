@@ -21,9 +21,9 @@ from agent.snapshotter.packs import Sharing
 from agent.space import lastuse
 from agent.space.disk import directory_bytes, is_full, shown_by_loops
 from agent.space.figures import SpaceFigures, frames_bytes
-from agent.space.policy import Kept, Leftover, PackState, Plan, Victim, What, plan
+from agent.space.policy import Leftover, PackState, Plan, Victim, What, plan
 from imgdist.errors import ImgdistError
-from imgdist.space import Disk, Watermarks, disk_of
+from imgdist.space import Disk, Kept, Watermarks, disk_of
 
 log = logging.getLogger("imgdist.space")
 

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imgdist.space import Kept, too_young
+
 
 class What(enum.StrEnum):
     """Kinds of things that go."""
@@ -46,15 +48,6 @@ class Victim:
     what: What
     name: str
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A pack that stays, and why."""
-
-    pack_id: str
-    size_bytes: int
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +92,4 @@ def plan(
 def _why_kept(pack: PackState, min_age_s: float, now: float) -> str:
     if pack.users:
         return "used by " + ", ".join(pack.users)
-    age_s = max(0.0, now - pack.used_at)
-    return f"used {age_s:.0f} s ago, kept for {min_age_s:.0f} s" if age_s < min_age_s else ""
+    return too_young(pack.used_at, now, min_age_s)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgdist.errors import ImgdistError
-from imgdist.space import Disk, Watermarks, disk_of
+from imgdist.space import Disk, Kept, Watermarks, disk_of
 from supernode.metrics import Metrics
-from supernode.space.policy import Kept, StoredPack, plan
+from supernode.space.policy import StoredPack, plan
 from supernode.store import LocalStore
 from supernode.store.layout import wire_name
 

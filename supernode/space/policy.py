@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imgdist.space import Kept, too_young
+
 
 @dataclass(frozen=True, slots=True)
 class StoredPack:
@@ -14,15 +16,6 @@ class StoredPack:
     size_bytes: int
     used_at: float
     wanted_by: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A pack that stays, and why."""
-
-    pack_id: str
-    size_bytes: int
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +32,8 @@ def plan(packs: Sequence[StoredPack], wanted_bytes: int, *, retention_s: float, 
     kept: list[Kept] = []
     left_bytes = wanted_bytes
     for pack in sorted(packs, key=lambda pack: (pack.used_at, pack.pack_id)):
-        age_s = max(0.0, now - pack.used_at)
-        if pack.wanted_by:
-            why = f"wanted by {pack.wanted_by}"
-        elif age_s < retention_s:
-            why = f"used {age_s:.0f} s ago, kept for {retention_s:.0f} s"
-        else:
-            why = "" if left_bytes > 0 else "no space is needed"
+        why = f"wanted by {pack.wanted_by}" if pack.wanted_by else too_young(pack.used_at, now, retention_s)
+        why = why or ("" if left_bytes > 0 else "no space is needed")
         if why:
             kept.append(Kept(pack.pack_id, pack.size_bytes, why))
         else:
