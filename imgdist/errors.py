@@ -34,7 +34,14 @@ class NotFoundError(ImgdistError):
 
 
 class DeniedError(ImgdistError):
-    """The other side refused us: no credentials, wrong credentials, no access."""
+    """The other side refused us: no credentials, wrong credentials, no access.
+
+    `challenges` are its WWW-Authenticate headers: how credentials would be shown, if it said so.
+    """
+
+    def __init__(self, message: str, challenges: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.challenges = challenges
 
 
 class TemporaryError(ImgdistError):

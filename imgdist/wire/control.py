@@ -103,11 +103,12 @@ class Trace(Struct, frozen=True):
 
 
 class Failure(Struct, frozen=True):
-    """The body of every answer with a status of 400 or more."""
+    """The body of every answer with a status of 400 or more. `challenges`: the registry's WWW-Authenticate headers."""
 
     error: str
     kind: str = ""
     retry_after_s: float | None = None
+    challenges: tuple[str, ...] = ()
 
 
 _KINDS: tuple[tuple[type[ImgdistError], str, int], ...] = (
@@ -126,7 +127,8 @@ def failure(error: ImgdistError) -> tuple[int, Failure]:
     """The HTTP status and body that carry an error."""
     for kind, name, status in _KINDS:
         if isinstance(error, kind):
-            return status, Failure(str(error), name, getattr(error, "retry_after_s", None))
+            challenges = error.challenges if isinstance(error, DeniedError) else ()
+            return status, Failure(str(error), name, getattr(error, "retry_after_s", None), challenges)
     return 500, Failure(str(error), "internal")
 
 
@@ -134,5 +136,7 @@ def error_of(failed: Failure, status: int) -> ImgdistError:
     """The error that a failed answer carries."""
     for kind, name, _ in _KINDS:
         if name == failed.kind:
-            return TemporaryError(failed.error, failed.retry_after_s) if kind is TemporaryError else kind(failed.error)
+            if kind is TemporaryError:
+                return TemporaryError(failed.error, failed.retry_after_s)
+            return DeniedError(failed.error, failed.challenges) if kind is DeniedError else kind(failed.error)
     return TemporaryError(failed.error) if status >= 500 else ProtocolError(failed.error)
