@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from agent.layers.idmap import IdMaps
 from agent.snapshotter import disk, labels
 from agent.snapshotter.metadata import Row
 from agent.snapshotter.model import AlreadyExistsError, Info, Kind, Layers, Mount, PreconditionError, Usage
@@ -24,7 +25,7 @@ from agent.snapshotter.packs import Packs, Sharing
 from agent.snapshotter.store import Store
 from agent.snapshotter.takeover import TakeOver
 from agent.space.room import MakeRoom, no_room, with_room
-from imgdist.errors import ImgdistError
+from imgdist.errors import ImgdistError, UnsupportedError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +75,7 @@ class Snapshotter:
         self._make_room = make_room
         # containerd's choice: with index, a lower directory mounted twice with other uppers is refused.
         self._overlay_options = ("index=off",) if Path("/sys/module/overlay/parameters/index").exists() else ()
+        self._id_maps = IdMaps()
         self._cleaning = asyncio.Lock()
         self._work_left = asyncio.Event()
         self._take_over = TakeOver(self._store, self._packs, take_over_timeout_s, self._work_left.set)
@@ -211,12 +213,22 @@ class Snapshotter:
 
     async def _mounts(self, row: Row) -> list[Mount]:
         chain = await self._store.do(self._metadata.chain, row.info.parent)
+        lowers = await self._packs.lowers(chain)
+        is_lazy = any(below.pack_id is not None for below in chain)
+        id_mapping = labels.id_mapping(row.info.labels)
+        if id_mapping and is_lazy and not await asyncio.to_thread(self._id_maps.can_map, lowers):
+            raise UnsupportedError(
+                f"snapshot {row.info.name!r}: expected lower directories whose ids can be mapped for a user namespace, "
+                "this kernel cannot map those of layers on demand (EROFS: from Linux 5.19 on); run the pod without a "
+                "user namespace, or pull its image with snapshotter overlayfs"
+            )
         return mounts(
             row.info.kind,
             self._directories.place(row.id),
-            await self._packs.lowers(chain),
-            separate_file_systems=any(below.pack_id is not None for below in chain),
+            lowers,
+            separate_file_systems=is_lazy,
             overlay_options=self._overlay_options,
+            id_mapping=id_mapping,
         )
 
     async def _write(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

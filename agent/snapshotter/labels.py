@@ -83,6 +83,12 @@ def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
     return _host_id(labels.get(UID_MAPPING, ""), UID_MAPPING), _host_id(labels.get(GID_MAPPING, ""), GID_MAPPING)
 
 
+def id_mapping(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """The id-mapping labels as options of a mount that containerd makes; none where there are none."""
+    options = ((UID_MAPPING, "uidmap"), (GID_MAPPING, "gidmap"))
+    return tuple(f"{option}={labels[label]}" for label, option in options if label in labels)
+
+
 def _host_id(mappings: str, label: str) -> int:
     if not mappings:
         return 0

@@ -30,17 +30,21 @@ def mounts(
     *,
     separate_file_systems: bool,
     overlay_options: Sequence[str] = (),
+    id_mapping: Sequence[str] = (),
 ) -> list[Mount]:
     """Mounts of an active snapshot or a view over `lowers`, top first.
 
     No parent: a bind of its own directory. A view of one directory: a read-only bind of that one. Else overlayfs.
+    `id_mapping` (`labels.id_mapping`) is for containerd itself, which maps the lower directories before it mounts.
     """
     writable = kind == Kind.ACTIVE
     if not lowers:
-        return [Mount("bind", place.upper, ("rw" if writable else "ro", "rbind"))]
+        return [Mount("bind", place.upper, (*id_mapping, "rw" if writable else "ro", "rbind"))]
     if not writable and len(lowers) == 1:
-        return [Mount("bind", lowers[0], ("ro", "rbind"))]
-    options = [f"workdir={place.work}", f"upperdir={place.upper}"] if writable else []
+        return [Mount("bind", lowers[0], (*id_mapping, "ro", "rbind"))]
+    options = [*id_mapping]
+    if writable:
+        options += [f"workdir={place.work}", f"upperdir={place.upper}"]
     options.append("lowerdir=" + ":".join(lowers))
     options.extend(overlay_options)
     if separate_file_systems:

@@ -274,6 +274,7 @@ def configuration(major: int, directory: Path, snapshotter: Path | None, exports
         return "\n".join(lines) + "\n"
     lines += ["[proxy_plugins.imgdist]", 'type = "snapshot"', f'address = "{snapshotter}"']
     if major >= 2:
+        lines += ['capabilities = ["remap-ids"]']
         if exports_root is not None:
             lines += ["[proxy_plugins.imgdist.exports]", f'root = "{exports_root}"']
             lines += ['enable_remote_snapshot_annotations = "true"']

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 from parts import require
 from rig import tree
-from rig.containerds import Containerd, Setting, Version, containerd
+from rig.containerds import Containerd, CtrContainer, Setting, Version, containerd
 from rig.images import LayerTar, Pushed, Workshop, busybox_layer, digest
 
 from agent.layers import loop
@@ -351,6 +351,38 @@ def test_an_image_of_128_layers(workshop: Workshop, service: Service, tmp_path: 
         assert service.layers.mounted() == 128
         said = run(containerd, image, "/bin/sh", "-c", "cat /n/0 /n/126; ls /n")
         assert said.startswith("0126") and len(said.split()) == 127
+        forget(containerd, service, image)
+
+
+@pytest.mark.parametrize("lazy", [{0, 1, 2}, {0, 2}], ids=str)
+def test_a_user_namespace_sees_its_own_ids(
+    lazy: set[int], workshop: Workshop, service: Service, tmp_path: Path
+) -> None:
+    """By id-mapped lower directories: nothing of the image is copied, and no snapshot made that would hold it."""
+    for directory in (tmp_path, *tmp_path.parents):  # the container's root has to get to its root file system
+        directory.chmod(directory.stat().st_mode | 0o111)
+    image = three_layers(workshop, "mapped" + "".join(map(str, sorted(lazy))))
+    service.layers.learn(image, lazy)
+    with daemon(tmp_path, service, "2") as containerd:
+        pull(containerd, image)
+        before = len(service.run(service.core.walk()))
+        mapping = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels")
+        arguments = ("run", "--detach", *mapping, "--snapshotter", "imgdist", image.reference, "mapped")
+        containerd.ctr(*arguments, "/bin/sh", "-c", "echo mine >/tmp/mine; exec sleep 1000")
+        try:
+            container = CtrContainer(containerd, "mapped")
+            assert container.run("/bin/sh", "-c", "cat /proc/self/uid_map").split() == [b"0", b"100000", b"65536"]
+            for path in ("/bin/busybox", "/etc/word", "/opt/deep", "/tmp/mine"):
+                assert container.run("/bin/sh", "-c", f"ls -ldn {path}").split()[2:4] == [b"0", b"0"], path
+            assert len(service.run(service.core.walk())) == before + 1
+            (active,) = service.run(service.core.walk(["kind==active"]))
+            (mount,) = service.run(service.core.mounts(active.name))
+            upper = next(option for option in mount.options if option.startswith("upperdir="))[len("upperdir=") :]
+            written = os.stat(f"{upper}/tmp/mine")
+            assert (written.st_uid, written.st_gid) == (100000, 200000)
+        finally:
+            containerd.ctr("tasks", "delete", "--force", "mapped")
+            containerd.ctr("containers", "delete", "mapped")
         forget(containerd, service, image)
 
 

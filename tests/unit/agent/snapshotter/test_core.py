@@ -12,12 +12,13 @@ import pytest
 import pytest_asyncio
 from parts import require
 
+from agent.layers.idmap import IdMaps
 from agent.layers.mount import BusyError
 from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.model import AlreadyExistsError, Kind, LayerRequest, Mount, PreconditionError, TakenLayer, Usage
 from agent.snapshotter.packs import Sharing
-from imgdist.errors import DeclinedError, NotFoundError, TemporaryError, UsageError
+from imgdist.errors import DeclinedError, NotFoundError, TemporaryError, UnsupportedError, UsageError
 
 DIFF_IDS = [f"sha256:{digit * 64}" for digit in "123"]
 CHAIN = [DIFF_IDS[0]]
@@ -445,3 +446,23 @@ async def test_only_a_container_s_snapshot_is_a_start(core: Snapshotter, layers:
     assert layers.starts == []
     await core.prepare("container", CHAIN[1], {})
     assert layers.starts == [["pack1", "pack0"]]
+
+
+@pytest.mark.parametrize("able", [True, False])
+async def test_mapped_layers_are_mounted_or_refused_and_never_copied(
+    core: Snapshotter, layers: FakeLayers, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    tried: list[list[str]] = []
+    monkeypatch.setattr(IdMaps, "can_map", lambda _, lowers: tried.append(lowers) or able)  # type: ignore[func-returns-value]
+    layers.add(0)
+    await take(core, 0)
+    mapping = {labels.UID_MAPPING: "0:100000:65536", labels.GID_MAPPING: "0:200000:65536"}
+    if able:
+        (mount,) = await core.prepare("pod", CHAIN[0], mapping)
+        assert {"uidmap=0:100000:65536", "gidmap=0:200000:65536"} <= set(mount.options)
+        assert await core.mounts("pod") == [mount]
+    else:
+        with pytest.raises(UnsupportedError, match=r"Linux 5\.19"):
+            await core.prepare("pod", CHAIN[0], mapping)
+        await core.prepare("pod", CHAIN[0], {})
+    assert tried[0] == [str(layers.directory(0))]

@@ -28,3 +28,12 @@ def test_active_over_plain_layers_is_what_overlayfs_returns() -> None:
 def test_layers_that_are_file_systems_get_xino() -> None:
     (found,) = mounts(Kind.VIEW, PLACE, ["/l/1", "/l/0"], separate_file_systems=True, overlay_options=("index=off",))
     assert found == Mount("overlay", "overlay", ("lowerdir=/l/1:/l/0", "index=off", "xino=on"))
+
+
+def test_mapped_ids_are_told_to_who_mounts() -> None:
+    mapping = ("uidmap=0:100000:65536", "gidmap=0:100000:65536")
+    (found,) = mounts(Kind.ACTIVE, PLACE, ["/l/0"], separate_file_systems=True, id_mapping=mapping)
+    options = (*mapping, "workdir=/r/7/work", "upperdir=/r/7/fs", "lowerdir=/l/0", "xino=on")
+    assert found == Mount("overlay", "overlay", options)
+    (bind,) = mounts(Kind.ACTIVE, PLACE, [], separate_file_systems=False, id_mapping=mapping)
+    assert bind == Mount("bind", "/r/7/fs", (*mapping, "rw", "rbind"))
