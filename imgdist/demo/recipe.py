@@ -7,7 +7,6 @@ Needs root, debootstrap, a Debian mirror and PyPI; nothing else of the internet.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import sys
@@ -19,13 +18,13 @@ from pathlib import Path
 
 from imgdist.demo import leftovers
 from imgdist.demo.cache import cache_directory
+from imgdist.demo.debian import apt_get, debootstrap
 from imgdist.demo.image import Image, ImageWriter, load_image
 from imgdist.demo.processes import command
 from imgdist.demo.tree import add_tree
 
 # Part of the cache's name: raise it when the recipe changes.
 RECIPE = 1
-MIRROR = "http://deb.debian.org/debian"
 APPLICATION = ("python3", "/app/main.py")
 
 _MAIN = '''"""Fit a line through noise that is not random: the same answer on every machine."""
@@ -39,8 +38,7 @@ model = LinearRegression().fit(frame[["x"]], frame["y"])
 print(f"slope {model.coef_[0]:.4f} intercept {model.intercept_:.3f} from {len(frame)} rows", flush=True)
 '''
 
-# What differs from one build to the next, or belongs to this machine and not to an image.
-_LEAVE_OUT = frozenset(
+LEAVE_OUT = frozenset(
     {
         "dev", "proc", "sys", "run", "tmp",
         "etc/machine-id", "etc/resolv.conf", "etc/hostname", "etc/hosts",
@@ -49,6 +47,7 @@ _LEAVE_OUT = frozenset(
         "var/log/lastlog", "var/lib/systemd/random-seed",
     }
 )  # fmt: skip
+"""What differs from one build to the next, or belongs to this machine and not to an image."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _build(work: Path, progress: Callable[[str], None]) -> Image:
             upper.mkdir()
             with _stacked(work, lowers, upper) as root:
                 step.act(root)
-            writer.add_layer(step.created_by, lambda tar, top=upper: add_tree(tar, top, leave_out=_LEAVE_OUT))  # type: ignore[misc]
+            writer.add_layer(step.created_by, lambda tar, top=upper: add_tree(tar, top, leave_out=LEAVE_OUT))  # type: ignore[misc]
             lowers.insert(0, upper)
     finally:
         leftovers.unmount_below(work)
@@ -122,23 +121,11 @@ def _steps() -> list[Step]:
 
 
 def _debian(root: Path) -> None:
-    command("debootstrap", "--variant=minbase", "bookworm", root, MIRROR)
+    debootstrap(root)
 
 
 def _apt(root: Path) -> None:
-    resolver = root / "etc/resolv.conf"
-    shutil.copyfile("/etc/resolv.conf", resolver)
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LANG": "C"}
-    for name in ("http_proxy", "https_proxy"):
-        if name in os.environ:
-            environment[name] = os.environ[name]
-    command("chroot", root, "apt-get", "update", "-q", env=environment)
-    command(
-        "chroot", root, "apt-get", "install", "-q", "-y", "--no-install-recommends", "python3", "ca-certificates",
-        env=environment,
-    )  # fmt: skip
-    command("chroot", root, "apt-get", "clean", env=environment)
-    resolver.unlink()
+    apt_get(root, "update", "install --no-install-recommends python3 ca-certificates")
 
 
 def _pip(*requirements: str) -> Callable[[Path], None]:
