@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from agent.chunkstore import ChunkStore
-from agent.earlystore import EarlyStore, layer_name
+from agent.earlystore import EarlyStore
 from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
 from imgdist.pack.index import IndexFollower
+from imgdist.pack.kinds import Kind, early_name
 
 log = logging.getLogger("imgdist.agent")
 
@@ -42,12 +43,15 @@ class EarlyLayers:
         *,
         enabled: bool = True,
         swarm: Swarm | None = None,
+        kind: Kind = Kind.LAYER,
     ) -> None:
+        """`kind` of the packs whose seals are awaited here."""
         self._chunks = chunks
         self._transfers = transfers
         self._tasks = tasks
         self._enabled = enabled
         self._swarm = swarm
+        self._kind = kind
         self._stores: dict[str, EarlyStore] = {}
 
     def of(self, digest: str) -> EarlyStore | None:
@@ -68,7 +72,7 @@ class EarlyLayers:
                 await self.end(digest)
                 store = None
             if store is None:
-                store = await asyncio.to_thread(self._chunks.begin, layer_name(digest), follower)
+                store = await asyncio.to_thread(self._chunks.begin, early_name(digest, self._kind), follower)
                 self._stores[digest] = store
                 if self._swarm is not None:
                     self._swarm.begin(store)

@@ -16,16 +16,10 @@ from blake3 import blake3
 from agent.frames import Frames
 from agent.imagefile import ImageFile
 from imgdist.errors import CorruptError
-from imgdist.pack import FORMAT_VERSION
 from imgdist.pack.index import Index, IndexFollower
 
 GROWTH_BYTES = 64 << 20
 """The most disk space that is taken ahead of what is known, otherwise as much again: 16 extents a GiB (a guess)."""
-
-
-def layer_name(digest: str) -> str:
-    """What the wire calls a layer (sha256:...) before its seal."""
-    return f"{digest.replace(':', '-', 1)}-v{FORMAT_VERSION}"
 
 
 class GrowingIndex:

@@ -24,11 +24,11 @@ from bench.hostile_answers import LIES
 from imgdist.api import JsonApi
 from imgdist.errors import ProtocolError
 from imgdist.pack.index import Index
+from imgdist.pack.kinds import early_name
 from imgdist.wire import mesh, tracker
 from imgdist.wire.requests import BodyRequest, ChunkRequest, HelloRequest, RequestDecoder
 from imgdist.wire.responses import SWITCHING, encode_head
 from supernode.store import LocalStore
-from supernode.store.layout import wire_name
 from supernode.store.reader import PackReader
 
 _KEEP_ALIVE_S = 5.0
@@ -61,7 +61,7 @@ class HostilePeer:
         self.victims: dict[str, Victim] = {}
         image = JsonApi(supernode_url, "the supernode").post("/v1/resolve", {"reference": reference})
         for layer in image["layers"]:
-            self._claim(store, wire_name(layer["digest"]), layer["pack_id"])
+            self._claim(store, early_name(layer["digest"]), layer["pack_id"])
 
     def _claim(self, store: LocalStore, name: str, pack: str) -> None:
         index, reader = store.index(pack), store.open(pack)

@@ -26,6 +26,10 @@ class ConvertConfig(Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=1, le=64, description="compression threads of one layer's conversion")] = 2
     layers: Annotated[int, Meta(ge=1, le=64, description="layers downloaded and converted at the same time")] = 3
     level: Annotated[int, Meta(ge=1, le=19, description="zstd level of chunks while a node waits")] = 1
+    keep_blobs: Annotated[
+        bool,
+        Meta(description="also keep layers as the registry has them, so that pulls do not read them again"),
+    ] = False
 
 
 class RegistryConfig(Struct, frozen=True, forbid_unknown_fields=True):

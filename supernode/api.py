@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.address import Address
 from imgdist.wire.control import Layer, Resolution, ResolveRequest, failure
 from imgdist.wire.tracker import PATH as TRACKER_PATH
+from supernode.blobs import endpoint as blobs
+from supernode.blobs.source import Blobs
 from supernode.chains import Chains
 from supernode.fetch import Fetcher, Origin
 from supernode.metrics import Metrics
@@ -27,13 +29,13 @@ from supernode.resolve import Image, Resolver
 from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
 from supernode.store.layout import disk_bytes
+from supernode.streaming import send_stream
 from supernode.traces import TRACE_MAX, Traces
 from supernode.tracker.session import Tracker
 
 log = logging.getLogger("imgdist.api")
 
 MSGPACK = "application/msgpack"
-STREAM = "application/octet-stream"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -51,6 +53,7 @@ class Parts:
     root: Path
     resolver: Resolver
     fetcher: Fetcher
+    blobs: Blobs
     store: LocalStore
     chains: Chains
     traces: Traces
@@ -66,6 +69,7 @@ def application(parts: Parts) -> web.Application:
     app = web.Application(middlewares=[_errors], client_max_size=TRACE_MAX)
     app.add_routes(
         [
+            *blobs.routes(parts.blobs),
             web.post("/v1/resolve", api.resolve),
             web.get("/v1/layers/{digest}", api.layer),
             web.get("/v1/layers/{digest}/index", api.index),
@@ -139,13 +143,7 @@ class _Api:
         if not start.isdecimal():
             raise UsageError(f"from={start!r}: expected the number of a record")
         async with aclosing(self._parts.fetcher.index(_digest(request), int(start))) as stream:
-            # The first piece, or the error instead of it, decides the status.
-            first = await anext(stream, b"")
-            response = web.StreamResponse(headers={"Content-Type": STREAM})
-            response.enable_chunked_encoding()
-            await response.prepare(request)
-            await _send(request, response, first, stream)
-        return response
+            return await send_stream(request, stream)
 
     async def chain(self, request: web.Request) -> web.Response:
         """GET /v1/chains/CHAIN_ID"""
@@ -273,23 +271,6 @@ class _Api:
 
     def _store_bytes(self) -> dict[str, int]:
         return {what: disk_bytes(self._parts.root / what) for what in ("packs", "traces")}
-
-
-async def _send(
-    request: web.Request, response: web.StreamResponse, first: bytes, rest: AsyncGenerator[bytes, None]
-) -> None:
-    """Send an index stream. An error in the middle cuts the connection, so that the stream does not look whole."""
-    try:
-        await response.write(first)
-        async for piece in rest:
-            await response.write(piece)
-        await response.write_eof()
-    except ConnectionResetError:
-        log.debug("%s: the reader left", request.path)
-    except ImgdistError as error:
-        log.info("%s ends early: %s", request.path, error)
-        if request.transport is not None:
-            request.transport.abort()
 
 
 def _reference(asked: ResolveRequest) -> Reference:

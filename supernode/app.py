@@ -7,7 +7,7 @@ import fcntl
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 from socket import socket
@@ -19,9 +19,11 @@ from imgdist.config import SupernodeConfig
 from imgdist.errors import ImgdistError, UsageError
 from imgdist.oci import transport
 from imgdist.oci.credentials import Keychain
+from imgdist.pack.kinds import Kind
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
 from supernode.api import Parts, application, metrics_application
+from supernode.blobs.source import Blobs
 from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.chunkprocess import ChunkProcess
@@ -146,7 +148,14 @@ async def _serve(
                 level=config.convert.level,
             )
 
-        fetcher = Fetcher(store, catalog, registries, convert, config.convert.layers, metrics.converted)
+        blobs = Blobs(store, registries)
+
+        def read(origin: Origin) -> AsyncGenerator[bytes, None]:
+            if config.convert.keep_blobs or blobs.is_here(origin.layer.digest):
+                return blobs.read(origin.blob, origin.layer.size)
+            return registries.client(origin.host).blob(origin.repository, origin.layer)
+
+        fetcher = Fetcher(store, catalog, read, convert, config.convert.layers, metrics.converted)
         await fetcher.load()
         tracker = Tracker(metrics, probe=config.tracker.probe)
         space = SpaceKeeper(
@@ -156,13 +165,17 @@ async def _serve(
             metrics,
             retention_s=config.space.retention_s,
             wanted=tracker.wanted,
-            converting=lambda: list(fetcher.jobs),
+            under_way=lambda: [
+                *((digest, Kind.LAYER) for digest in fetcher.jobs),
+                *((digest, Kind.RAW) for digest in blobs.under_way),
+            ],
         )
         advertised = Address.parse(config.chunk_advertise) if config.chunk_advertise else None
         parts = Parts(
             root=root,
             resolver=Resolver(registries, catalog, chains),
             fetcher=fetcher,
+            blobs=blobs,
             store=store,
             chains=chains,
             traces=Traces(root / "traces"),
@@ -172,7 +185,7 @@ async def _serve(
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(part.run()) for part in (fetcher, tracker, space)]
+            work = [tasks.create_task(part.run()) for part in (blobs, fetcher, tracker, space)]
             await chunk_process.wait_ready()
             async with AsyncExitStack() as servers:
                 await _answer(application(parts), listener, servers)

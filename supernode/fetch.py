@@ -19,10 +19,9 @@ from typing import Protocol
 
 from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci.manifest import Descriptor
-from imgdist.oci.reference import is_sha256
+from imgdist.oci.reference import Reference, is_sha256
 from imgdist.wire.control import LayerStatus
 from supernode.catalog import Catalog
-from supernode.registries import Registries
 from supernode.store import LocalStore
 
 log = logging.getLogger("imgdist.fetch")
@@ -83,6 +82,11 @@ class Origin:
     diff_id: str
 
     @property
+    def blob(self) -> Reference:
+        """What its registry calls it."""
+        return Reference(self.host, self.repository, digest=self.layer.digest)
+
+    @property
     def obstacle(self) -> str | None:
         """Why the layer is declined without a look at its bytes."""
         if self.layer.kind is None:
@@ -93,6 +97,8 @@ class Origin:
 
 
 Converter = Callable[[Origin], Conversion]
+Reader = Callable[[Origin], AsyncGenerator[bytes, None]]
+"""A layer's compressed bytes in order; ends normally only if size and digest match (RegistryClient.blob)."""
 
 
 @dataclass(slots=True)
@@ -124,7 +130,7 @@ class Fetcher:
         self,
         store: LocalStore,
         catalog: Catalog,
-        registries: Registries,
+        read: Reader,
         convert: Converter,
         parallel: int,
         observe_seconds: Callable[[float], None],
@@ -132,7 +138,7 @@ class Fetcher:
     ) -> None:
         self._store = store
         self._catalog = catalog
-        self._registries = registries
+        self._read = read
         self._convert = convert
         self._parallel = parallel
         self._observe_seconds = observe_seconds
@@ -264,8 +270,7 @@ class Fetcher:
         async with self._convert(origin) as conversion:
             job.conversion = conversion
             job.begun.set()
-            client = self._registries.client(origin.host)
-            async with aclosing(client.blob(origin.repository, origin.layer)) as pieces:
+            async with aclosing(self._read(origin)) as pieces:
                 async for piece in pieces:
                     job.received_bytes += len(piece)
                     await conversion.feed(piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agent.earlystore import EarlyStore, layer_name
+from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
 from agent.swarm.mesh import Mesh
@@ -28,7 +28,7 @@ class Presence:
         pack = store.pack_id.hex()
         if pack in self._by_name:
             return
-        layer = layer_name(store.index.layer_digest) if store.index.layer_digest else ""
+        layer = store.index.early_name or ""
         before = self._by_name.get(layer)
         self._by_name.update({name: store for name in (pack, layer) if name})
         if isinstance(before, EarlyStore):

@@ -74,6 +74,17 @@ class RegistryClient:
             digest = response.headers.get("Docker-Content-Digest", "")
             return digest if is_digest(digest) else None
 
+    async def blob_size(self, repository: str, digest: str) -> int | None:
+        """Bytes of a blob, by HEAD; None where that is not told. NotFoundError if there is none."""
+        try:
+            async with await self._send("HEAD", repository, f"blobs/{digest}", {}) as response:
+                if response.status in (400, 405):
+                    return None
+                await self._expect(response, repository, f"blob {digest}")
+                return response.content_length
+        except Interrupted:  # where we were sent does not take HEAD with a URL that is signed for GET
+            return None
+
     async def document(self, repository: str, descriptor: Descriptor) -> bytes:
         """A small blob, such as an image configuration, whole."""
         if descriptor.size > MANIFEST_MAX:

@@ -3,7 +3,8 @@
 The pack id is BLAKE3-256 in key-derivation mode (its own domain, so that no other hash of imgdist can be mistaken
 for a pack id) over the format version and the canonical bytes of every record between header and seal. So it
 covers chunk sizes and digests, metadata extents, block 0, implied directories, diff ID and the tar-split's digest.
-The header's layer digest stays outside: gzip and zstd twins of one layer share a pack.
+The header's layer digest stays outside: gzip and zstd twins of one layer share a pack. A raw pack's id has a domain of
+its own, and covers chunks, blob digest and size.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from itertools import pairwise
 from blake3 import blake3
 
 from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
-from imgdist.pack import BLOCK, FORMAT_VERSION
+from imgdist.pack import BLOCK, CHUNK_MAX, FORMAT_VERSION
+from imgdist.pack.kinds import Kind, early_name, raw_chunks
 from imgdist.pack.records import (
     BLOCKS_MAX,
     DIGEST_BYTES,
     SUPERBLOCK_AT,
     TYPE_OF,
+    Blob,
     Chunk,
     DiffId,
     Header,
@@ -33,9 +36,13 @@ from imgdist.pack.records import (
     Superblock,
     TarSplit,
     encode,
+    rank,
 )
 
-_DOMAIN = "imgdist 2026-11 pack id of an index"
+_DOMAINS = {
+    Kind.LAYER: "imgdist 2026-11 pack id of an index",
+    Kind.RAW: "imgdist 2026-11 pack id of a raw blob's index",
+}
 _HEADER = TYPE_OF[Header]
 _REPEATABLE = (TYPE_OF[Chunk], TYPE_OF[Metadata], TYPE_OF[Implied])
 
@@ -46,10 +53,11 @@ class IndexBuilder:
     The caller adds records in stream order (the order of `records.TYPE_OF`), header first, then asks for the seal.
     """
 
-    def __init__(self, layer_digest: str | None = None) -> None:
-        layer = bytes.fromhex(layer_digest.removeprefix("sha256:")) if layer_digest else b""
-        self.header = encode(Header(FORMAT_VERSION, layer))
-        self._hash = _pack_hash(FORMAT_VERSION)
+    def __init__(self, digest: str | None = None, kind: Kind = Kind.LAYER, size: int = 0) -> None:
+        """`digest` of the layer or blob; `size` in bytes of a raw pack's blob."""
+        sha256 = bytes.fromhex(digest.removeprefix("sha256:")) if digest else b""
+        self.header = encode(Header(FORMAT_VERSION, sha256, kind, size))
+        self._hash = _pack_hash(FORMAT_VERSION, kind)
 
     def add(self, record: Record) -> bytes:
         """The bytes to append to the stream."""
@@ -72,8 +80,13 @@ class Index:
         self.pack_id = pack_id
         self._chunks = chunks
         self._rest = rest
-        self.layer_digest = f"sha256:{rest.layer.hex()}" if rest.layer else None
+        self.kind = rest.header.kind
+        self.layer_digest = f"sha256:{rest.header.digest.hex()}" if rest.header.digest else None
+        """Of the compressed layer, or of the blob, that the pack was made from."""
+        self.blob_size = rest.blob.size if rest.blob else 0
+        """Bytes of a raw pack's blob, which lies in the image from byte 4096 on."""
         self.diff_id = f"sha256:{rest.diff_id.hex()}"
+        """Of a layer; a raw pack's is no digest."""
         self.image_size = chunks.starts[-1]
         self.chunk_count = len(chunks.flags)
         self.metadata_extents: tuple[tuple[int, int], ...] = tuple(rest.extents)
@@ -93,6 +106,11 @@ class Index:
         if follower.sealed is None:
             raise CorruptError(f"index ends after {follower.record_count} records without a seal: it is cut short")
         return follower.sealed
+
+    @property
+    def early_name(self) -> str | None:
+        """What the wire called the pack before its seal, if it told what it was made from."""
+        return early_name(self.layer_digest, self.kind) if self.layer_digest else None
 
     def size(self, chunk: int) -> int:
         """Raw bytes of a chunk, a multiple of 4096."""
@@ -138,12 +156,17 @@ class IndexFollower:
 
     def __init__(self) -> None:
         self._decoder = RecordDecoder()
-        self._hash = _pack_hash(FORMAT_VERSION)
+        self._hash = _pack_hash(FORMAT_VERSION, Kind.LAYER)
         self._last_type = 0
         self._chunks = _ChunkTable()
         self._rest = _Rest()
         self.record_count = 0
         self.sealed: Index | None = None
+
+    @property
+    def header(self) -> Header | None:
+        """What the stream says it is about; None before that came."""
+        return self._rest.header if self._last_type else None
 
     @property
     def chunk_count(self) -> int:
@@ -171,23 +194,27 @@ class IndexFollower:
             kind = raw[0]
             if self.sealed is not None:
                 raise ProtocolError("index goes on after its seal")
-            if kind < self._last_type or (kind == self._last_type and kind not in _REPEATABLE):
-                raise ProtocolError(f"index record {self.record_count} ({type(record).__name__}) is out of order")
             if self._last_type == 0 and kind != _HEADER:
                 raise ProtocolError("index does not start with its header")
+            before = rank(self._last_type) if self._last_type else -1
+            if rank(kind) < before or (kind == self._last_type and kind not in _REPEATABLE):
+                raise ProtocolError(f"index record {self.record_count} ({type(record).__name__}) is out of order")
             self._last_type = kind
             self.record_count += 1
             self._take(record, raw)
 
     def _take(self, record: Record, raw: bytes) -> None:
+        if isinstance(record, Header):
+            self._rest.begin(record)
+            self._hash = _pack_hash(FORMAT_VERSION, record.kind)
+            return
         if isinstance(record, Chunk):
             self._chunks.add(record)
         elif isinstance(record, Seal):
             self._seal(record)
         else:
             self._rest.add(record)
-        if not isinstance(record, Header):
-            self._hash.update(raw)
+        self._hash.update(raw)
 
     def _seal(self, seal: Seal) -> None:
         seen = self._hash.digest()
@@ -221,22 +248,26 @@ class _ChunkTable:
 class _Rest:
     """What an index says besides chunks."""
 
-    __slots__ = ("diff_id", "extents", "implied", "layer", "superblock", "tar_split")
+    __slots__ = ("blob", "diff_id", "extents", "header", "implied", "superblock", "tar_split")
 
     def __init__(self) -> None:
-        self.layer = b""
+        self.header = Header(FORMAT_VERSION, b"")
+        self.blob: Blob | None = None
         self.extents: list[tuple[int, int]] = []
         self.superblock = b""
         self.implied: list[bytes] = []
         self.diff_id = b""
         self.tar_split = TarSplit(b"", 0)
 
+    def begin(self, header: Header) -> None:
+        if header.version != FORMAT_VERSION:
+            raise NewerFormatError(f"index has format version {header.version}, this release reads {FORMAT_VERSION}")
+        self.header = header
+
     def add(self, record: Record) -> None:
+        if isinstance(record, Blob) != (self.header.kind is Kind.RAW):
+            raise ProtocolError(f"{type(record).__name__} record in an index of kind {self.header.kind.name.lower()}")
         match record:
-            case Header(version, layer):
-                if version != FORMAT_VERSION:
-                    raise NewerFormatError(f"index has format version {version}, this release reads {FORMAT_VERSION}")
-                self.layer = layer
             case Metadata(first_block, blocks):
                 self.extents.append((first_block, blocks))
             case Superblock(content):
@@ -247,11 +278,32 @@ class _Rest:
                 self.diff_id = sha256
             case TarSplit():
                 self.tar_split = record
+            case Blob():
+                self.blob = record
             case _:
                 raise AssertionError(record)
 
     def check(self, chunks: _ChunkTable) -> None:
         """Raise `ProtocolError` unless a sealed index may say this."""
+        if self.header.kind is Kind.RAW:
+            self._check_raw(chunks)
+        else:
+            self._check_layer(chunks)
+
+    def _check_raw(self, chunks: _ChunkTable) -> None:
+        blob = self.blob
+        if blob is None:
+            raise ProtocolError("index of a raw pack is sealed without its blob")
+        if (blob.sha256, blob.size) != (self.header.digest, self.header.size):
+            raise ProtocolError("index of a raw pack holds another blob than its header names")
+        if any(flag & 2 for flag in chunks.flags):
+            raise ProtocolError("index of a raw pack has metadata chunks")
+        sizes = [end - start for start, end in pairwise(chunks.starts)]
+        padded = blob.size + -blob.size % BLOCK
+        if len(sizes) != raw_chunks(blob.size) or sum(sizes) != padded or any(s != CHUNK_MAX for s in sizes[:-1]):
+            raise ProtocolError(f"chunks of a raw pack are not cut as those of a blob of {blob.size} bytes are")
+
+    def _check_layer(self, chunks: _ChunkTable) -> None:
         missing = [
             name
             for name, there in (
@@ -282,5 +334,5 @@ def zero_digest(size: int) -> bytes:
     return blake3(bytes(size)).digest()
 
 
-def _pack_hash(version: int) -> blake3:
-    return blake3(bytes((version,)), derive_key_context=_DOMAIN)
+def _pack_hash(version: int, kind: Kind) -> blake3:
+    return blake3(bytes((version,)), derive_key_context=_DOMAINS[kind])

@@ -1,32 +1,33 @@
 """The index record stream as bytes: a pure codec, no judgement about what the records mean together.
 
 A record is `u8 type | varint length | payload`. Varints are LEB128, little end first, and must be as short as
-possible, so that a value has one encoding only: the pack id is a hash over these bytes. Record types are numbered
-in the order in which a stream carries them.
+possible, so that a value has one encoding only: the pack id is a hash over these bytes. A stream carries them in this
+order; one of a raw pack has header, chunks, blob and seal.
 
 ====  ===========  ==================================================================================
 type  record       payload
 ====  ===========  ==================================================================================
-1     Header       magic "IDX", u8 format version, layer digest (32 raw bytes of sha256, or nothing)
+1     Header       magic "IDX", u8 format version, layer digest (32 raw bytes of sha256, or nothing); of a raw
+                   pack: magic "RAW", u8 format version, blob digest, varint bytes of the blob
 2     Chunk        varint blocks, u8 flags (1 all zero, 2 metadata), BLAKE3-256 of the raw chunk
 3     Metadata     varint first block, varint blocks: an extent of file-system metadata
 4     Superblock   the image's bytes from 1024 on
 5     Implied      path of a directory that the layer only implies, no leading slash
 6     DiffId       sha256 of the uncompressed tar, raw
 7     TarSplit     BLAKE3-256 of the tar-split stream, varint its size in bytes
+9     Blob         sha256 of the blob, raw, varint its size in bytes
 8     Seal         pack id
 ====  ===========  ==================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgdist.errors import ProtocolError
 from imgdist.pack import BLOCK, CHUNK_MAX
+from imgdist.pack.kinds import Kind
 
-MAGIC = b"IDX"
 DIGEST_BYTES = 32
 SUPERBLOCK_AT = 1024
 """Where in the image an EROFS superblock lies; block 0 is zero before it and after it."""
@@ -36,9 +37,9 @@ BLOCKS_MAX = 2**32
 """Blocks of an image: EROFS addresses them with 32 bits."""
 _FLAG_ZERO = 1
 _FLAG_METADATA = 2
-_HEADER, _CHUNK, _METADATA, _SUPERBLOCK, _IMPLIED, _DIFF_ID, _TAR_SPLIT, _SEAL = range(1, 9)
+_HEADER, _CHUNK, _METADATA, _SUPERBLOCK, _IMPLIED, _DIFF_ID, _TAR_SPLIT, _SEAL, _BLOB = range(1, 10)
 _LENGTH_MAX = {
-    _HEADER: 4 + DIGEST_BYTES,
+    _HEADER: 4 + DIGEST_BYTES + 9,
     _CHUNK: 6 + DIGEST_BYTES,
     _METADATA: 10,
     _SUPERBLOCK: _SUPERBLOCK_MAX,
@@ -46,15 +47,20 @@ _LENGTH_MAX = {
     _DIFF_ID: DIGEST_BYTES,
     _TAR_SPLIT: DIGEST_BYTES + 10,
     _SEAL: DIGEST_BYTES,
+    _BLOB: DIGEST_BYTES + 9,
 }
+_RANK = {kind: rank for rank, kind in enumerate((*range(_HEADER, _SEAL), _BLOB, _SEAL))}
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the stream is about. `layer` is the raw sha256 of the compressed layer, or empty: it is not identity."""
+    """What the stream is about. `digest` is the raw sha256 of the compressed layer or of the blob; a layer's may be
+    empty, for it is not identity. `size` are the bytes of a raw pack's blob, else 0."""
 
     version: int
-    layer: bytes
+    digest: bytes
+    kind: Kind = Kind.LAYER
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +111,21 @@ class TarSplit:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """What a raw pack holds: sha256 and size in bytes of the blob."""
+
+    sha256: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Seal:
     """The end of the stream: nothing follows."""
 
     pack_id: bytes
 
 
-Record = Header | Chunk | Metadata | Superblock | Implied | DiffId | TarSplit | Seal
+Record = Header | Chunk | Metadata | Superblock | Implied | DiffId | TarSplit | Blob | Seal
 TYPE_OF: dict[type[Record], int] = {
     Header: _HEADER,
     Chunk: _CHUNK,
@@ -120,15 +134,21 @@ TYPE_OF: dict[type[Record], int] = {
     Implied: _IMPLIED,
     DiffId: _DIFF_ID,
     TarSplit: _TAR_SPLIT,
+    Blob: _BLOB,
     Seal: _SEAL,
 }
+
+
+def rank(kind: int) -> int:
+    """Where in a stream records of this type stand."""
+    return _RANK[kind]
 
 
 def encode(record: Record) -> bytes:
     """The bytes of one record."""
     match record:
-        case Header(version, layer):
-            payload = MAGIC + bytes((version,)) + layer
+        case Header(version, digest, kind, size):
+            payload = kind.value + bytes((version,)) + digest + (_varint(size) if kind is Kind.RAW else b"")
         case Chunk(blocks, digest, zero, metadata):
             flags = _FLAG_ZERO * zero | _FLAG_METADATA * metadata
             payload = _varint(blocks) + bytes((flags,)) + digest
@@ -140,7 +160,7 @@ def encode(record: Record) -> bytes:
             payload = path
         case DiffId(sha256):
             payload = sha256
-        case TarSplit(digest, size):
+        case TarSplit(digest, size) | Blob(digest, size):
             payload = digest + _varint(size)
         case Seal(pack_id):
             payload = pack_id
@@ -153,18 +173,18 @@ class RecordDecoder:
     def __init__(self) -> None:
         self._pending = bytearray()
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[Record, bytes]]:
-        """The records that `data` completes, each with its own bytes, one at a time: what a newer release wrote is told
-        by its header before a record that this one does not know. Holds back at most one unfinished record."""
+    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[Record, bytes]]:
+        """The records that `data` completes, each with its own bytes. Holds back at most one unfinished record."""
         self._pending += data
         buffer = bytes(self._pending)
+        records: list[tuple[Record, bytes]] = []
         at = 0
-        try:
-            while (span := record_span(buffer, at)) is not None:
-                first, (start, at) = at, span
-                yield _decode(buffer[first], buffer[start:at]), buffer[first:at]
-        finally:
-            del self._pending[:at]
+        while (span := record_span(buffer, at)) is not None:
+            start, end = span
+            records.append((_decode(buffer[at], buffer[start:end]), buffer[at:end]))
+            at = end
+        del self._pending[:at]
+        return records
 
     def drop_partial(self) -> None:
         """Forget an unfinished record: its stream was cut, and a new one starts with that record."""
@@ -231,13 +251,22 @@ def _decode(kind: int, payload: bytes) -> Record:
             size, at = _need_varint(payload, DIGEST_BYTES)
             _exactly(kind, payload, at)
             return TarSplit(payload[:DIGEST_BYTES], size)
+        case 9:
+            _at_least(kind, payload, DIGEST_BYTES + 1)
+            size, at = _need_varint(payload, DIGEST_BYTES)
+            _exactly(kind, payload, at)
+            return Blob(payload[:DIGEST_BYTES], size)
         case _:
             return Seal(_digest(kind, payload))
 
 
 def _decode_header(payload: bytes) -> Header:
-    if payload[:3] != MAGIC or len(payload) not in (4, 4 + DIGEST_BYTES):
-        raise ProtocolError(f"not an index: it starts with {payload[:8]!r}, expected {MAGIC!r}, version, layer digest")
+    if payload[:3] == Kind.RAW.value and len(payload) > 4 + DIGEST_BYTES:
+        size, at = _need_varint(payload, 4 + DIGEST_BYTES)
+        _exactly(_HEADER, payload, at)
+        return Header(payload[3], payload[4 : 4 + DIGEST_BYTES], Kind.RAW, size)
+    if payload[:3] != Kind.LAYER.value or len(payload) not in (4, 4 + DIGEST_BYTES):
+        raise ProtocolError(f"not an index: it starts with {payload[:8]!r}, expected b'IDX' or b'RAW', version, digest")
     return Header(payload[3], payload[4:])
 
 

@@ -23,6 +23,9 @@ from imgdist.errors import (
 
 LayerState = Literal["absent", "converting", "ready", "declined"]
 
+BLOB_SIZE = "Imgdist-Blob-Size"
+"""HEAD /v1/blobs/DIGEST/index: bytes of the blob."""
+
 TRACE_ENTRIES_MAX = 65_536
 TRACE_LAYERS_MAX = 1_024
 """Layers of a trace; containerd's images have at most some hundred."""

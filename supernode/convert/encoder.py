@@ -83,7 +83,7 @@ class OrderedEncoder:
             number, raw, metadata = work
             try:
                 if self._error is None:
-                    self._hand_on(number, self._encode(raw, metadata))
+                    self._hand_on(number, encode_chunk(raw, self._level, metadata=metadata))
             except BaseException as error:
                 self._error = error
             del work, raw
@@ -98,10 +98,12 @@ class OrderedEncoder:
                 self._deliver(*ready)
                 self._delivered += 1
 
-    def _encode(self, raw: codec.Body, metadata: bool) -> Encoded:
-        blocks = len(raw) // BLOCK
-        if codec.is_zero(raw):
-            return Chunk(blocks, zero_digest(len(raw)), zero=True, metadata=metadata), codec.ZERO, b""
-        digest = blake3(raw).digest()
-        encoding, body = (codec.RAW, raw) if self._level is None else codec.encode(raw, self._level)
-        return Chunk(blocks, digest, metadata=metadata), encoding, body
+
+def encode_chunk(raw: codec.Body, level: int | None, *, metadata: bool = False) -> Encoded:
+    """A chunk's record, encoding and body; `level` None: the raw bytes."""
+    blocks = len(raw) // BLOCK
+    if codec.is_zero(raw):
+        return Chunk(blocks, zero_digest(len(raw)), zero=True, metadata=metadata), codec.ZERO, b""
+    digest = blake3(raw).digest()
+    encoding, body = (codec.RAW, raw) if level is None else codec.encode(raw, level)
+    return Chunk(blocks, digest, metadata=metadata), encoding, body

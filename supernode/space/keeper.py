@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgdist.errors import ImgdistError
+from imgdist.pack.kinds import Kind, early_name
 from imgdist.space import Disk, Kept, Watermarks, disk_of
 from supernode.metrics import Metrics
 from supernode.space.policy import StoredPack, plan
 from supernode.store import LocalStore
-from supernode.store.layout import wire_name
 
 log = logging.getLogger("imgdist.space")
 
@@ -41,8 +41,8 @@ class Report:
 
 
 class SpaceKeeper:
-    """On the event loop. `wanted()` are the swarms, by name, of which some agent lacks chunks; `converting()` the
-    digests of layers on their way, whose parts are no leftovers (called in a thread). For `joining_s` from now on any
+    """On the event loop. `wanted()` are the swarms, by name, of which some agent lacks chunks; `under_way()` what
+    is being written, whose parts are no leftovers (called in a thread). For `joining_s` from now on any
     pack may be one that agents want."""
 
     def __init__(
@@ -54,7 +54,7 @@ class SpaceKeeper:
         *,
         retention_s: float,
         wanted: Callable[[], Collection[str]],
-        converting: Callable[[], Collection[str]],
+        under_way: Callable[[], Collection[tuple[str, Kind]]],
         joining_s: float = JOINING_S,
     ) -> None:
         self._store = store
@@ -63,7 +63,7 @@ class SpaceKeeper:
         self._metrics = metrics
         self._retention_s = retention_s
         self._wanted = wanted
-        self._converting = converting
+        self._under_way = under_way
         self._joined_at = time.monotonic() + joining_s
         self._busy = asyncio.Lock()
         self._is_short = False
@@ -102,7 +102,7 @@ class SpaceKeeper:
 
     async def _free(self, wanted: int, *, dry_run: bool = False) -> Report:
         if not dry_run:
-            await asyncio.to_thread(self._store.clear_leftovers, self._converting)
+            await asyncio.to_thread(self._store.clear_leftovers, self._under_way)
         packs = await asyncio.to_thread(self._look_at_packs, set(self._wanted()))
         decided = plan(packs, wanted, retention_s=self._retention_s, now=time.time())
         gone, kept = list(decided.victims), list(decided.kept)
@@ -131,8 +131,8 @@ class SpaceKeeper:
         found = []
         others = "agents, perhaps: not all may have joined yet" if time.monotonic() < self._joined_at else ""
         names: dict[str, list[str]] = {}
-        for digest, pack_id in self._store.layers():
-            names.setdefault(pack_id, [pack_id]).append(wire_name(digest))
+        for digest, kind, pack_id in self._store.sources():
+            names.setdefault(pack_id, [pack_id]).append(early_name(digest, kind))
         for pack_id in self._store.pack_ids():
             by = others if wanted.isdisjoint(names.get(pack_id, (pack_id,))) else "agents"
             found.append(StoredPack(pack_id, self._store.pack_bytes(pack_id), self._store.last_use(pack_id), by))

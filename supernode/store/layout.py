@@ -5,10 +5,10 @@
     packs/<pack id>/index       the record stream (imgdist.pack.records)
     packs/<pack id>/chunks      encoded chunk bodies, one after another
     packs/<pack id>/table       16 bytes a chunk: <QIBxxx offset, length, encoding in `chunks`
-    packs/<pack id>/tar-split   the tar-split stream, zstd
+    packs/<pack id>/tar-split   the tar-split stream, zstd; a raw pack has none
     packs/.part-<layer>-v0/     the same, being written
     packs/.removed-<pack id>/   being removed
-    layers/<layer>-v0           symlink to ../packs/<pack id>
+    layers/<layer>-v0           symlink to ../packs/<pack id>; a blob's raw pack has -v10000 (imgdist.pack.kinds)
 
 A writer appends a chunk's body, then its row, then its index record: whoever sees one finds what came before it. The
 modification time of a sealed pack's `table` is when it was last resolved or served.
@@ -23,7 +23,7 @@ import struct
 from pathlib import Path
 
 from imgdist.errors import UsageError
-from imgdist.pack import FORMAT_VERSION
+from imgdist.pack.kinds import Kind
 
 INDEX, CHUNKS, TABLE, TAR_SPLIT = "index", "chunks", "table", "tar-split"
 ROW = struct.Struct("<QIBxxx")
@@ -31,7 +31,7 @@ PART_PREFIX = ".part-"
 GRAVE_PREFIX = ".removed-"
 _HEX = r"[0-9a-f]{64}"
 _PACK_NAME = re.compile(_HEX)
-_LAYER_NAME = re.compile(rf"sha256-({_HEX}-v[0-9]{{1,3}})")
+_LAYER_NAME = re.compile(rf"sha256-({_HEX}-v[0-9]{{1,5}})")
 _LAYER_DIGEST = re.compile(rf"sha256:({_HEX})")
 
 
@@ -49,13 +49,13 @@ class Layout:
             raise UsageError(f"pack id {pack_id!r}: expected 64 lower-case hexadecimal digits")
         return self.packs / pack_id
 
-    def link(self, layer_digest: str) -> Path:
-        """The symlink that says which pack a layer is."""
-        return self.layers / _key(layer_digest)
+    def link(self, digest: str, kind: Kind = Kind.LAYER) -> Path:
+        """The symlink that says which pack a layer or blob is."""
+        return self.layers / _key(digest, kind)
 
-    def part(self, layer_digest: str) -> Path:
-        """Directory in which a layer's pack is being written."""
-        return self.packs / (PART_PREFIX + _key(layer_digest))
+    def part(self, digest: str, kind: Kind = Kind.LAYER) -> Path:
+        """Directory in which the pack of a layer or blob is being written."""
+        return self.packs / (PART_PREFIX + _key(digest, kind))
 
     def candidates(self, name: str) -> tuple[Path, ...]:
         """Where a pack may lie that the wire calls `name`, in the order to try; nothing for a name that is none.
@@ -70,22 +70,18 @@ class Layout:
         return ()
 
 
-def digest_of_link(name: str) -> str | None:
-    """The layer digest that a name in `layers/` stands for; None if it is of another format version, or no link."""
+def source_of_link(name: str) -> tuple[str, Kind] | None:
+    """The digest and kind that a name in `layers/` stands for; None if it is of another format version, or no link."""
     key, _, version = name.partition("-v")
-    return f"sha256:{key}" if _PACK_NAME.fullmatch(key) and version == str(FORMAT_VERSION) else None
+    kind = next((kind for kind in Kind if version == str(kind.name_version)), None)
+    return (f"sha256:{key}", kind) if kind is not None and _PACK_NAME.fullmatch(key) else None
 
 
-def wire_name(layer_digest: str) -> str:
-    """What the wire calls a layer's pack before its pack id is known."""
-    return f"sha256-{_key(layer_digest)}"
-
-
-def _key(layer_digest: str) -> str:
-    match = _LAYER_DIGEST.fullmatch(layer_digest)
+def _key(digest: str, kind: Kind) -> str:
+    match = _LAYER_DIGEST.fullmatch(digest)
     if match is None:
-        raise UsageError(f"layer digest {layer_digest!r}: expected sha256: and 64 lower-case hexadecimal digits")
-    return f"{match[1]}-v{FORMAT_VERSION}"
+        raise UsageError(f"layer digest {digest!r}: expected sha256: and 64 lower-case hexadecimal digits")
+    return f"{match[1]}-v{kind.name_version}"
 
 
 def disk_bytes(directory: Path) -> int:

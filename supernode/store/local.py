@@ -19,7 +19,8 @@ from threading import Lock
 from imgdist.errors import CorruptError, ImgdistError, NotFoundError
 from imgdist.pack import records
 from imgdist.pack.index import Index
-from supernode.store.layout import GRAVE_PREFIX, INDEX, PART_PREFIX, TABLE, Layout, digest_of_link, disk_bytes
+from imgdist.pack.kinds import Kind
+from supernode.store.layout import GRAVE_PREFIX, INDEX, PART_PREFIX, TABLE, Layout, disk_bytes, source_of_link
 from supernode.store.reader import PackReader
 from supernode.store.scrub import bad_chunks, check_sizes, check_tar_split, sync_directory
 
@@ -70,10 +71,10 @@ class LocalStore:
                     self._readers.popitem(last=False)
             return reader
 
-    def find(self, layer_digest: str) -> str | None:
-        """Pack id of a layer's sealed pack."""
+    def find(self, digest: str, kind: Kind = Kind.LAYER) -> str | None:
+        """Pack id of the sealed pack of a layer or blob."""
         try:
-            return os.path.basename(os.readlink(self._layout.link(layer_digest)))
+            return os.path.basename(os.readlink(self._layout.link(digest, kind)))
         except FileNotFoundError:
             return None
 
@@ -90,40 +91,40 @@ class LocalStore:
         """The index of a sealed pack, verified."""
         return Index.load(self.index_bytes(pack_id))
 
-    def begin(self, layer_digest: str) -> Path:
-        """A new part directory for a layer. What an earlier try left is removed."""
-        part = self._layout.part(layer_digest)
+    def begin(self, digest: str, kind: Kind = Kind.LAYER) -> Path:
+        """A new part directory for a layer or blob. What an earlier try left is removed."""
+        part = self._layout.part(digest, kind)
         with self._changing:  # a look at leftovers may have found the earlier try's, and be about to remove it
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
         return part
 
-    def abandon(self, layer_digest: str) -> None:
-        """Remove a layer's part directory, if there is one."""
-        shutil.rmtree(self._layout.part(layer_digest), ignore_errors=True)
+    def abandon(self, digest: str, kind: Kind = Kind.LAYER) -> None:
+        """Remove the part directory of a layer or blob, if there is one."""
+        shutil.rmtree(self._layout.part(digest, kind), ignore_errors=True)
 
-    def seal(self, layer_digest: str, pack_id: bytes) -> Index:
-        """Make the finished part of a layer the pack `pack_id`. A pack that exists already just gets another link.
+    def seal(self, digest: str, pack_id: bytes, kind: Kind = Kind.LAYER) -> Index:
+        """Make the finished part of a layer or blob the pack `pack_id`. One that exists already gets another link.
 
         The part's files but the index are synced (`PackWriter.finish`). Raises `CorruptError` and keeps nothing if the
         part is not that pack.
         """
-        part = self._layout.part(layer_digest)
+        part = self._layout.part(digest, kind)
         try:
             index = _add_seal(part, pack_id)
             check_sizes(part, index)
         except ImgdistError:
-            self.abandon(layer_digest)
+            self.abandon(digest, kind)
             raise
         target = self._layout.pack(pack_id.hex())
         with self._changing:
             if target.exists():
-                log.info("layer %s has the pack of a twin, %s", layer_digest, target.name)
-                self.abandon(layer_digest)
+                log.info("layer %s has the pack of a twin, %s", digest, target.name)
+                self.abandon(digest, kind)
                 self.used(target.name)
             else:
                 part.rename(target)
-            self._link(layer_digest, target.name)
+            self._link(digest, kind, target.name)
             # After both names: the first makes the second all but free. What a crash before leaves, `recover` mends.
             sync_directory(self._layout.packs)
             sync_directory(self._layout.layers)
@@ -134,7 +135,8 @@ class LocalStore:
         index, directory = self.index(pack_id), self._layout.pack(pack_id)
         wrong = [f"chunk {number}: {reason}" for number, reason in bad_chunks(directory, index)]
         try:
-            check_tar_split(directory, index)
+            if index.kind is Kind.LAYER:
+                check_tar_split(directory, index)
         except CorruptError as error:
             wrong.append(str(error))
         return wrong
@@ -144,11 +146,15 @@ class LocalStore:
         return sorted(entry.name for entry in self._layout.packs.iterdir() if not entry.name.startswith("."))
 
     def layers(self) -> Iterator[tuple[str, str]]:
-        """(layer digest, pack id) of every link of this format version."""
+        """(layer digest, pack id) of every link of a layer of this format version."""
+        return ((digest, pack_id) for digest, kind, pack_id in self.sources() if kind is Kind.LAYER)
+
+    def sources(self) -> Iterator[tuple[str, Kind, str]]:
+        """(digest, kind, pack id) of every link of this format version: what the packs were made from."""
         for link in sorted(self._layout.layers.iterdir()):
-            digest = digest_of_link(link.name)
-            if digest is not None and (pack_id := self.find(digest)) is not None:  # not removed meanwhile
-                yield digest, pack_id
+            source = source_of_link(link.name)
+            if source is not None and (pack_id := self.find(*source)) is not None:  # not removed meanwhile
+                yield *source, pack_id
 
     def remove(self, pack_id: str, *, unused_since: float | None = None) -> bool:
         """Remove a pack and its links. Readers that have it open finish what they read. With `unused_since` only if its
@@ -173,6 +179,11 @@ class LocalStore:
         with suppress(OSError):
             os.utime(self._layout.pack(pack_id) / TABLE)
 
+    def unwanted(self, pack_id: str) -> None:
+        """Nobody has asked for the pack yet: it goes first."""
+        with suppress(OSError):
+            os.utime(self._layout.pack(pack_id) / TABLE, (0, 0))
+
     def last_use(self, pack_id: str) -> float:
         """When the pack was sealed, resolved or served last (seconds since 1970); 0 if it is not here."""
         try:
@@ -191,14 +202,14 @@ class LocalStore:
         """What all sealed packs take."""
         return sum(map(self.pack_bytes, self.pack_ids()))
 
-    def clear_leftovers(self, converting: Callable[[], Collection[str]]) -> None:
-        """Remove what removals and conversions left that ended badly; `converting()` are the layers on their way."""
+    def clear_leftovers(self, under_way: Callable[[], Collection[tuple[str, Kind]]]) -> None:
+        """Remove what removals and conversions left that ended badly; `under_way()` is what is being written."""
         with self._changing:
             found = [
                 entry for entry in self._layout.packs.iterdir() if entry.name.startswith((PART_PREFIX, GRAVE_PREFIX))
             ]
             # Asked afterwards: a layer is on its way before its part is made.
-            alive = {self._layout.part(digest).name for digest in converting()}
+            alive = {self._layout.part(digest, kind).name for digest, kind in under_way()}
             for entry in found:
                 if entry.name not in alive:
                     shutil.rmtree(entry, ignore_errors=True)
@@ -228,11 +239,11 @@ class LocalStore:
             log.warning("removing pack %s, which is broken: %s", directory.name, error)
             shutil.rmtree(directory)
             return
-        if index.layer_digest is not None and self.find(index.layer_digest) is None:
-            self._link(index.layer_digest, directory.name)
+        if index.layer_digest is not None and self.find(index.layer_digest, index.kind) is None:
+            self._link(index.layer_digest, index.kind, directory.name)
 
-    def _link(self, layer_digest: str, pack_id: str) -> None:
-        link = self._layout.link(layer_digest)
+    def _link(self, digest: str, kind: Kind, pack_id: str) -> None:
+        link = self._layout.link(digest, kind)
         fresh = link.with_name(f".{link.name}")
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(os.path.join("..", "packs", pack_id))

@@ -71,6 +71,13 @@ class PackReader:
             raise CorruptError(f"table row of chunk {number} says {length} bytes at {offset}, encoding {encoding}")
         return Row(self._chunks, offset, length, encoding)
 
+    def end(self, count: int) -> int:
+        """Where the bodies of the first `count` chunks end in the file."""
+        if not count:
+            return 0
+        _, offset, length, _ = self.row(count - 1)
+        return offset + length
+
     def wait(self, numbers: Sequence[int], seconds: float) -> None:
         """Nothing is on its way here that somebody would know of."""
 

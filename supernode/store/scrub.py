@@ -13,6 +13,7 @@ from blake3 import blake3
 from imgdist.errors import CorruptError, ImgdistError
 from imgdist.pack import CHUNK_MAX, codec
 from imgdist.pack.index import Index
+from imgdist.pack.kinds import Kind
 from supernode.store.layout import CHUNKS, ROW, TABLE, TAR_SPLIT
 from supernode.store.reader import PackReader
 
@@ -25,11 +26,11 @@ def check_sizes(directory: Path, index: Index) -> None:
     table = (directory / TABLE).stat().st_size
     if table != rows * ROW.size:
         raise CorruptError(f"table has {table} bytes, {rows} chunks take {rows * ROW.size}")
-    _, offset, length, _ = PackReader(directory).row(rows - 1)
+    end = PackReader(directory).end(rows)
     chunks = (directory / CHUNKS).stat().st_size
-    if chunks != offset + length:
-        raise CorruptError(f"chunk bodies have {chunks} bytes, the table ends at {offset + length}")
-    if not (directory / TAR_SPLIT).exists():
+    if chunks != end:
+        raise CorruptError(f"chunk bodies have {chunks} bytes, the table ends at {end}")
+    if index.kind is Kind.LAYER and not (directory / TAR_SPLIT).exists():
         raise CorruptError("tar-split stream is missing")
 
 

@@ -18,11 +18,11 @@ from blake3 import blake3
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.pack import codec
 from imgdist.pack.index import Index, IndexFollower
+from imgdist.pack.kinds import early_name
 from supernode.convert.conversion import Conversion
 from supernode.convert.standalone import convert_file
 from supernode.convert.workers import Workers
 from supernode.store import LocalStore
-from supernode.store.layout import wire_name
 
 
 def make_tar(files: int = 60, size: int = 40_000, seed: int = 1) -> bytes:
@@ -182,7 +182,7 @@ async def test_followers_see_chunks_before_the_layer_is_whole(store: LocalStore,
         while follower.chunk_count < 10:
             follower.feed(await anext(stream))
         assert follower.sealed is None
-        reader = store.open(wire_name(layer))
+        reader = store.open(early_name(layer))
         assert reader is not None
         for number in range(follower.chunk_count):
             _, size, digest, _ = follower.chunk(number)

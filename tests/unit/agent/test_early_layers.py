@@ -17,16 +17,17 @@ import agent.early
 from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.early import EarlyLayers
-from agent.earlystore import EarlyStore, layer_name
+from agent.earlystore import EarlyStore
 from agent.imagefile import ImageFile
 from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, NotYetError, TemporaryError
 from imgdist.pack.index import Index, IndexFollower
+from imgdist.pack.kinds import early_name
 from imgdist.pack.records import offset_of
 
 LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
 DIGEST = "sha256:" + "ab" * 32
-NAME = layer_name(DIGEST)
+NAME = early_name(DIGEST)
 CHUNKS = len(LAYER.chunks)
 
 
@@ -270,7 +271,7 @@ async def test_a_supernode_that_has_it_not_yet_is_asked_again_soon(node: Node) -
 
 async def test_a_layer_of_which_others_just_got_all_keeps_no_other_layer_waiting(node: Node) -> None:
     """Else each node takes the first of several layers that are converted at once, and nothing of the rest."""
-    first, second = layer_name("sha256:" + "11" * 32), layer_name("sha256:" + "22" * 32)
+    first, second = early_name("sha256:" + "11" * 32), early_name("sha256:" + "22" * 32)
     node.supernode.layers[second] = LAYER
     refused = 0
 

@@ -13,15 +13,16 @@ from made_layers import MadeLayer, make_index
 
 from agent.chunkstore import ChunkStore
 from agent.database import Database
-from agent.earlystore import EarlyStore, layer_name
+from agent.earlystore import EarlyStore
 from agent.imagefile import ImageFile
 from imgdist.errors import CorruptError
 from imgdist.pack import BLOCK, CHUNK_MAX
 from imgdist.pack.index import IndexFollower
+from imgdist.pack.kinds import early_name
 from imgdist.pack.records import offset_of
 
 LAYER = MadeLayer((4, 64, 8, 1, 2), zero=[2])
-NAME = layer_name("sha256:" + "ab" * 32)
+NAME = early_name("sha256:" + "ab" * 32)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from imgdist.space import Watermarks
 from imgdist.wire.address import Address
 from imgdist.wire.control import LayerStatus, Trace
 from supernode.api import Parts, application, metrics_application
+from supernode.blobs.source import Blobs
 from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.database import Database
@@ -107,6 +108,7 @@ class World:
             root=root,
             resolver=Resolver(registries, Catalog(database), chains),
             fetcher=fetcher,
+            blobs=Blobs(store, registries),
             store=store,
             chains=chains,
             traces=Traces(root / "traces"),
@@ -119,7 +121,7 @@ class World:
                 metrics,
                 retention_s=0,
                 wanted=lambda: (),
-                converting=lambda: (),
+                under_way=lambda: (),
                 joining_s=0,
             ),
             chunks=lambda: self.chunks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -110,8 +110,12 @@ class World:
         self.started: asyncio.Queue[FakeConversion] = asyncio.Queue()
         registries = Registries(http, Metrics(), [registry.host], lambda host: None)
         store: Any = self.store
+
+        def read(origin: Origin) -> AsyncGenerator[bytes, None]:
+            return registries.client(origin.host).blob(origin.repository, origin.layer)
+
         self.fetcher = Fetcher(
-            store, Catalog(database), registries, self._convert, parallel, lambda seconds: None, lambda: self.now
+            store, Catalog(database), read, self._convert, parallel, lambda seconds: None, lambda: self.now
         )
 
     def _convert(self, origin: Origin) -> Any:

@@ -12,9 +12,9 @@ from blake3 import blake3
 from imgdist.errors import CorruptError, NotFoundError, UsageError
 from imgdist.pack import BLOCK, codec
 from imgdist.pack.index import Index
+from imgdist.pack.kinds import early_name
 from imgdist.pack.records import Chunk, DiffId, Metadata, Superblock, TarSplit
 from supernode.store import LocalStore
-from supernode.store.layout import wire_name
 from supernode.store.scrub import open_tar_split
 from supernode.store.writer import PackWriter
 
@@ -59,7 +59,7 @@ def test_a_sealed_pack_is_found_by_layer_and_by_pack_id(store: LocalStore, tmp_p
     assert store.find(B) is None
     assert store.index(pack_id).layer_digest == A
     assert (tmp_path / "layers" / ("aa" * 32 + "-v0") / "chunks").exists()
-    for name in (pack_id, wire_name(A)):
+    for name in (pack_id, early_name(A)):
         reader = store.open(name)
         assert reader is not None
         for number, raw in enumerate(RAWS):
@@ -101,7 +101,7 @@ def test_a_pack_gets_its_name_only_when_all_of_it_is_on_disk(
 
 
 def test_names_that_are_none_open_nothing(store: LocalStore) -> None:
-    for name in ("", "..", "../packs", "sha256-", wire_name(B), "ab" * 32, f"sha256-{'aa' * 32}-v1", "AA" * 32):
+    for name in ("", "..", "../packs", "sha256-", early_name(B), "ab" * 32, f"sha256-{'aa' * 32}-v1", "AA" * 32):
         assert store.open(name) is None
     with pytest.raises(UsageError, match="layer digest"):
         store.find("sha256:../../etc")
@@ -119,26 +119,26 @@ def test_the_index_stream_from_a_record_on(store: LocalStore) -> None:
 
 
 def test_a_part_is_served_while_it_grows_and_after_its_seal(store: LocalStore) -> None:
-    assert store.open(wire_name(A)) is None
+    assert store.open(early_name(A)) is None
     pack_id = write_part(store, A)
-    reader = store.open(wire_name(A))
+    reader = store.open(early_name(A))
     assert reader is not None
     assert reader.body(0) == (codec.RAW, RAWS[0])
     store.seal(A, pack_id)
     assert not reader.gone
     assert reader.body(0) == (codec.RAW, RAWS[0])
-    assert store.open(wire_name(A)) is reader
+    assert store.open(early_name(A)) is reader
 
 
 def test_a_reader_of_an_abandoned_part_is_replaced(store: LocalStore) -> None:
     write_part(store, A)
-    first = store.open(wire_name(A))
+    first = store.open(early_name(A))
     assert first is not None
     store.abandon(A)
     assert first.gone
-    assert store.open(wire_name(A)) is None
+    assert store.open(early_name(A)) is None
     sealed(store)
-    second = store.open(wire_name(A))
+    second = store.open(early_name(A))
     assert second is not None
     assert second is not first
     assert not second.gone
@@ -148,7 +148,7 @@ def test_a_twin_just_gets_a_link(store: LocalStore) -> None:
     index = sealed(store, A)
     part_reader = None
     pack_id = write_part(store, B, level=9)
-    part_reader = store.open(wire_name(B))
+    part_reader = store.open(early_name(B))
     assert store.seal(B, pack_id).pack_id == index.pack_id
     assert store.find(B) == store.find(A)
     assert part_reader is not None
@@ -232,7 +232,7 @@ def test_recovery_removes_a_broken_pack_and_its_links(
     assert pack_id in caplog.text
     assert again.pack_ids() == []
     assert again.find(A) is None
-    assert again.open(wire_name(A)) is None
+    assert again.open(early_name(A)) is None
     assert again.seal(A, write_part(again, A)).pack_id.hex() == pack_id
 
 

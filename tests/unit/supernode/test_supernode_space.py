@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from test_store_local import RAWS, A, B, write_part
 
+from imgdist.pack.kinds import Kind, early_name
 from imgdist.space import Disk, Watermarks
 from supernode.metrics import Metrics
 from supernode.space import keeper as keeping
 from supernode.space.keeper import SpaceKeeper
 from supernode.space.policy import StoredPack, plan
 from supernode.store import LocalStore
-from supernode.store.layout import wire_name
 
 NOW = 1_000_000.0
 C, D = ("sha256:" + letters * 32 for letters in ("cc", "dd"))
@@ -54,7 +54,7 @@ class Rig:
         self.second = self.store.seal(C, write_part(self.store, C, RAWS[1:])).pack_id.hex()
         self.disk = Disk(1 << 30, 1 << 29)
         self.wanted: set[str] = set()
-        self.converting: list[str] = []
+        self.under_way: list[tuple[str, Kind]] = []
         monkeypatch.setattr(keeping, "disk_of", lambda path: self.disk)
         self.keeper = self.made(joining_s=0)
 
@@ -66,7 +66,7 @@ class Rig:
             Metrics(),
             retention_s=100,
             wanted=lambda: self.wanted,
-            converting=lambda: self.converting,
+            under_way=lambda: self.under_way,
             joining_s=joining_s,
         )
 
@@ -99,7 +99,7 @@ async def test_what_agents_lack_chunks_of_stays_whatever_they_call_it(rig: Rig) 
     rig.disk = Disk(1 << 30, 0)
     rig.age(rig.first, 1000)
     rig.age(rig.second, 1000)
-    rig.wanted = {wire_name(B), rig.second}
+    rig.wanted = {early_name(B), rig.second}
     await rig.keeper.look()
     assert len(rig.store.pack_ids()) == 2
     rig.wanted = {rig.second}
@@ -124,7 +124,7 @@ async def test_being_resolved_served_or_converted_again_is_a_use(rig: Rig) -> No
     rig.age(rig.first, 1000)
     rig.age(rig.second, 1000)
     rig.store.seal(A, write_part(rig.store, A))
-    reader = LocalStore(rig.root).open(wire_name(C))
+    reader = LocalStore(rig.root).open(early_name(C))
     assert reader is not None
     assert not (await rig.keeper.collect()).removed
 
@@ -184,7 +184,7 @@ async def test_leftovers_go_but_not_what_is_being_converted(rig: Rig) -> None:
     for digest in (alive, dead):
         rig.store.begin(digest)
     (rig.root / "packs" / f".removed-{rig.first}").mkdir()
-    rig.converting = [alive]
+    rig.under_way = [(alive, Kind.LAYER)]
     await rig.keeper.collect()
     left = [path.name for path in (rig.root / "packs").iterdir() if path.name.startswith(".")]
     assert left == [f".part-{'dd' * 32}-v0"]
@@ -196,12 +196,12 @@ def test_a_layer_that_is_begun_while_leftovers_go_keeps_its_part(rig: Rig) -> No
     rig.store.begin(digest)
     again = threading.Thread(target=rig.store.begin, args=(digest,))
 
-    def converting() -> list[str]:
+    def under_way() -> list[tuple[str, Kind]]:
         again.start()
         again.join(0.2)
         return []
 
-    rig.store.clear_leftovers(converting)
+    rig.store.clear_leftovers(under_way)
     again.join()
     assert (rig.root / "packs" / f".part-{'dd' * 32}-v0").is_dir()
 

@@ -13,16 +13,17 @@ from mesh_rig import Node, Rig, rig, until
 
 from agent.chunkstore import ChunkStore
 from agent.database import Database
-from agent.earlystore import EarlyStore, layer_name
+from agent.earlystore import EarlyStore
 from agent.swarm.presence import Presence
 from agent.swarm.shelf import Shelf
 from imgdist.errors import NotFoundError
 from imgdist.pack import codec
 from imgdist.pack.index import IndexFollower
+from imgdist.pack.kinds import early_name
 from imgdist.pack.records import offset_of
 
 LAYER = MadeLayer((4, 64, 8, 1, 2), zero=[2])
-NAME = layer_name("sha256:" + "ab" * 32)
+NAME = early_name("sha256:" + "ab" * 32)
 
 
 @pytest.fixture

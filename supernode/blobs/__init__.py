@@ -1,0 +1,1 @@
+"""Blobs as registries have them: read once, kept as raw packs, handed out while they arrive."""
