@@ -18,7 +18,7 @@ import msgspec
 
 from agent.swarm.identity import check_advertised
 from imgdist import __version__, command, daemon
-from imgdist.config import AgentConfig
+from imgdist.config import AgentConfig, toml_value
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 from imgdist.wire.address import Address
 from imgdist.wire.mesh import NAME_MAX
@@ -176,9 +176,9 @@ def _supernode_command(config: AgentConfig) -> list[str]:
     command += ["--log-format", config.log_format]
     for registry in config.plain_http:
         command += ["--plain-http", registry]
-    for section in ("convert", "registry"):
+    for section in ("convert", "registry", "access"):
         for key, value in msgspec.to_builtins(getattr(config, section)).items():
-            command += ["--set", f"{section}.{key}={json.dumps(value)}"]
+            command += ["--set", f"{section}.{key}={toml_value(value)}"]
     for key in ("high", "low"):  # its disk is ours
         command += ["--set", f"space.{key}={getattr(config.space, key)}"]
     return command

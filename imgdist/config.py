@@ -32,10 +32,65 @@ class ConvertConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = False
 
 
-class RegistryConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """How registries are reached."""
+class RegistryHost(Struct, frozen=True, forbid_unknown_fields=True):
+    """How one registry, or a host that it redirects to, is reached. What is empty is as in [registry]."""
 
-    docker_config: Annotated[str, Meta(description="docker config.json with credentials; empty: anonymous")] = ""
+    plain_http: bool = False
+    ca: str = ""
+    client_certificate: str = ""
+    client_key: str = ""
+    proxy: str = ""
+    mirrors: tuple[str, ...] = ()
+    rewrite: dict[str, str] = {}
+    requests_per_s: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class RegistryConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How registries are reached (docs/registries.md)."""
+
+    docker_config: Annotated[
+        str, Meta(description="docker config.json with credentials and credential helpers; empty: none")
+    ] = ""
+    pull_secrets: Annotated[
+        tuple[str, ...], Meta(description="Kubernetes pull secrets as files, or directories of them")
+    ] = ()
+    kubernetes_secrets: Annotated[
+        tuple[str, ...], Meta(description="pull secrets, namespace/name, read with this pod's service account")
+    ] = ()
+    ca: Annotated[str, Meta(description="PEM file of CAs trusted beside the system's; empty: none")] = ""
+    proxy: Annotated[
+        str, Meta(description='proxy, http://host:port, or "direct"; empty: HTTP_PROXY, HTTPS_PROXY and NO_PROXY')
+    ] = ""
+    allow: Annotated[
+        tuple[str, ...], Meta(description="images that may be had, host/repository, * for anything; none: all")
+    ] = ()
+    deny: Annotated[tuple[str, ...], Meta(description="images that may not, as in `allow`, and before it")] = ()
+    requests_per_s: Annotated[float, Meta(ge=0, description="most requests a second to one registry; 0: no cap")] = 0.0
+    hosts: Annotated[
+        dict[str, RegistryHost],
+        Meta(
+            description='one registry\'s own, [registry.hosts."host:port"]: plain_http, ca, client_certificate, '
+            "client_key, proxy, mirrors, rewrite, requests_per_s"
+        ),
+    ] = {}
+
+
+class AccessConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may have what (docs/registries.md)."""
+
+    key_file: Annotated[
+        str, Meta(description="file with the cluster's key, by which nodes know each other; empty: the network is")
+    ] = ""
+    shared: Annotated[
+        tuple[str, ...],
+        Meta(description="images that registry clients get with our own credentials, host/repository, * for anything"),
+    ] = ()
+    remember_s: Annotated[
+        float, Meta(ge=0, le=3600, description="seconds that a registry's yes to a client is remembered")
+    ] = 60.0
+    outage_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="seconds that it counts while the registry does not answer")
+    ] = 600.0
 
 
 class TrackerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +146,7 @@ class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metrics_listen: Annotated[str, Meta(description="/metrics on an address of its own; empty: only on `listen`")] = ""
     log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     space: SupernodeSpaceConfig = field(default_factory=SupernodeSpaceConfig)
@@ -184,6 +240,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
         float, Meta(gt=0, description="seconds a layer's Prepare may take before it is declined")
     ] = 90.0
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     fill: FillConfig = field(default_factory=FillConfig)
@@ -264,14 +321,27 @@ def _convert(kind: type[ConfigT], document: dict[str, Any], where: str) -> Confi
 
 
 def _explain(kind: type[Any], document: dict[str, Any], key: str, reason: str) -> str:
-    if "unknown field" in reason:
+    if "unknown field" in reason and not key.startswith("registry.hosts"):
         names = [name for name, _ in keys(kind) if name.rpartition(".")[0] == key]
         prefix = f"[{key}] " if key else ""
         return f"{prefix}{reason[0].lower()}{reason[1:]}; known: {', '.join(names)}"
     seen: Any = document
     for part in key.split("."):
         seen = seen.get(part) if isinstance(seen, dict) else seen
+    if key.startswith("registry.hosts") and isinstance(seen, dict):
+        return _explain_host(seen)
     return f"{key} = {seen!r}: {reason[0].lower()}{reason[1:]}"
+
+
+def _explain_host(hosts: dict[str, Any]) -> str:
+    """Which registry's settings are wrong: a validation error of a table does not name its key."""
+    for host, settings in hosts.items():
+        try:
+            msgspec.convert(settings, RegistryHost)
+        except msgspec.ValidationError as error:
+            known = ", ".join(RegistryHost.__struct_fields__)
+            return f'[registry.hosts."{host}"] {str(error).replace(" - at `$.", " at `")}; known: {known}'
+    return "registry.hosts: expected tables of settings by host[:port]"
 
 
 class Key(typing.NamedTuple):
@@ -291,7 +361,8 @@ def keys(kind: type[Any], prefix: str = "") -> Iterator[tuple[str, Key]]:
             yield from keys(hint, f"{prefix}{info.name}.")
             continue
         base, meta = hint.__origin__, hint.__metadata__[0]
-        yield prefix + info.name, Key(info.default, _type_name(base, meta), meta.description or "")
+        default = info.default if info.default is not msgspec.NODEFAULT else info.default_factory()
+        yield prefix + info.name, Key(default, _type_name(base, meta), meta.description or "")
 
 
 def _type_name(base: Any, meta: Meta) -> str:
@@ -299,7 +370,7 @@ def _type_name(base: Any, meta: Meta) -> str:
     if origin is Literal:
         return " | ".join(f'"{choice}"' for choice in typing.get_args(base))
     if isinstance(base, types.GenericAlias):
-        return "list of strings"
+        return "tables" if origin is dict else "list of strings"
     name = {int: "integer", float: "number", bool: "true | false", str: "string"}[base]
     bounds = [
         f"{sign} {value}" for sign, value in ((">=", meta.ge), (">", meta.gt), ("<=", meta.le)) if value is not None
@@ -316,11 +387,15 @@ def toml(kind: type[Any]) -> str:
         if head != section:
             section = head
             lines += ["", f"[{section}]"]
-        lines += [f"# {key.description} ({key.type_name})", f"{last} = {_toml_value(key.default)}"]
+        lines += [f"# {key.description} ({key.type_name})", f"{last} = {toml_value(key.default)}"]
     return "\n".join(lines) + "\n"
 
 
-def _toml_value(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+def toml_value(value: Any) -> str:
+    """A value as TOML on one line; what `--set` reads."""
+    if isinstance(value, Mapping):
+        items = (f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items())
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
     return msgspec.json.encode(value).decode()

@@ -18,7 +18,7 @@ from imgdist import daemon, holder_client, rootformat
 from imgdist.config import SupernodeConfig
 from imgdist.errors import ImgdistError, UsageError
 from imgdist.oci import transport
-from imgdist.oci.credentials import Keychain
+from imgdist.oci.settings import RegistrySettings
 from imgdist.pack.kinds import Kind
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
@@ -31,6 +31,7 @@ from supernode.convert.conversion import Conversion
 from supernode.convert.workers import Workers
 from supernode.database import Database
 from supernode.fetch import Fetcher, Origin
+from supernode.keychain import keychain
 from supernode.metrics import Metrics
 from supernode.registries import Registries
 from supernode.resolve import Resolver
@@ -133,8 +134,8 @@ async def _serve(
         database = _database(root / "supernode.db")
         held.callback(database.close)
         http = await held.enter_async_context(transport.session())
-        keychain = Keychain(config.registry.docker_config or None)
-        registries = Registries(http, metrics, config.plain_http, keychain.find)
+        settings = RegistrySettings(config.registry, config.plain_http)
+        registries = Registries(http, metrics, settings, keychain(config.registry, http))
         catalog, chains = Catalog(database), Chains(database)
         workers = await held.enter_async_context(Workers())
 

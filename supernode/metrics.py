@@ -25,6 +25,12 @@ class Metrics:
         self._bytes = Counter(
             "imgdist_registry_bytes", "Body bytes from registries", ["registry"], registry=self._registry
         )
+        self._retries = Counter(
+            "imgdist_registry_retries",
+            "Requests to registries made again, or elsewhere, by reason (docs/registries.md)",
+            ["registry", "reason"],
+            registry=self._registry,
+        )
         self._uploads = Counter(
             "imgdist_upload_bytes", "Chunk bytes sent, by kind of request", ["kind"], registry=self._registry
         )
@@ -67,6 +73,10 @@ class Metrics:
     def received(self, registry: str, size_bytes: int) -> None:
         """Body bytes came from a registry."""
         self._bytes.labels(registry).inc(size_bytes)
+
+    def retried(self, registry: str, reason: str) -> None:
+        """Something was asked of a registry again, or elsewhere."""
+        self._retries.labels(registry, reason).inc()
 
     def sent(self, kind: str, size_bytes: int) -> None:
         """The chunk server sent bytes of chunks for requests of a kind (`Priority`)."""

@@ -58,6 +58,8 @@ class Resolver:
         Raises what the registry client raises, NotFoundError if the index has nothing for the platform,
         DeclinedError for what is no image.
         """
+        if (refusal := self._registries.settings.refusal(reference.name)) is not None:
+            raise refusal
         tag = reference.tag or "latest"
         digest = reference.digest or await self._tags.do((reference.name, tag), lambda: self._digest(reference, tag))
         manifest = await self._manifest(reference, digest, platform)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import msgspec
 
 from imgdist.errors import ConfigError, DeniedError, ProtocolError
-from imgdist.oci.credentials import Credentials
+from imgdist.oci.credentials import Credentials, CredentialSource
+from imgdist.oci.seen import SeenCredentials
 
 TOKEN_LIFE_S = 60.0
 """Seconds a token lives if its server does not say (token specification, "expires_in")."""
@@ -77,7 +78,8 @@ def token_request(challenge: Challenge, scope: str, credentials: Credentials | N
 
 
 class Authorizer:
-    """The Authorization headers of one registry, one per repository.
+    """The Authorization headers of one registry, one per repository: what clients showed it (`seen`), else what our own
+    credentials are good for.
 
     `ask(request) -> bytes` sends a TokenRequest and returns the body of a 200; it raises DeniedError for 401 and 403.
     `secure` forbids sending credentials in clear to a token server.
@@ -86,24 +88,25 @@ class Authorizer:
     def __init__(
         self,
         host: str,
-        credentials: Callable[[str], Credentials | None],
+        credentials: CredentialSource,
         ask: Callable[[TokenRequest], Awaitable[bytes]],
         *,
         secure: bool,
+        seen: SeenCredentials | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._credentials = credentials
         self._ask = ask
         self._secure = secure
+        self._seen = seen or SeenCredentials()
         self._clock = clock
         self._headers: dict[str, tuple[str, float]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     def header(self, repository: str) -> str | None:
-        """The header that worked last for the repository, unless it has expired."""
-        value, expires = self._headers.get(repository, (None, 0.0))
-        return value if value and self._clock() < expires else None
+        """The header to send: a client's that the registry took, or ours that worked last, unless it has expired."""
+        return self._seen.find(self._name(repository)) or self._own(repository)
 
     async def renew(self, repository: str, challenges: Sequence[Challenge], rejected: str | None) -> str:
         """A header in answer to a 401; `rejected` is what was sent. Raises DeniedError if there is none to try.
@@ -112,6 +115,8 @@ class Authorizer:
         If the first fails, the next one tries for itself.
         """
         async with self._locks.setdefault(repository, asyncio.Lock()):
+            if rejected is not None:
+                self._seen.refused(self._name(repository), rejected)
             current = self.header(repository)
             if current is not None and current != rejected:
                 return current
@@ -119,15 +124,30 @@ class Authorizer:
             self._headers[repository] = (value, expires)
             return value
 
+    def is_shown(self, repository: str, header: str) -> bool:
+        """Whether a header is a client's."""
+        return self._seen.find(self._name(repository)) == header
+
+    def _own(self, repository: str) -> str | None:
+        value, expires = self._headers.get(repository, (None, 0.0))
+        return value if value and self._clock() < expires else None
+
+    def _name(self, repository: str) -> str:
+        return f"{self._host}/{repository}"
+
     async def _answer(
         self, repository: str, challenges: Sequence[Challenge], rejected: str | None
     ) -> tuple[str, float]:
-        credentials = self._credentials(self._host)
         by_scheme = {challenge.scheme: challenge for challenge in challenges}
-        if bearer := by_scheme.get("bearer"):
-            return await self._token(bearer, repository, credentials)
-        if "basic" not in by_scheme:
+        bearer = by_scheme.get("bearer")
+        if bearer is None and "basic" not in by_scheme:
             raise ProtocolError(f"{self._host}: 401 without a Basic or Bearer challenge")
+        credentials = await self._credentials.find(self._host, repository)
+        if bearer is not None:
+            return await self._bearer(bearer, repository, credentials)
+        if credentials is not None and credentials.basic == rejected:
+            self._credentials.refused(self._host, repository, credentials)
+            credentials = await self._credentials.find(self._host, repository)
         if credentials is None:
             raise DeniedError(
                 f"{self._host}/{repository}: credentials are needed; put them into the docker config.json"
@@ -135,6 +155,21 @@ class Authorizer:
         if credentials.basic == rejected:
             raise DeniedError(f"{self._host}/{repository}: user {credentials.username!r} or the password is refused")
         return credentials.basic, float("inf")
+
+    async def _bearer(
+        self, challenge: Challenge, repository: str, credentials: Credentials | None
+    ) -> tuple[str, float]:
+        """A token; if what we have is refused, once more with what its source has by now."""
+        try:
+            return await self._token(challenge, repository, credentials)
+        except DeniedError:
+            if credentials is None:
+                raise
+            self._credentials.refused(self._host, repository, credentials)
+            renewed = await self._credentials.find(self._host, repository)
+            if renewed == credentials:
+                raise
+            return await self._token(challenge, repository, renewed)
 
     async def _token(self, challenge: Challenge, repository: str, credentials: Credentials | None) -> tuple[str, float]:
         scope = challenge.parameters.get("scope") or f"repository:{repository}:pull"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 import aiohttp
@@ -17,10 +19,15 @@ from yarl import URL
 from imgdist.errors import CorruptError, DeniedError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.oci import manifest as manifests
 from imgdist.oci.auth import Authorizer, TokenRequest, parse_challenges
-from imgdist.oci.credentials import Credentials
+from imgdist.oci.credentials import Anonymous, CredentialSource
 from imgdist.oci.manifest import Descriptor, Index, Manifest, error_details, parse_manifest
 from imgdist.oci.reference import Reference, is_digest
-from imgdist.oci.transport import CUT, Interrupted, Meter, Retry, Transport, cut
+from imgdist.oci.seen import HEADERS_MAX, SeenCredentials
+from imgdist.oci.settings import RegistrySettings
+from imgdist.oci.transport import CUT, ExpiredError, Interrupted, Meter, Retry, Transport, cut
+from imgdist.oci.upstreams import Upstream
+
+log = logging.getLogger("imgdist.oci")
 
 MANIFEST_MAX = 4 << 20
 """Bytes of a manifest, index or configuration: what registries accept (distribution-spec "Pushing Manifests")."""
@@ -32,12 +39,22 @@ HASH_INLINE = 64 * 1024
 """Bytes hashed on the event loop: 0.2 ms without SHA-NI; larger pieces are hashed in a thread meanwhile."""
 
 _ACCEPT = ", ".join((*manifests.MANIFEST_TYPES, *manifests.INDEX_TYPES))
-_HUB = "registry-1.docker.io"
+_ONCE = Retry(attempts=1, connect_attempts=1, busy_attempts=1, retry_after_max_s=1.0)
+"""For mirrors: the next one is asked at once, and the registry itself in the end."""
+_EXPIRED = (400, 401, 403, 410)
+"""What object stores answer to a presigned URL whose time is over."""
+AUTH_ATTEMPTS = HEADERS_MAX + 1
+"""Clients' tokens that are refused, then one of our own."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class RegistryClient:
-    """The registry `host` ("docker.io" or "host[:port]"), over a shared session (`transport.session()`)."""
+    """The registry `host` ("docker.io" or "host[:port]"), over a shared session (`transport.session()`).
+
+    Mirrors that the settings name are asked first; what they do not have, or not in order, comes from the registry
+    itself. `seen` are clients' own credentials. `delivered(repository, digest)` is told what has come whole and right
+    from the registry itself.
+    """
 
     def __init__(
         self,
@@ -45,15 +62,30 @@ class RegistryClient:
         http: aiohttp.ClientSession,
         meter: Meter,
         *,
-        plain_http: bool = False,
-        credentials: Callable[[str], Credentials | None] = lambda host: None,
+        settings: RegistrySettings | None = None,
+        credentials: CredentialSource | None = None,
+        seen: SeenCredentials | None = None,
+        delivered: Callable[[str, str], None] = lambda repository, digest: None,
         retry: Retry = Retry(),  # noqa: B008 - frozen
     ) -> None:
         self.host = host
-        scheme = "http" if plain_http else "https"
-        self._base = URL(f"{scheme}://{_HUB if host == 'docker.io' else host}")
-        self._transport = Transport(host, http, meter, retry)
-        self._authorizer = Authorizer(host, credentials, self._ask_token, secure=not plain_http)
+        self._settings = settings = settings or RegistrySettings()
+        self._upstreams = settings.upstreams(host)
+        self._origins = {upstream.base.origin() for upstream in (*self._upstreams.mirrors, self._upstreams.origin)}
+        self._base = self._upstreams.origin.base
+        self._transport = Transport(host, http, meter, retry, settings)
+        self._delivered = delivered
+        source = credentials or Anonymous()
+        self._authorizers = {
+            upstream: Authorizer(
+                upstream.host,
+                source,
+                self._ask_token,
+                secure=upstream.base.scheme == "https",
+                seen=seen if upstream is self._upstreams.origin else None,
+            )
+            for upstream in (*self._upstreams.mirrors, self._upstreams.origin)
+        }
 
     async def resolve(self, reference: Reference) -> tuple[str, str, bytes]:
         """The (digest, media type, bytes) of what a reference names; its digest, if it has one, is checked."""
@@ -125,8 +157,12 @@ class RegistryClient:
             if offset < descriptor.size:
                 failures = 1 if offset - started >= PROGRESS else failures + 1
                 await self._pause(failures, problem)
+                self._transport.retried("expired_url" if isinstance(problem, ExpiredError) else "cut")
         if running.hexdigest() != descriptor.digest.partition(":")[2]:
+            for mirror in self._upstreams.mirrors:  # one of them, if any took part
+                mirror.failed(time.monotonic(), lied=True)
             raise CorruptError(f"{what}: its bytes have the digest {running.name}:{running.hexdigest()}")
+        self._delivered(repository, descriptor.digest)
 
     async def _pause(self, failures: int, problem: ImgdistError) -> None:
         if isinstance(problem, TemporaryError):
@@ -138,30 +174,48 @@ class RegistryClient:
 
     async def _body(self, repository: str, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
         """What follows `offset` in a blob, from one request: by Range, or by skipping where that is not served."""
-        what = f"{self.host}/{repository}: blob {descriptor.digest}"
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         # Each attempt starts at the registry: a presigned URL of the last one may have expired.
-        async with await self._send("GET", repository, f"blobs/{descriptor.digest}", headers) as response:
-            if response.status == 416:
-                raise CorruptError(f"{what}: the registry has less than the {descriptor.size} bytes of its descriptor")
-            await self._expect(response, repository, f"blob {descriptor.digest}")
-            skip = offset
-            if response.status == 206:
-                span = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-                if span is None or int(span[1]) != offset:
-                    raise ProtocolError(
-                        f"{what}: asked from byte {offset}, got {response.headers.get('Content-Range')}"
-                    )
-                skip = 0
-            expected = descriptor.size - offset + skip
-            if response.content_length not in (None, expected):
-                raise CorruptError(
-                    f"{what}: descriptor says {expected} bytes, the registry offers {response.content_length}"
-                )
-            async for piece in self._pieces(response):
-                if skip < len(piece):
-                    yield piece[skip:] if skip else piece
-                skip = max(0, skip - len(piece))
+        upstream, opened = await self._open("GET", repository, f"blobs/{descriptor.digest}", headers)
+        async with opened as response:
+            try:
+                skip = await self._skipped(response, repository, descriptor, offset)
+            except (CorruptError, ProtocolError) as error:
+                if upstream is self._upstreams.origin:
+                    raise
+                upstream.failed(time.monotonic(), lied=True)
+                raise Interrupted(str(error)) from error
+            if skip:
+                self._transport.retried("no_range")
+            try:
+                async for piece in self._pieces(response):
+                    if skip < len(piece):
+                        yield piece[skip:] if skip else piece
+                    skip = max(0, skip - len(piece))
+            except Interrupted:
+                upstream.failed(time.monotonic())
+                raise
+
+    async def _skipped(
+        self, response: aiohttp.ClientResponse, repository: str, descriptor: Descriptor, offset: int
+    ) -> int:
+        """Bytes at the start of an answer that are not wanted: those before `offset`, where Range is not served."""
+        what = f"{self.host}/{repository}: blob {descriptor.digest}"
+        if response.status == 416:
+            raise CorruptError(f"{what}: the registry has less than the {descriptor.size} bytes of its descriptor")
+        await self._expect(response, repository, f"blob {descriptor.digest}")
+        skip = offset
+        if response.status == 206:
+            span = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if span is None or int(span[1]) != offset:
+                raise ProtocolError(f"{what}: asked from byte {offset}, got {response.headers.get('Content-Range')}")
+            skip = 0
+        expected = descriptor.size - offset + skip
+        if response.content_length not in (None, expected):
+            raise CorruptError(
+                f"{what}: descriptor says {expected} bytes, the registry offers {response.content_length}"
+            )
+        return skip
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         try:
@@ -179,6 +233,7 @@ class RegistryClient:
             except Interrupted as error:
                 failures += 1
                 await self._transport.pause(failures, error)
+                self._transport.retried("cut")
 
     async def _read_document(self, repository: str, name: str) -> tuple[str, str, bytes]:
         what = f"{self.host}/{repository}: manifest {name}"
@@ -190,6 +245,7 @@ class RegistryClient:
         digest = f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
         if stated and stated != digest:
             raise CorruptError(f"{what}: expected the digest {stated}, its bytes have {digest}")
+        self._delivered(repository, digest)
         return digest, response.content_type, raw
 
     async def _read(self, response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
@@ -202,16 +258,65 @@ class RegistryClient:
         return bytes(raw)
 
     async def _send(
-        self, method: str, repository: str, path: str, headers: Mapping[str, str]
+        self,
+        method: str,
+        repository: str,
+        path: str,
+        headers: Mapping[str, str],
+        query: Sequence[tuple[str, str]] = (),
     ) -> aiohttp.ClientResponse:
-        url = self._base / "v2" / repository / path
-        header = self._authorizer.header(repository)
-        response = await self._transport.open(method, url, _with(headers, header))
-        if response.status == 401 and response.url.origin() == self._base.origin():
+        return (await self._open(method, repository, path, headers, query))[1]
+
+    async def _open(
+        self,
+        method: str,
+        repository: str,
+        path: str,
+        headers: Mapping[str, str],
+        query: Sequence[tuple[str, str]] = (),
+    ) -> tuple[Upstream, aiohttp.ClientResponse]:
+        """The answer and who gave it: the first mirror that has it, else whatever the registry itself says."""
+        if (refusal := self._settings.refusal(f"{self.host}/{repository}")) is not None:
+            raise refusal
+        *mirrors, origin = self._upstreams.in_order(time.monotonic())
+        for mirror in mirrors:
+            try:
+                response = await self._ask(mirror, method, repository, path, headers, query, _ONCE)
+                if response.status in (200, 206):
+                    mirror.answered()
+                    return mirror, response
+                response.close()
+            except ImgdistError as error:
+                if not isinstance(error, DeniedError):  # that is about one repository
+                    mirror.failed(time.monotonic())
+                log.info("%s: mirror %s did not give it: %s", self.host, mirror.base, error)
+            self._transport.retried("mirror")
+        return origin, await self._ask(origin, method, repository, path, headers, query)
+
+    async def _ask(
+        self,
+        upstream: Upstream,
+        method: str,
+        repository: str,
+        path: str,
+        headers: Mapping[str, str],
+        query: Sequence[tuple[str, str]],
+        retry: Retry | None = None,
+    ) -> aiohttp.ClientResponse:
+        url, name = upstream.url(repository, path).with_query(query or None), upstream.repository(repository)
+        authorizer = self._authorizers[upstream]
+        header = authorizer.header(name)
+        response = await self._transport.open(method, url, _with(headers, header), retry=retry)
+        for _ in range(AUTH_ATTEMPTS):
+            if response.status != 401 or response.url.origin() != upstream.base.origin():
+                break
             response.close()
             challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
-            header = await self._authorizer.renew(repository, challenges, header)
-            response = await self._transport.open(method, url, _with(headers, header))
+            header = await authorizer.renew(name, challenges, header)
+            self._transport.retried("unauthorized")
+            response = await self._transport.open(method, url, _with(headers, header), retry=retry)
+            if not authorizer.is_shown(name, header):
+                break
         return response
 
     async def _expect(self, response: aiohttp.ClientResponse, repository: str, what: str) -> None:
@@ -224,9 +329,9 @@ class RegistryClient:
             return
         reason = error_details(await self._read(response, MANIFEST_MAX, what))
         shown = f"status {status}{': ' + reason if reason else ''}"
-        if response.url.origin() != self._base.origin() and status in (401, 403):
+        if response.url.origin() not in self._origins and status in _EXPIRED:
             # A presigned URL that expired between the redirect and its use: the registry hands out a fresh one.
-            raise Interrupted(f"{what}: {response.url.host}, where the registry sent us, refused: {shown}")
+            raise ExpiredError(f"{what}: {response.url.host}, where the registry sent us, refused: {shown}")
         if status in (401, 403):
             raise DeniedError(f"{what}: access denied ({shown}); check the credentials for {self.host}")
         if status == 404:

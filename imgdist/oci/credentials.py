@@ -1,18 +1,14 @@
-"""Registry credentials from a docker config.json: its `auths` (credential helpers are programs; none is run here)."""
+"""What is shown to a registry, and who has it: the promise that every source of credentials keeps."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import os
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import msgspec
-
-from imgdist.errors import ConfigError
-
-_DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,62 +25,64 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
-class _Entry(msgspec.Struct):
-    auth: str = ""
-    username: str = ""
-    password: str = ""
-    identity_token: str = msgspec.field(name="identitytoken", default="")
+class CredentialSource(Protocol):
+    """Has credentials for registries."""
+
+    async def find(self, host: str, repository: str) -> Credentials | None:
+        """What to show the registry `host` ("host[:port]", docker.io for the hub) for a repository; None if nothing.
+
+        Raises ConfigError or TemporaryError, without secrets, if that cannot be told.
+        """
+
+    def refused(self, host: str, repository: str, credentials: Credentials) -> None:
+        """The registry takes these no more: what was remembered is to be asked for anew."""
 
 
-class _File(msgspec.Struct):
-    auths: dict[str, _Entry] = {}
+class Anonymous:
+    """No credentials for anyone."""
+
+    async def find(self, host: str, repository: str) -> Credentials | None:
+        """None."""
+        return None
+
+    def refused(self, host: str, repository: str, credentials: Credentials) -> None:
+        """Nothing is remembered."""
 
 
 class Keychain:
-    """The credentials of one config.json, read again when the file changes; no path: none for anyone."""
+    """Several sources; the first that has something counts."""
 
-    def __init__(self, path: str | None) -> None:
-        self._path = Path(path) if path else None
-        self._read_at: tuple[int, int, int] | None = None
-        self._known: dict[str, Credentials] = {}
+    def __init__(self, sources: Sequence[CredentialSource]) -> None:
+        self._sources = tuple(sources)
 
-    def find(self, host: str) -> Credentials | None:
-        """What to show the registry `host` ("host[:port]", docker.io for the hub); None: ask anonymously.
+    async def find(self, host: str, repository: str) -> Credentials | None:
+        """As CredentialSource."""
+        for source in self._sources:
+            if (found := await source.find(host, repository)) is not None:
+                return found
+        return None
 
-        Raises ConfigError if the file cannot be read.
-        """
-        if self._path is None:
-            return None
-        try:
-            seen = os.stat(self._path)
-            version = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
-            if version != self._read_at:
-                self._known = parse(self._path.read_bytes(), str(self._path))
-                self._read_at = version
-        except OSError as error:
-            raise ConfigError(f"{self._path}: cannot read registry credentials: {error.strerror}") from None
-        return self._known.get(_canonical(host))
+    def refused(self, host: str, repository: str, credentials: Credentials) -> None:
+        """As CredentialSource."""
+        for source in self._sources:
+            source.refused(host, repository, credentials)
 
 
-def parse(raw: bytes, name: str) -> dict[str, Credentials]:
-    """The credentials in a config.json by registry host. `name` is the file's, for ConfigError."""
+def expiry(secret: str) -> float:
+    """When a token or password ends to be good, in seconds since 1970, if it says so; else infinity.
+
+    Read are JSON web tokens (RFC 7519, "exp") and ECR's passwords (base64 of JSON with "expiration"). Nothing is
+    verified: it is only a hint when to ask for the next one.
+    """
+    parts = secret.split(".")
+    claims = _object(parts[1] if len(parts) == 3 else secret)
+    seconds = claims.get("exp" if len(parts) == 3 else "expiration")
+    return float(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else math.inf
+
+
+def _object(text: str) -> dict[str, Any]:
     try:
-        document = msgspec.json.decode(raw, type=_File)
-        return {_canonical(host): _credentials(entry) for host, entry in document.auths.items()}
-    except (msgspec.DecodeError, binascii.Error, ValueError):
-        # The decoder's own words may quote a secret.
-        raise ConfigError(f'{name}: expected a docker config.json: {{"auths": {{HOST: {{"auth": BASE64}}}}}}') from None
-
-
-def _credentials(entry: _Entry) -> Credentials:
-    username, password = entry.username, entry.password
-    if entry.auth:
-        username, _, password = base64.b64decode(entry.auth, validate=True).decode().partition(":")
-    return Credentials(username, password.rstrip("\0"), entry.identity_token)
-
-
-def _canonical(host: str) -> str:
-    """config.json names registries as "host", "https://host" or "https://index.docker.io/v1/"."""
-    host = host.partition("://")[2] or host
-    host = host.partition("/")[0].lower()
-    return "docker.io" if host in _DOCKER_HUB else host
+        document = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (binascii.Error, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,4 +1,4 @@
-"""HTTP to one registry: retries with back-off, a shared pause after 429, redirects, proxies, clear errors."""
+"""HTTP to one registry: retries with back-off, a shared budget, redirects, proxies, TLS, clear errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import random
 import ssl
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +16,9 @@ import aiohttp
 from yarl import URL
 
 import imgdist
-from imgdist.errors import ImgdistError, ProtocolError, TemporaryError
+from imgdist.errors import ConfigError, ImgdistError, ProtocolError, TemporaryError
+from imgdist.oci.budget import Budget
+from imgdist.oci.settings import RegistrySettings
 
 REDIRECTS_MAX = 10
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
@@ -35,6 +36,22 @@ class Meter(Protocol):
     def received(self, registry: str, size_bytes: int) -> None:
         """Body bytes came from the registry or from where it redirected to."""
 
+    def retried(self, registry: str, reason: str) -> None:
+        """Something is asked again, or elsewhere, and why: a key of `REASONS`."""
+
+
+REASONS = {
+    "busy": "the registry answered 429",
+    "server": "the registry answered 408 or 5xx",
+    "connect": "no connection came about",
+    "broken": "the connection broke, or nothing came in time",
+    "cut": "a body broke off; it is resumed where it ended",
+    "expired_url": "storage refused the address that the registry had sent us to; the registry gives another one",
+    "unauthorized": "the registry refused a token, or wanted one: it is renewed",
+    "no_range": "a resumed body came from its start: what was there is read again",
+    "mirror": "a mirror failed, or has it not; the next one or the registry itself is asked",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -42,13 +59,15 @@ class Retry:
 
     attempts: int = 6
     connect_attempts: int = 3
+    busy_attempts: int = 20
     base_s: float = 0.2
     cap_s: float = 8.0
     retry_after_max_s: float = 60.0
 
     def delay_s(self, failures: int, error: TemporaryError, unreachable: bool, luck: float) -> float | None:
         """The wait after the n-th failure in a row (from 1), None: give up. `luck` in [0, 1) spreads the herd."""
-        if failures >= (self.connect_attempts if unreachable else self.attempts):
+        attempts = self.busy_attempts if isinstance(error, BusyError) else self.attempts
+        if failures >= (self.connect_attempts if unreachable else attempts):
             return None
         backoff = min(self.cap_s, self.base_s * 2 ** (failures - 1)) * (0.5 + luck / 2)
         asked = error.retry_after_s or 0.0
@@ -79,56 +98,81 @@ def session() -> aiohttp.ClientSession:
 
 
 class Transport:
-    """Requests to the registry `host` and to where it redirects."""
+    """Requests to the registry `host`, its mirrors and its token server, each with a budget, and to where they
+    redirect."""
 
-    def __init__(self, host: str, http: aiohttp.ClientSession, meter: Meter, retry: Retry) -> None:
+    def __init__(
+        self,
+        host: str,
+        http: aiohttp.ClientSession,
+        meter: Meter,
+        retry: Retry,
+        settings: RegistrySettings | None = None,
+    ) -> None:
         self._host = host
         self._http = http
         self._meter = meter
         self._retry = retry
-        self._quiet_until = 0.0
+        self._settings = settings or RegistrySettings()
+        self._budgets: dict[URL, Budget] = {}
 
-    async def open(self, method: str, url: URL, headers: Mapping[str, str], **body: Any) -> aiohttp.ClientResponse:
+    async def open(
+        self, method: str, url: URL, headers: Mapping[str, str], *, retry: Retry | None = None, **body: Any
+    ) -> aiohttp.ClientResponse:
         """The answer to a request, of any status but those worth a retry. The caller closes it.
 
-        Raises TemporaryError once the attempts are used up, ProtocolError for broken TLS, HTTP or redirects.
+        Raises TemporaryError once the attempts (of `retry`, else those of all requests) are used up, ProtocolError for
+        broken TLS, HTTP or redirects.
         """
+        retry = retry or self._retry
+        budget = self._budgets.setdefault(url.origin(), Budget(self._settings.requests_per_s(self._host)))
         failures = 0
         while True:
-            # 429 is about the registry, not about one request: all of them wait for its pause to end.
-            await asyncio.sleep(max(0.0, self._quiet_until - time.monotonic()))
+            wait_s = budget.take(time.monotonic())
+            if wait_s > retry.retry_after_max_s:
+                raise BusyError(f"{_shown(url)}: {self._host} wants a pause after too many requests", wait_s)
+            await asyncio.sleep(wait_s)
             try:
-                return await self._attempt(method, url, headers, body)
-            except _Unreachable as error:
-                failures += 1
-                await self.pause(failures, error, unreachable=True)
+                return await self._attempt(method, url, headers, retry, budget, body)
             except TemporaryError as error:
                 failures += 1
-                await self.pause(failures, error)
+                await self._pause(failures, error, retry, isinstance(error, _Unreachable))
 
-    async def pause(self, failures: int, error: TemporaryError, unreachable: bool = False) -> None:
+    async def pause(self, failures: int, error: TemporaryError) -> None:
         """Wait before the next attempt, or raise `error` if there shall be none."""
-        delay_s = self._retry.delay_s(failures, error, unreachable, random.random())
-        if delay_s is None:
-            raise error
-        await asyncio.sleep(delay_s)
+        await self._pause(failures, error, self._retry, unreachable=False)
 
     def received(self, size_bytes: int) -> None:
         """Count body bytes."""
         self._meter.received(self._host, size_bytes)
 
+    def retried(self, reason: str) -> None:
+        """Count what is asked again."""
+        self._meter.retried(self._host, reason)
+
+    async def _pause(self, failures: int, error: TemporaryError, retry: Retry, unreachable: bool) -> None:
+        delay_s = retry.delay_s(failures, error, unreachable, random.random())
+        if delay_s is None:
+            raise error
+        self.retried(_reason(error))
+        # The budget keeps everyone waiting for a registry that said when: nothing to add to that.
+        await asyncio.sleep(0 if isinstance(error, BusyError) else delay_s)
+
     async def _attempt(
-        self, method: str, url: URL, headers: Mapping[str, str], body: dict[str, Any]
+        self, method: str, url: URL, headers: Mapping[str, str], retry: Retry, budget: Budget, body: dict[str, Any]
     ) -> aiohttp.ClientResponse:
         response = await self._follow(method, url, headers, body)
         if response.status not in RETRY_STATUS:
+            budget.answered()
             return response
         retry_after_s = parse_retry_after(response.headers.get("Retry-After"), time.time())
         response.close()
-        if response.status == 429 and retry_after_s is not None and retry_after_s <= self._retry.retry_after_max_s:
-            self._quiet_until = max(self._quiet_until, time.monotonic() + retry_after_s)
-        reason = "too many requests" if response.status == 429 else "a failure of its own"
-        raise TemporaryError(f"{_shown(url)}: the registry answered {response.status}, {reason}", retry_after_s)
+        if response.status != 429:
+            words = f"{_shown(url)}: the registry answered {response.status}, a failure of its own"
+            raise _ServerError(words, retry_after_s)
+        if retry_after_s is None or retry_after_s <= retry.retry_after_max_s:
+            budget.refused(time.monotonic(), retry_after_s)
+        raise BusyError(f"{_shown(url)}: the registry answered 429, too many requests", retry_after_s)
 
     async def _follow(
         self, method: str, url: URL, headers: Mapping[str, str], body: dict[str, Any]
@@ -158,8 +202,10 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         status = "error"
         try:
+            tls = self._settings.tls(url, self._host) if url.scheme == "https" else True
+            proxy = self._settings.proxy(url, self._host)
             response = await self._http.request(
-                method, url, headers=headers, allow_redirects=False, proxy=_proxy(url), **body
+                method, url, headers=headers, allow_redirects=False, proxy=proxy, ssl=tls, **body
             )
             status = str(response.status)
             return response
@@ -174,8 +220,27 @@ class Interrupted(TemporaryError):
     Not tried again here, because only the caller knows where to go on."""
 
 
+class ExpiredError(Interrupted):
+    """Storage behind a redirect refused the address: a presigned URL that expired before it was used."""
+
+
+class BusyError(TemporaryError):
+    """The registry answers 429: it is asked again when its pause is over, more often than what fails."""
+
+
+class _ServerError(TemporaryError):
+    """The registry answered that it failed."""
+
+
 class _Unreachable(TemporaryError):
     """No connection came about: fewer attempts, because the answer is quick and rarely changes."""
+
+
+def _reason(error: TemporaryError) -> str:
+    """Why something is asked again, a key of REASONS."""
+    kinds = ((BusyError, "busy"), (_ServerError, "server"), (_Unreachable, "connect"), (ExpiredError, "expired_url"))
+    kind = next((reason for kind, reason in kinds if isinstance(error, kind)), None)
+    return kind or ("cut" if isinstance(error, Interrupted) else "broken")
 
 
 def _translated(url: URL, error: Exception) -> ImgdistError:
@@ -184,10 +249,13 @@ def _translated(url: URL, error: Exception) -> ImgdistError:
         return ProtocolError(
             f"{where}: TLS failed: {error}; for a registry without TLS give --plain-http {url.host}:{url.port}"
         )
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return ConfigError(f"{where}: the proxy answered {error.status} {error.message}; expected 200")
     if isinstance(error, aiohttp.ClientConnectorError):
+        via = " to the proxy" if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
         number = error.os_error.errno
         return _Unreachable(
-            f"{where}: cannot connect: {os.strerror(number) if number and number > 0 else error.os_error}"
+            f"{where}: cannot connect{via}: {os.strerror(number) if number and number > 0 else error.os_error}"
         )
     if isinstance(error, TimeoutError):
         return TemporaryError(f"{where}: no answer in time")
@@ -204,10 +272,3 @@ def cut(url: URL, error: Exception) -> Interrupted:
 def _shown(url: URL) -> str:
     """A URL for messages: without its query, which may hold a signature."""
     return str(url.with_query(None).with_user(None))
-
-
-def _proxy(url: URL) -> str | None:
-    """HTTP_PROXY, HTTPS_PROXY and NO_PROXY (aiohttp's trust_env would also read passwords from ~/.netrc)."""
-    if urllib.request.proxy_bypass(url.authority):
-        return None
-    return urllib.request.getproxies().get(url.scheme)

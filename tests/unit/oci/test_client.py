@@ -18,6 +18,7 @@ from imgdist.oci.client import MANIFEST_MAX, RegistryClient
 from imgdist.oci.credentials import Credentials
 from imgdist.oci.manifest import Descriptor, Manifest
 from imgdist.oci.reference import parse
+from imgdist.oci.settings import RegistrySettings
 from imgdist.oci.transport import Retry
 
 FAST = Retry(attempts=4, connect_attempts=2, base_s=0.001, cap_s=0.01, retry_after_max_s=2)
@@ -30,12 +31,29 @@ class Counted:
     def __init__(self) -> None:
         self.statuses: list[str] = []
         self.bytes = 0
+        self.reasons: list[str] = []
 
     def request(self, registry: str, status: str) -> None:
         self.statuses.append(status)
 
     def received(self, registry: str, size_bytes: int) -> None:
         self.bytes += size_bytes
+
+    def retried(self, registry: str, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+class Fixed:
+    """The same credentials for everyone."""
+
+    def __init__(self, credentials: Credentials | None) -> None:
+        self.credentials = credentials
+
+    async def find(self, host: str, repository: str) -> Credentials | None:
+        return self.credentials
+
+    def refused(self, host: str, repository: str, credentials: Credentials) -> None:
+        pass
 
 
 @pytest.fixture
@@ -61,9 +79,9 @@ Connect = Callable[..., RegistryClient]
 @pytest.fixture
 def connect(registry: FakeRegistry, http: aiohttp.ClientSession, meter: Counted) -> Connect:
     def make(credentials: Credentials | None = None, host: str = "") -> RegistryClient:
-        return RegistryClient(
-            host or registry.host, http, meter, plain_http=True, credentials=lambda host: credentials, retry=FAST
-        )
+        host = host or registry.host
+        settings = RegistrySettings(plain_http=[host])
+        return RegistryClient(host, http, meter, settings=settings, credentials=Fixed(credentials), retry=FAST)
 
     return make
 
@@ -342,6 +360,6 @@ async def test_redirect_loop_ends(registry: FakeRegistry, connect: Connect) -> N
 
 
 async def test_plain_http_registry_spoken_to_with_tls(registry: FakeRegistry, http: aiohttp.ClientSession) -> None:
-    client = RegistryClient(registry.host, http, Counted(), retry=FAST)
+    client = RegistryClient(registry.host, http, Counted(), settings=RegistrySettings(), retry=FAST)
     with pytest.raises(ProtocolError, match=f"--plain-http {registry.host}"):
         await client.manifest("a/b", "1")

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from imgdist.errors import ConfigError, ProtocolError, TemporaryError
 from imgdist.oci.auth import Challenge, parse_challenges, token_request
-from imgdist.oci.credentials import Credentials, Keychain
+from imgdist.oci.credentials import Credentials
+from imgdist.oci.credhelper import CredentialHelper
+from imgdist.oci.dockerconfig import DockerConfigFile
 from imgdist.oci.transport import Retry, parse_retry_after
 
 
@@ -22,9 +24,9 @@ def entry(user: str, password: str) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
-def write(path: Path, auths: Any) -> Keychain:
-    path.write_text(json.dumps({"auths": auths, "credsStore": "ignored"}))
-    return Keychain(str(path))
+def write(path: Path, document: Any) -> DockerConfigFile:
+    path.write_text(json.dumps(document))
+    return DockerConfigFile(str(path), CredentialHelper())
 
 
 @pytest.mark.parametrize(
@@ -34,34 +36,47 @@ def write(path: Path, auths: Any) -> Keychain:
         ("https://reg.example", "reg.example"),
         ("https://index.docker.io/v1/", "docker.io"),
         ("docker.io", "docker.io"),
+        ("*.example", "reg.example"),
+        ("reg.example/a", "reg.example"),
     ],
 )
-def test_keychain_knows_hosts_as_docker_writes_them(tmp_path: Path, key: str, host: str) -> None:
-    keychain = write(tmp_path / "config.json", {key: entry("me", "se:cret")})
-    assert keychain.find(host) == Credentials("me", "se:cret")
-    assert keychain.find("other.example") is None
+async def test_registries_are_known_as_docker_and_the_kubelet_write_them(tmp_path: Path, key: str, host: str) -> None:
+    file = write(tmp_path / "config.json", {"auths": {key: entry("me", "se:cret")}})
+    assert await file.find(host, "a/b") == Credentials("me", "se:cret")
+    assert await file.find("other.where.example", "a/b") is None
+    assert await file.find(host, "ab") == (None if key.endswith("/a") else Credentials("me", "se:cret"))
 
 
-def test_keychain_follows_the_file(tmp_path: Path) -> None:
+async def test_the_longest_key_counts(tmp_path: Path) -> None:
+    auths = {"reg.example": entry("all", "1"), "reg.example/a": entry("a", "2"), "reg.example/a/b": entry("b", "3")}
+    file = write(tmp_path / "config.json", {"auths": auths})
+    found = [await file.find("reg.example", name) for name in ("x", "a/c", "a/b", "a/b/c", "ab")]
+    assert [one.username for one in found if one] == ["all", "a", "b", "b", "all"]
+
+
+async def test_the_file_is_followed(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    assert write(path, {"h.x": {"identitytoken": "it"}}).find("h.x") == Credentials(identity_token="it")
-    keychain = write(path, {"h.x": entry("a", "1")})
-    assert keychain.find("h.x") == Credentials("a", "1")
+    file = write(path, {"auths": {"h.x": {"identitytoken": "it"}}})
+    assert await file.find("h.x", "r") == Credentials(identity_token="it")
     path.write_text(json.dumps({"auths": {"h.x": {"username": "b", "password": "22"}}}))
     os.utime(path, ns=(1, 1))
-    assert keychain.find("h.x") == Credentials("b", "22")
+    assert await file.find("h.x", "r") == Credentials("b", "22")
     path.unlink()
     with pytest.raises(ConfigError, match=r"config\.json"):
-        keychain.find("h.x")
-    assert Keychain(None).find("h.x") is None
+        await file.find("h.x", "r")
+
+
+async def test_a_mounted_pull_secret_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / ".dockerconfigjson").write_text(json.dumps({"auths": {"h.x": entry("a", "1")}}))
+    assert await DockerConfigFile(str(tmp_path), CredentialHelper()).find("h.x", "r") == Credentials("a", "1")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"auths": 3}', '{"auths": {"h": {"auth": "s3cret!"}}}'])
-def test_broken_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
+async def test_broken_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        Keychain(str(path)).find("h")
+        await DockerConfigFile(str(path), CredentialHelper()).find("h", "r")
     assert str(path) in str(caught.value)
     assert "s3cret" not in str(caught.value)
 

@@ -24,6 +24,7 @@ from imgdist.errors import (
     UsageError,
 )
 from imgdist.oci import transport
+from imgdist.oci.settings import RegistrySettings
 from imgdist.pack import records
 from imgdist.pack.index import IndexBuilder, zero_digest
 from imgdist.space import Watermarks
@@ -98,7 +99,7 @@ class World:
         self.fetcher = FakeFetcher()
         self.chunks: Address | None = Address("127.0.0.1", 7601)
         metrics = Metrics()
-        registries = Registries(http, metrics, [registry.host], lambda host: None)
+        registries = Registries(http, metrics, RegistrySettings(plain_http=[registry.host]))
         chains = Chains(database)
         store = LocalStore(root)
         store.recover()

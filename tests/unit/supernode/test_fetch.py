@@ -14,6 +14,7 @@ from fake_registry import FakeRegistry, answer, serving
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci import transport
 from imgdist.oci.manifest import Descriptor
+from imgdist.oci.settings import RegistrySettings
 from supernode.catalog import Catalog
 from supernode.database import Database
 from supernode.fetch import HOLD_OFF_S, Fetcher, Origin
@@ -108,7 +109,7 @@ class World:
         self.verdict: ImgdistError | None = None
         self.conversions: list[FakeConversion] = []
         self.started: asyncio.Queue[FakeConversion] = asyncio.Queue()
-        registries = Registries(http, Metrics(), [registry.host], lambda host: None)
+        registries = Registries(http, Metrics(), RegistrySettings(plain_http=[registry.host]))
         store: Any = self.store
 
         def read(origin: Origin) -> AsyncGenerator[bytes, None]:

@@ -14,6 +14,7 @@ from imgdist.errors import CorruptError, DeniedError, NotFoundError, ProtocolErr
 from imgdist.oci import transport
 from imgdist.oci.platform import Platform
 from imgdist.oci.reference import Reference, parse
+from imgdist.oci.settings import RegistrySettings
 from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.database import Database
@@ -34,7 +35,7 @@ class World:
         self.database = Database(path)
         self.chains = Chains(self.database)
         metrics = Metrics()
-        registries = Registries(http, metrics, [registry.host], lambda host: None)  # type: ignore[arg-type]
+        registries = Registries(http, metrics, RegistrySettings(plain_http=[registry.host]))  # type: ignore[arg-type]
         self.resolver = Resolver(registries, Catalog(self.database), self.chains)
 
     def reference(self, name: str = "a/b:1") -> Reference:
