@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -244,6 +245,7 @@ class _Api:
             "size_bytes": sum(layer.store.index.image_size for layer in present),
             "present_bytes": sum(layer.store.present.count() * BLOCK for layer in present),
             "complete": len(present) == len(found) and all(layer.store.is_complete for layer in present),
+            "sources": dict(sum((layer.store.received for layer in present), Counter())),
         }
 
     def _lazy(self) -> Node:

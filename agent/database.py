@@ -27,12 +27,23 @@ CREATE TABLE chunks (prefix INTEGER, node INTEGER, number INTEGER, PRIMARY KEY (
 CREATE INDEX chunks_of_node ON chunks (node);
 INSERT INTO sqlite_sequence (name, seq) VALUES ('packs', 1);
 """
-_TWINS = """
-SELECT mine.number, other.node, other.number FROM chunks AS mine
-JOIN chunks AS other ON other.prefix = mine.prefix AND other.node != mine.node WHERE mine.node = ?
+HOLDERS_MAX = 8
+"""Packs that are named for a digest, the newest first: a node that keeps many releases of an image has many."""
+_TWINS = f"""
+WITH wanted AS (SELECT DISTINCT prefix FROM chunks WHERE node = ?1),
+ranked AS (
+    SELECT prefix, node, MIN(number) AS number, ROW_NUMBER() OVER (PARTITION BY prefix ORDER BY node DESC) AS place
+    FROM wanted CROSS JOIN chunks USING (prefix) WHERE node != ?1 GROUP BY prefix, node
+)
+SELECT mine.number, ranked.node, ranked.number FROM ranked
+JOIN chunks AS mine ON mine.node = ?1 AND mine.prefix = ranked.prefix WHERE place <= {HOLDERS_MAX}
 """
+"""One chunk of each pack: two packs of 2,000 equal chunks have 4,000,000 pairs [measured: 5.7 s, now 8 ms; where all
+differ 0.5 instead of 0.7 ms, where half are the same in 50 packs 38 instead of 20]."""
 _KNOWN = "SELECT 1 FROM chunks WHERE node = ? LIMIT 1"
-_HOLDERS = "SELECT node, number FROM chunks WHERE prefix = ?"
+_HOLDERS = f"""
+SELECT node, MIN(number) FROM chunks WHERE prefix = ? GROUP BY node ORDER BY node DESC LIMIT {HOLDERS_MAX}
+"""
 _CACHE_KIB = 512  # the file is in the page cache as well
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -104,7 +115,8 @@ class Database:
             self._write("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", *rows)
 
     def twins(self, node: int) -> list[Twin]:
-        """Chunks of a pack that other packs have too, wherever their bytes are present by now or not."""
+        """Chunks of a pack that other packs have too, wherever their bytes are present by now or not: at most one
+        chunk of each pack and `HOLDERS_MAX` packs for each."""
         rows = self._run(lambda connection: connection.execute(_TWINS, (node,)).fetchall())
         return [Twin(*row) for row in rows]
 
@@ -113,8 +125,8 @@ class Database:
         rows = [(number, _prefix(digest)) for number, digest in digests]
 
         def job(connection: sqlite3.Connection) -> list[Twin]:
-            found = ((number, connection.execute(_HOLDERS, (prefix,)).fetchall()) for number, prefix in rows)
-            return [Twin(number, *other) for number, others in found for other in others]
+            found = {prefix: connection.execute(_HOLDERS, (prefix,)).fetchall() for prefix in {row[1] for row in rows}}
+            return [Twin(number, *other) for number, prefix in rows for other in found[prefix]]
 
         return self._run(job)
 

@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from agent.frames import Frames
 from agent.imagefile import ImageFile
+from agent.layerstore import LayerStore
 from imgdist.errors import CorruptError
 from imgdist.pack.index import Index, IndexFollower
 
@@ -116,6 +117,14 @@ class EarlyStore:
         """Put verified bytes into the image (see ImageFile.write)."""
         self.image.write(raw, self.index.start(chunk), direct=direct)
         self._here.add(chunk)
+
+    def share(self, chunk: int, other: LayerStore, other_chunk: int) -> bool:
+        """As LayerStore's."""
+        source, start, size = other.index.start(other_chunk), self.index.start(chunk), self.index.size(chunk)
+        if not self.image.share(other.image_fd, source, size, start):
+            return False
+        self._here.add(chunk)
+        return True
 
     @property
     def count(self) -> int:

@@ -116,6 +116,15 @@ class LayerStore:
         self._image.write(raw, self.index.start(chunk), direct=direct)
         self.present.mark(self.index.start(chunk) // BLOCK, self.index.size(chunk) // BLOCK)
 
+    def share(self, chunk: int, other: LayerStore, other_chunk: int) -> bool:
+        """As `write`, of bytes that were just verified in another pack's image, which is in use: both have the same
+        blocks on the disk then. False where that cannot be, and nothing was done."""
+        source, start, size = other.index.start(other_chunk), self.index.start(chunk), self.index.size(chunk)
+        if not self._image.share(other.image_fd, source, size, start):
+            return False
+        self.present.mark(start // BLOCK, size // BLOCK)
+        return True
+
     def read_into(self, chunk: int, out: memoryview) -> None:
         """Read a present chunk's bytes into `out`, which has exactly its size. Unverified: the disk may rot."""
         self._read(self.image_fd, chunk, out)

@@ -183,6 +183,10 @@ class Desk:
         self._figures.waited(landed.waited_s)
         return True
 
+    def shared(self, size_bytes: int) -> None:
+        """A chunk has its blocks on the disk together with the pack that it was copied from."""
+        self._figures.shared(size_bytes)
+
     def kept(self, job: Job, chunk: int) -> bytes | None:
         """The bytes of a chunk that the disk did not take before, if they are still in memory."""
         if not self.overflow.size_bytes:  # without the lock: as a rule there are none

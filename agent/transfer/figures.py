@@ -17,6 +17,11 @@ class Figures:
             ["source"],
             registry=registry,
         )
+        self._shared = Counter(
+            "imgdist_dedup_shared_bytes",
+            "Of the bytes copied from other packs, those that take no disk space of their own (reflinks)",
+            registry=registry,
+        )
         self._rejected = Counter(
             "imgdist_chunk_rejected",
             "Chunks refused: wrong digest or broken encoding",
@@ -51,6 +56,10 @@ class Figures:
     def landed(self, source: str, count: int) -> None:
         """A verified chunk of `count` bytes came from a source of this kind."""
         self._by_source[source].inc(count)
+
+    def shared(self, count: int) -> None:
+        """A chunk of `count` bytes shares its blocks with another pack."""
+        self._shared.inc(count)
 
     def repeated(self, source: str, count: int) -> None:
         """A chunk of `count` bytes came from a source of this kind, too late."""

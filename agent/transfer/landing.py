@@ -125,6 +125,9 @@ class Desk(Protocol):
     ) -> bool:
         """A verified chunk is in the image. True if a reader waited for it."""
 
+    def shared(self, size_bytes: int) -> None:
+        """A chunk has its blocks on the disk together with the pack that it was copied from."""
+
     def kept(self, job: Job, chunk: int) -> bytes | None:
         """The bytes of a chunk that the disk did not take before, if they are still in memory."""
 
@@ -330,7 +333,7 @@ class Landing:
                         _log.warning("pack %s: no copy of its chunk %d: %s", job.name, chunk, error)
                         job.drop_twin(chunk, twin)
                         continue
-                    self._land(job, fetch, chunk, raw, None, RAW, raw)
+                    self._land(job, fetch, chunk, raw, None, RAW, raw, twin)
                 return True
         return False
 
@@ -343,6 +346,7 @@ class Landing:
         source: ChunkSource | None,
         encoding: int,
         body: memoryview,
+        twin: tuple[LayerStore, int] | None = None,
     ) -> None:
         start = job.store.index.start(chunk)
         end = start + len(raw)
@@ -356,7 +360,10 @@ class Landing:
                 answered_at = self._clock()
         # Buffered where a reader is about to come back for the neighbouring blocks, past the page cache otherwise.
         try:
-            job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
+            if twin is not None and job.store.share(chunk, *twin):
+                self._desk.shared(len(raw))
+            else:
+                job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
         except OSError as error:
             slot = self._view.acquire_ring()
             passed = self._desk.refused(job, chunk, raw, answered_at, error, told=slot is not None)

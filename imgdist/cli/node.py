@@ -78,7 +78,7 @@ def status(as_json: bool, run: str) -> int:
 @RUN
 def images(as_json: bool, run: str) -> int:
     """Images this node has seen since its agent was set up."""
-    columns = ("reference", "manifest_digest", "size_bytes", "present_bytes", "complete")
+    columns = ("reference", "manifest_digest", "size_bytes", "present_bytes", "complete", "sources")
     return _show(agent_api(run).get("/v1/images"), as_json, columns, "images")
 
 

@@ -164,6 +164,7 @@ async def test_layers_of_every_state_each_once(world: World) -> None:
 async def test_images_sum_their_layers(world: World) -> None:
     here = world.layer(5, State.COMPLETE)
     here.store.missing.clear()  # type: ignore[attr-defined]
+    here.store.received.update(dedup=5, peer=2)
     whole = KnownImage(reference="r", name="n", manifest_digest="m", platform="p", layers=(known(5, here.pack_id),))
     part = KnownImage(
         reference="q", name="n", manifest_digest="k", platform="p", layers=(known(5, here.pack_id), known(6))
@@ -172,6 +173,7 @@ async def test_images_sum_their_layers(world: World) -> None:
     first, second = await world.get("/v1/images")
     assert (first["reference"], first["complete"], first["layers"]) == ("r", True, [known(5).digest])
     assert (first["size_bytes"], first["present_bytes"]) == (here.store.index.image_size, 5 * 4096)
+    assert first["sources"] == second["sources"] == {"dedup": 5, "peer": 2}
     assert second["complete"] is False
 
 
