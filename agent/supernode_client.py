@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -19,6 +19,7 @@ from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, Temporary
 from imgdist.oci.reference import is_sha256
 from imgdist.pack.index import Index, IndexFollower
 from imgdist.pack.records import offset_of
+from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
 from imgdist.wire.control import Chain, Failure, LayerStatus, Resolution, ResolveRequest, Trace, error_of
 
@@ -34,6 +35,9 @@ RESUME_DELAY_S = 0.2
 DEAD_PEER_S = 15
 """A host that answers no packet for so long is gone. The kernel asks and answers, so that a layer which converts slowly
 is told from a machine that lost its power: an index stream has no other bound."""
+PROOF_S = 3600.0
+"""How long a supernode may take to prove a pack: 10 GB at 30 MB/s are 6 minutes, and others may be before it."""
+_PIECE = 256 * 1024
 _PROBES = 3
 _PACK_ID = re.compile("[0-9a-f]{64}")
 
@@ -126,6 +130,26 @@ class SupernodeClient:
         """Add what a start touched."""
         await self._read("PUT", f"/v1/traces/{quote(manifest_digest)}", msgpack.encode(trace))
 
+    async def prove(self, pack_id: str) -> Verdict:
+        """Have the supernode hold a pack against its layer, which may take minutes."""
+        raw = await self._read("POST", f"/v1/packs/{pack_id}/proof", silence_s=PROOF_S)
+        return self._decoded(lambda: msgspec.json.decode(raw, type=Verdict))
+
+    async def tar_split(self, pack_id: str, out: IO[bytes], most_bytes: int) -> None:
+        """Write a pack's tar-split stream, compressed, to `out`; ProtocolError if it has more than `most_bytes`."""
+        received = 0
+        try:
+            async with self._http.get(f"{self._base}/v1/packs/{pack_id}/tar-split") as response:
+                if response.status != 200:
+                    raise self._failure(response.status, await self._body(response))
+                async for piece in response.content.iter_chunked(_PIECE):
+                    received += len(piece)
+                    if received > most_bytes:
+                        raise ProtocolError(f"supernode {self.url}: a tar-split stream of more than {most_bytes} bytes")
+                    await asyncio.to_thread(out.write, piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise TemporaryError(f"supernode {self.url} does not answer: {error or type(error).__name__}") from error
+
     async def status(self) -> dict[str, Any]:
         """The supernode's own account of itself."""
         return await self._call(dict[str, Any], "GET", "/v1/status")
@@ -181,10 +205,15 @@ class SupernodeClient:
         raw = await self._read(method, path, body)
         return self._decoded(lambda: msgspec.json.decode(raw, type=kind))
 
-    async def _read(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    async def _read(
+        self, method: str, path: str, body: bytes | None = None, *, silence_s: float | None = None
+    ) -> bytes:
         headers = {"Content-Type": "application/octet-stream"} if body is not None else None
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=silence_s or self._timeout_s)
         try:
-            async with self._http.request(method, self._base + path, data=body, headers=headers) as response:
+            async with self._http.request(
+                method, self._base + path, data=body, headers=headers, timeout=timeout
+            ) as response:
                 raw = await self._body(response)
                 if response.status >= 400:
                     raise self._failure(response.status, raw)

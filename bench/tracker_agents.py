@@ -131,6 +131,8 @@ class Agent(asyncio.Protocol):
             self._fail(message.reason)
         elif isinstance(message, Welcome):
             self._crowd.tally.reachable += message.reachable is True
+        elif not isinstance(message, Peers):
+            self._fail(f"not expected: {message}")
         elif any(peer.node == self.node for peer in message.peers):
             self._fail("told of itself")
         elif not self._heard_peers:

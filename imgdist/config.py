@@ -128,6 +128,14 @@ class SupernodeSpaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 3600.0
 
 
+class ProofConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a supernode holds its packs against the layers that they are made of."""
+
+    every_s: Annotated[
+        float, Meta(ge=0, description="seconds after which a pack is proved again, when nothing is converted; 0: never")
+    ] = 604_800.0
+
+
 class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`imgdist supernode`."""
 
@@ -150,6 +158,7 @@ class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     space: SupernodeSpaceConfig = field(default_factory=SupernodeSpaceConfig)
+    proof: ProofConfig = field(default_factory=ProofConfig)
 
 
 class ReadConfig(Struct, frozen=True, forbid_unknown_fields=True):

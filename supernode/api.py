@@ -25,10 +25,11 @@ from supernode.blobs.source import Blobs
 from supernode.chains import Chains
 from supernode.fetch import Fetcher, Origin
 from supernode.metrics import Metrics
+from supernode.proving.prover import Prover
 from supernode.resolve import Image, Resolver
 from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
-from supernode.store.layout import disk_bytes
+from supernode.store.layout import TAR_SPLIT, disk_bytes
 from supernode.streaming import send_stream
 from supernode.traces import TRACE_MAX, Traces
 from supernode.tracker.session import Tracker
@@ -60,6 +61,7 @@ class Parts:
     metrics: Metrics
     tracker: Tracker
     space: SpaceKeeper
+    prover: Prover
     chunks: Callable[[], Address | None]
 
 
@@ -80,6 +82,9 @@ def application(parts: Parts) -> web.Application:
             web.get(TRACKER_PATH, parts.tracker.connect),
             web.get("/v1/status", api.status),
             web.post("/v1/gc", api.gc),
+            web.get("/v1/packs/{pack_id}/tar-split", api.tar_split),
+            web.post("/v1/packs/{pack_id}/proof", api.prove),
+            web.get("/v1/revoked", api.revoked),
             web.get("/metrics", api.metrics),
             web.get("/healthz", api.healthy),
             web.get("/readyz", api.ready),
@@ -196,10 +201,26 @@ class _Api:
             raise DeniedError(f"gc: asked from {request.remote}; ask on the supernode's own machine")
         return _json(await self._parts.space.collect(dry_run=asked.dry_run))
 
+    async def tar_split(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/packs/PACK/tar-split: the stream as it lies on the disk, one zstd frame."""
+        path = self._parts.store.directory(request.match_info["pack_id"]) / TAR_SPLIT
+        if not await asyncio.to_thread(path.exists):
+            raise NotFoundError(f"pack {path.parent.name} is not in this store")
+        return web.FileResponse(path, headers={"Content-Type": "application/zstd"})
+
+    async def prove(self, request: web.Request) -> web.Response:
+        """POST /v1/packs/PACK/proof: the verdict, when it is there; a recent one counts."""
+        return _json(await self._parts.prover.look(request.match_info["pack_id"], fresh=False))
+
+    async def revoked(self, request: web.Request) -> web.Response:
+        """GET /v1/revoked: reasons by pack id."""
+        return _json(self._parts.store.revoked.all())
+
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics"""
         layers = await asyncio.to_thread(self._layers)
         sizes = await asyncio.to_thread(self._store_bytes)
+        self._parts.metrics.revoked(len(self._parts.store.revoked.all()))
         body = self._parts.metrics.exposition(layers, sizes, self._parts.tracker.census())
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 

@@ -33,6 +33,7 @@ from supernode.database import Database
 from supernode.fetch import Fetcher, Origin
 from supernode.keychain import keychain
 from supernode.metrics import Metrics
+from supernode.proving.prover import Prover
 from supernode.registries import Registries
 from supernode.resolve import Resolver
 from supernode.space.keeper import SpaceKeeper
@@ -158,7 +159,15 @@ async def _serve(
 
         fetcher = Fetcher(store, catalog, read, convert, config.convert.layers, metrics.converted)
         await fetcher.load()
-        tracker = Tracker(metrics, probe=config.tracker.probe)
+        tracker = Tracker(metrics, probe=config.tracker.probe, revoked=store.revoked.all)
+        prover = Prover(
+            store,
+            metrics,
+            every_s=config.proof.every_s,
+            revoked=tracker.revoke,
+            again=fetcher.again,
+            busy=lambda: bool(fetcher.jobs),
+        )
         space = SpaceKeeper(
             store,
             root,
@@ -183,10 +192,11 @@ async def _serve(
             metrics=metrics,
             tracker=tracker,
             space=space,
+            prover=prover,
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(part.run()) for part in (blobs, fetcher, tracker, space)]
+            work = [tasks.create_task(part.run()) for part in (blobs, fetcher, tracker, space, prover)]
             await chunk_process.wait_ready()
             async with AsyncExitStack() as servers:
                 await _answer(application(parts), listener, servers)

@@ -188,8 +188,18 @@ class Fetcher:
             failed = self._failed.get(digest)
             if self.status(digest).state != "absent" or (failed and self._clock() < failed.retry_at):
                 continue
-            job = self._jobs[digest] = Job(origin)
-            self._queue.put_nowait((image, -max(origin.layer.size, SMALL_BYTES), next(self._entered), job))
+            self._enter(image, origin)
+
+    def again(self, digests: Sequence[str]) -> None:
+        """Convert layers whose packs are not in order, of those that are known; the others come when an image that has
+        them is resolved. No await, as in `start`."""
+        for digest in digests:
+            if digest in self._origins and digest not in self._jobs:
+                self._enter(next(self._images), self._origins[digest])
+
+    def _enter(self, image: int, origin: Origin) -> None:
+        job = self._jobs[origin.layer.digest] = Job(origin)
+        self._queue.put_nowait((image, -max(origin.layer.size, SMALL_BYTES), next(self._entered), job))
 
     def status(self, digest: str) -> LayerStatus:
         """How far a layer is."""

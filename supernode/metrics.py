@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 import imgdist
 from imgdist.pack import FORMAT_VERSION
+from imgdist.proving.verdict import OUTCOMES
 from imgdist.wire.messages import Priority
 from supernode.tracker.members import Census
 
@@ -58,6 +59,13 @@ class Metrics:
         self._probes = Counter(
             "imgdist_tracker_probes", "Looks at agents' addresses", ["answered"], registry=self._registry
         )
+        self._proved = Counter(
+            "imgdist_packs_proved", "Packs held against their layers, by what came of it", ["outcome"],
+            registry=self._registry,
+        )  # fmt: skip
+        for outcome in OUTCOMES:
+            self._proved.labels(outcome)
+        self._revoked = Gauge("imgdist_packs_revoked", "Packs that no layer is any more", registry=self._registry)
         build = Gauge(
             "imgdist_build_info",
             "Always 1",
@@ -89,6 +97,14 @@ class Metrics:
     def freed(self, size_bytes: int) -> None:
         """A pack was removed for space."""
         self._freed.inc(size_bytes)
+
+    def proved(self, outcome: str) -> None:
+        """A pack was held against its layer, with one of imgdist.proving.verdict.OUTCOMES."""
+        self._proved.labels(outcome).inc()
+
+    def revoked(self, count: int) -> None:
+        """So many packs are revoked."""
+        self._revoked.set(count)
 
     def tracked(self, kind: str) -> None:
         """The tracker got a message of a kind, or refused an agent ("refused")."""

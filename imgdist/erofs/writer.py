@@ -19,7 +19,7 @@ from imgdist.erofs.tar.reader import Body, TarReader
 from imgdist.erofs.tar.split import SplitWriter
 from imgdist.erofs.tree import NO_BODY, Tree
 from imgdist.errors import DeclinedError
-from imgdist.pack import BLOCK
+from imgdist.pack import BLOCK, records
 from imgdist.pack.chunker import Chunker
 
 
@@ -39,6 +39,16 @@ class LayerSummary:
     uuid: bytes
     files: int
     inodes: int
+
+    def records(self, diff_id: bytes, split: records.TarSplit) -> list[records.Record]:
+        """What an index says after its chunks, in order, without the seal; `diff_id` is the tar's raw sha256."""
+        return [
+            *(records.Metadata(first_block, blocks) for first_block, blocks in self.metadata_extents),
+            records.Superblock(self.superblock),
+            *map(records.Implied, self.implied_directories),
+            records.DiffId(diff_id),
+            split,
+        ]
 
 
 class LayerWriter:

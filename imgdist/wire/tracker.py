@@ -3,8 +3,8 @@
 The tracker knows who takes part in which swarm; what each has its neighbours ask of each other. A message is one binary
 WebSocket message, an array that begins with its name. Fields may be appended in later versions; a reader ignores those
 it does not know. An agent joins first, within `JOIN_TIMEOUT_S`; the tracker answers each Join with Welcome and Peers,
-or with Refused and the end. Welcome comes again when it is known whether others reach the agent. Peers also comes after
-a Seek and, while an agent knows few, when more have come.
+or with Refused and the end; the first Welcome is followed by Revoked, if anything was. Welcome comes again when it is
+known whether others reach the agent. Peers also comes after a Seek and, while an agent knows few, when more have come.
 
 A swarm is named as on the wire of chunks: `sha256-<hex>-v<format version>`, or a pack id in hex; the tracker takes the
 two for two swarms. Nothing here does I/O. Decoders raise ProtocolError and nothing else.
@@ -20,8 +20,8 @@ from msgspec import Meta, Struct
 from imgdist.errors import ProtocolError, UsageError
 from imgdist.wire.address import Address, plain_ip
 
-VERSION_MIN, VERSION_MAX = 1, 1
-"""Versions of this protocol that this release speaks; the highest that both sides speak is used."""
+VERSION_MIN, VERSION_MAX = 1, 2
+"""Versions of this protocol that this release speaks; the highest that both sides speak is used. 1 has no Revoked."""
 PATH = "/v1/tracker"
 HELLO_PATH = "/v1/hello"
 MESSAGE_MAX = 256 << 10
@@ -32,6 +32,7 @@ PEERS_MAX = 24
 NEAR_MAX = 8
 """Of `PEERS_MAX`, so many are of the same zone."""
 DEAD_MAX = 64
+REVOKED_MAX = 256
 PROGRESS_FILLING_S, PROGRESS_IDLE_S = 5.0, 60.0
 """How often an agent tells its progress, less up to a fifth at random: while it lacks chunks, and otherwise (then it
 may be empty: it says that the agent lives)."""
@@ -43,6 +44,8 @@ Count = Annotated[int, Meta(ge=0, lt=1 << 32)]
 Node = Annotated[str, Meta(pattern="^[0-9a-f]{32}\\Z")]
 """A node id: 16 random bytes in hex, for the life of an agent's root."""
 Swarm = Annotated[str, Meta(pattern="^([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})\\Z")]
+Pack = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
+REASON_MAX = 512
 Text = Annotated[str, Meta(max_length=255)]
 PeerAddress = Annotated[str, Meta(min_length=3, max_length=64)]
 
@@ -127,6 +130,20 @@ class Peers(Struct, array_like=True, tag="peers", frozen=True):
     peers: Annotated[tuple[Peer, ...], Meta(max_length=PEERS_MAX)]
 
 
+class Revocation(Struct, array_like=True, frozen=True, gc=False):
+    """A pack that is not what its layer converts to, and what was found."""
+
+    pack: Pack
+    reason: Annotated[str, Meta(max_length=REASON_MAX)]
+
+
+class Revoked(Struct, array_like=True, tag="revoked", frozen=True):
+    """Packs that no layer is any more; after the first Welcome, and when there are more. Those told before may come
+    again."""
+
+    packs: Annotated[tuple[Revocation, ...], Meta(max_length=REVOKED_MAX)]
+
+
 class Refused(Struct, array_like=True, tag="refused", frozen=True):
     """The agent cannot be a member, and why. The connection ends."""
 
@@ -149,7 +166,7 @@ class _Offer(Struct, array_like=True, tag="join", frozen=True):
 
 
 FromAgent = Join | Progress | Seek | Dead | Leave
-FromTracker = Welcome | Peers | Refused
+FromTracker = Welcome | Peers | Refused | Revoked
 DecodedT = TypeVar("DecodedT")
 
 _encoder = msgspec.msgpack.Encoder()

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from imgdist.confinement import die_with_parent, limit
 from supernode.convert import worker
 
 _PLAN_MAX = 64 * 1024
@@ -36,8 +37,8 @@ keep the end of that one from being seen."""
 
 def main() -> int:
     """Fork a worker for each plan until standard input ends."""
-    worker.die_with_parent()
-    worker.limit(resource.RLIMIT_NOFILE, _FILES_MAX)
+    die_with_parent()
+    limit(resource.RLIMIT_NOFILE, _FILES_MAX)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supernode decides what ends
     gc.collect()
     gc.freeze()  # else a worker's first collection copies every page of what was imported

@@ -104,13 +104,8 @@ class _Run:
             tar_bytes += len(piece)
         summary = self._writer.finish(self._encoder.drain)
         diff_id = self._diff_id.digest()
-        for first_block, blocks in summary.metadata_extents:
-            self._sink.add_record(records.Metadata(first_block, blocks))
-        self._sink.add_record(records.Superblock(summary.superblock))
-        for path in summary.implied_directories:
-            self._sink.add_record(records.Implied(path))
-        self._sink.add_record(records.DiffId(diff_id))
-        self._sink.add_record(self._split.finish())
+        for record in summary.records(diff_id, self._split.finish()):
+            self._sink.add_record(record)
         return Converted(
             pack_id=self._sink.finish(),
             diff_id=f"sha256:{diff_id.hex()}",

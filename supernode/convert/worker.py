@@ -12,13 +12,13 @@ import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from imgdist.confinement import die_with_parent, limit
 from imgdist.errors import CorruptError, DeclinedError
 from supernode.convert.pipeline import Options, convert
 from supernode.store.writer import PackWriter
@@ -34,7 +34,6 @@ _ADDRESS_SPACE_PER_THREAD = 256 << 20
 8 MiB stack and up to 128 MiB for its malloc arena."""
 _FILES_MAX = 64
 _libc = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES, _MMAP_BYTES = 256 << 20, 4 << 20
 """malloc keeps freed chunk buffers instead of giving their pages back: measured 8 instead of 20-46 thousand page
@@ -78,18 +77,6 @@ def _report(sink: PackWriter, done: threading.Event) -> None:
 
 def _say(message: dict[str, Any]) -> None:
     os.write(1, json.dumps(message).encode() + b"\n")
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when the thread that started it ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def limit(what: int, most: int) -> None:
-    """Lower a resource limit of this process, for good."""
-    hard = resource.getrlimit(what)[1]
-    least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (least, least))
 
 
 def _confine(threads: int) -> None:

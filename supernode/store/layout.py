@@ -6,9 +6,11 @@
     packs/<pack id>/chunks      encoded chunk bodies, one after another
     packs/<pack id>/table       16 bytes a chunk: <QIBxxx offset, length, encoding in `chunks`
     packs/<pack id>/tar-split   the tar-split stream, zstd; a raw pack has none
+    packs/<pack id>/looked-at   empty; its modification time is when it was last tried to prove the pack
     packs/.part-<layer>-v0/     the same, being written
     packs/.removed-<pack id>/   being removed
     layers/<layer>-v0           symlink to ../packs/<pack id>; a blob's raw pack has -v10000 (imgdist.pack.kinds)
+    revoked/<pack id>           why nothing is this pack any more
 
 A writer appends a chunk's body, then its row, then its index record: whoever sees one finds what came before it. The
 modification time of a sealed pack's `table` is when it was last resolved or served.
@@ -26,6 +28,7 @@ from imgdist.errors import UsageError
 from imgdist.pack.kinds import Kind
 
 INDEX, CHUNKS, TABLE, TAR_SPLIT = "index", "chunks", "table", "tar-split"
+LOOKED_AT = "looked-at"
 ROW = struct.Struct("<QIBxxx")
 PART_PREFIX = ".part-"
 GRAVE_PREFIX = ".removed-"
@@ -42,6 +45,7 @@ class Layout:
         self.root = root
         self.packs = root / "packs"
         self.layers = root / "layers"
+        self.revoked = root / "revoked"
 
     def pack(self, pack_id: str) -> Path:
         """Directory of a sealed pack. `UsageError` if `pack_id` is not 64 hexadecimal digits."""

@@ -16,12 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
-from imgdist.errors import CorruptError, ImgdistError, NotFoundError
+from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError
 from imgdist.pack import records
 from imgdist.pack.index import Index
 from imgdist.pack.kinds import Kind
 from supernode.store.layout import GRAVE_PREFIX, INDEX, PART_PREFIX, TABLE, Layout, disk_bytes, source_of_link
 from supernode.store.reader import PackReader
+from supernode.store.revoked import RevokedPacks
 from supernode.store.scrub import bad_chunks, check_sizes, check_tar_split, sync_directory
 
 log = logging.getLogger("imgdist.store")
@@ -40,11 +41,15 @@ class LocalStore:
         self._sizes: dict[str, int] = {}
         self._changing = Lock()
         """Held while names change: twins that are sealed at once must not both find their pack missing."""
+        self.revoked = RevokedPacks(self._layout.revoked)
+        """Packs that no layer may be any more."""
+        self._damaged: set[str] = set()
 
     def recover(self) -> None:
         """At the start of the writing process, before anything else: remove leftovers and what is broken."""
         for directory in (self._layout.packs, self._layout.layers):
             directory.mkdir(parents=True, exist_ok=True)
+        self.revoked.load()
         for entry in sorted(self._layout.packs.iterdir()):
             if entry.name.startswith("."):
                 log.info("removing what an earlier run left of %s", entry.name)
@@ -107,10 +112,12 @@ class LocalStore:
         """Make the finished part of a layer or blob the pack `pack_id`. One that exists already gets another link.
 
         The part's files but the index are synced (`PackWriter.finish`). Raises `CorruptError` and keeps nothing if the
-        part is not that pack.
+        part is not that pack, `DeclinedError` if that pack was revoked: the same converter made it again.
         """
         part = self._layout.part(digest, kind)
         try:
+            if (why := self.revoked.reason(pack_id.hex())) is not None:
+                raise DeclinedError(f"{digest} becomes a pack that was revoked: {why}")
             index = _add_seal(part, pack_id)
             check_sizes(part, index)
         except ImgdistError:
@@ -118,7 +125,12 @@ class LocalStore:
             raise
         target = self._layout.pack(pack_id.hex())
         with self._changing:
-            if target.exists():
+            if target.exists() and target.name in self._damaged:
+                log.info("pack %s, which was damaged, is replaced", target.name)
+                self._bury(target)
+                part.rename(target)
+                self._damaged.discard(target.name)
+            elif target.exists():
                 log.info("layer %s has the pack of a twin, %s", digest, target.name)
                 self.abandon(digest, kind)
                 self.used(target.name)
@@ -129,6 +141,25 @@ class LocalStore:
             sync_directory(self._layout.packs)
             sync_directory(self._layout.layers)
         return index
+
+    def revoke(self, pack_id: str, reason: str) -> list[str]:
+        """From now on no layer or blob is this pack, also after a restart; returns the digests of the layers that were.
+        Its bytes stay for those that run on it, until space is needed."""
+        with self._changing:
+            self.revoked.add(pack_id, reason)
+            found = [(digest, kind) for digest, kind, target in self.sources() if target == pack_id]
+            for digest, kind in found:
+                self._layout.link(digest, kind).unlink(missing_ok=True)
+        return [digest for digest, kind in found if kind is Kind.LAYER]
+
+    def damaged(self, pack_id: str) -> list[str]:
+        """The pack is to be replaced when one of its layers, whose digests are returned, is sealed again."""
+        self._damaged.add(pack_id)
+        return [digest for digest, target in self.layers() if target == pack_id]
+
+    def directory(self, pack_id: str) -> Path:
+        """Where a sealed pack lies, if it does. `UsageError` for what is no pack id."""
+        return self._layout.pack(pack_id)
 
     def verify(self, pack_id: str) -> list[str]:
         """What is wrong with a pack, every byte read and hashed; an empty list if nothing is."""
@@ -159,20 +190,13 @@ class LocalStore:
     def remove(self, pack_id: str, *, unused_since: float | None = None) -> bool:
         """Remove a pack and its links. Readers that have it open finish what they read. With `unused_since` only if its
         last use is no later; whether it went."""
-        grave = self._layout.packs / f"{GRAVE_PREFIX}{pack_id}"
         with self._changing:
             if unused_since is not None and self.last_use(pack_id) > unused_since:
                 return False
             for link in self._layout.layers.iterdir():
                 if os.path.basename(os.readlink(link)) == pack_id:
                     link.unlink()
-            try:
-                self._layout.pack(pack_id).rename(grave)
-            except FileNotFoundError:
-                return False
-            self._sizes.pop(pack_id, None)
-            shutil.rmtree(grave)
-        return True
+            return self._bury(self._layout.pack(pack_id))
 
     def used(self, pack_id: str) -> None:
         """The pack was resolved or followed: it is not the next to go."""
@@ -220,6 +244,17 @@ class LocalStore:
             for name in [name for name, reader in self._readers.items() if reader.gone]:
                 del self._readers[name]
 
+    def _bury(self, pack: Path) -> bool:
+        """Remove a pack's directory; readers that have it open read on. Whether it was there."""
+        grave = self._layout.packs / f"{GRAVE_PREFIX}{pack.name}"
+        try:
+            pack.rename(grave)
+        except FileNotFoundError:
+            return False
+        self._sizes.pop(pack.name, None)
+        shutil.rmtree(grave)
+        return True
+
     def _open(self, name: str) -> PackReader | None:
         for directory in self._layout.candidates(name):
             try:
@@ -239,7 +274,8 @@ class LocalStore:
             log.warning("removing pack %s, which is broken: %s", directory.name, error)
             shutil.rmtree(directory)
             return
-        if index.layer_digest is not None and self.find(index.layer_digest, index.kind) is None:
+        is_revoked = self.revoked.reason(directory.name) is not None
+        if index.layer_digest is not None and self.find(index.layer_digest, index.kind) is None and not is_revoked:
             self._link(index.layer_digest, index.kind, directory.name)
 
     def _link(self, digest: str, kind: Kind, pack_id: str) -> None:

@@ -11,9 +11,10 @@ import zstandard
 from blake3 import blake3
 
 from imgdist.errors import CorruptError, ImgdistError
-from imgdist.pack import CHUNK_MAX, codec
+from imgdist.pack import codec
 from imgdist.pack.index import Index
 from imgdist.pack.kinds import Kind
+from imgdist.proving.proof import VerifiedImage
 from supernode.store.layout import CHUNKS, ROW, TABLE, TAR_SPLIT
 from supernode.store.reader import PackReader
 
@@ -34,16 +35,24 @@ def check_sizes(directory: Path, index: Index) -> None:
         raise CorruptError("tar-split stream is missing")
 
 
+def stored_image(directory: Path, index: Index) -> VerifiedImage:
+    """The layer image of a pack, decoded as it is read. `FileNotFoundError` if the pack is gone."""
+    reader = PackReader(directory)
+
+    def read_chunk(number: int) -> memoryview:
+        out = memoryview(bytearray(index.size(number)))
+        codec.decode_into(*reader.body(number), out)
+        return out
+
+    return VerifiedImage(index, read_chunk)
+
+
 def bad_chunks(directory: Path, index: Index) -> Iterator[tuple[int, str]]:
     """(number, reason) of every chunk whose body is not what the index says. Reads and hashes the whole pack."""
-    reader = PackReader(directory)
-    buffer = memoryview(bytearray(CHUNK_MAX))
+    image = stored_image(directory, index)
     for number in range(index.chunk_count):
-        out = buffer[: index.size(number)]
         try:
-            codec.decode_into(*reader.body(number), out)
-            if blake3(out).digest() != index.digest(number):
-                raise CorruptError("its bytes do not match its digest")
+            image.chunk(number)
         except ImgdistError as error:
             yield number, str(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from random import Random
 from typing import Protocol
@@ -16,6 +16,8 @@ from imgdist.errors import DeniedError, ImgdistError, ProtocolError, TemporaryEr
 from imgdist.wire.address import Address
 from imgdist.wire.tracker import (
     JOIN_TIMEOUT_S,
+    REASON_MAX,
+    REVOKED_MAX,
     VERSION_MAX,
     VERSION_MIN,
     Dead,
@@ -26,6 +28,8 @@ from imgdist.wire.tracker import (
     Peers,
     Progress,
     Refused,
+    Revocation,
+    Revoked,
     Seek,
     Welcome,
     agreed_version,
@@ -42,6 +46,8 @@ SESSIONS_MAX = 32_768
 """Connections: several times the 10,000 agents that one core serves."""
 PROBES_MAX = 32
 """Probes at once: 16 a second even if every address swallows packets, thousands where they answer."""
+_KNOWS_REVOKED = 2
+"""The first version of the protocol that has Revoked."""
 REPLACED = (
     "another agent joined with this node id, from {host}; if it is not the same one, its root was copied: "
     "stop one of them, remove its ROOT/node-id and start it again"
@@ -69,10 +75,13 @@ class Tracker:
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         answers: Callable[[Address, str], Awaitable[bool]] = answers,
+        revoked: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
+        """`revoked()`: reasons by pack id, the latest last."""
         self._meter = meter
         self._clock = clock
         self._answers = answers
+        self._revoked = revoked
         self._members = Members(random or Random(), probe=probe)
         self._sessions: dict[str, Connection] = {}
         self._open: set[Connection] = set()
@@ -88,6 +97,12 @@ class Tracker:
     def wanted(self) -> set[str]:
         """Names of the swarms of which some member lacks chunks."""
         return self._members.wanted()
+
+    async def revoke(self, pack_id: str, reason: str) -> None:
+        """Tell every agent of a pack that was revoked."""
+        for session in list(self._sessions.values()):
+            if session.version >= _KNOWS_REVOKED:
+                await session.push(_revoked({pack_id: reason}))
 
     async def run(self) -> None:
         """Probe and push when due, until cancelled."""
@@ -181,6 +196,8 @@ class Tracker:
                 return
             if isinstance(message, Join):
                 await session.send(self._welcome(session))
+                if data is first and session.version >= _KNOWS_REVOKED and (revoked := self._revoked()):
+                    await session.send(_revoked(revoked))
             if peers is not None:
                 await session.send(Peers(peers))
             self._wake()
@@ -235,3 +252,8 @@ class Tracker:
             del self._sessions[session.node]
             self._members.lost(session.node, self._clock())
             self._wake()
+
+
+def _revoked(reasons: Mapping[str, str]) -> Revoked:
+    latest = list(reasons.items())[-REVOKED_MAX:]
+    return Revoked(tuple(Revocation(pack, reason[:REASON_MAX]) for pack, reason in latest))

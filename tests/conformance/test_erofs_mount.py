@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def test_image_and_split_give_the_tar_back(tmp_path: Path) -> None:
         def read(offset: int, count: int) -> bytes:
             return os.pread(image.fileno(), count, offset)
 
-        assert b"".join(reassemble(built.split, read)) == tar
+        assert b"".join(reassemble(BytesIO(built.split), read)) == tar
 
 
 def test_uuid_comes_from_the_chunks(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from struct import Struct
+from typing import Protocol
 
 from imgdist.errors import CorruptError, ProtocolError
 
@@ -18,6 +19,7 @@ VERSION = 0
 _HEAD = Struct("<8sI")
 _LITERAL = Struct("<BI")
 _IMAGE = Struct("<BQQ")
+_LENGTH, _PLACE = Struct("<I"), Struct("<QQ")  # of the two, what follows the type
 _LITERAL_MAX = 64 * 1024
 _READ_MAX = 1 << 20
 
@@ -70,33 +72,60 @@ class SplitWriter:
             self._out.clear()
 
 
-def reassemble(stream: bytes | memoryview, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
-    """Yield the exact tar from its split stream; `read(offset, n)` returns n bytes of the layer image.
+class SplitStream(Protocol):
+    """Where a stream is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; fewer before the end, too; none at the end."""
+
+
+def reassemble(stream: SplitStream, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
+    """Yield the exact tar from its split stream, in pieces of at most 1 MiB; `read(offset, n)` returns n bytes of the
+    layer image. Holds one record at a time.
 
     Raises:
         ProtocolError: the stream is none, of another version, or cut short.
         CorruptError: `read` returned fewer bytes than asked for.
     """
-    view = memoryview(stream)
-    if len(view) < _HEAD.size or _HEAD.unpack_from(view) != (MAGIC, VERSION):
-        raise ProtocolError(f"tar-split stream: expected {MAGIC!r} version {VERSION}, saw {bytes(view[:12])!r}")
-    at = _HEAD.size
-    while at < len(view):
-        if view[at] == 1 and at + _LITERAL.size <= len(view):
-            length = _LITERAL.unpack_from(view, at)[1]
-            at += _LITERAL.size
-            if at + length > len(view):
-                raise ProtocolError("tar-split stream: cut short in a literal")
-            yield bytes(view[at : at + length])
-            at += length
-        elif view[at] == 2 and at + _IMAGE.size <= len(view):
-            _, offset, length = _IMAGE.unpack_from(view, at)
-            at += _IMAGE.size
-            for start in range(offset, offset + length, _READ_MAX):
-                want = min(_READ_MAX, offset + length - start)
-                piece = read(start, want)
-                if len(piece) != want:
-                    raise CorruptError(f"layer image: expected {want} bytes at {start}, got {len(piece)}")
-                yield piece
+    head = _whole(stream, _HEAD.size)
+    if len(head) < _HEAD.size or _HEAD.unpack(head) != (MAGIC, VERSION):
+        raise ProtocolError(f"tar-split stream: expected {MAGIC!r} version {VERSION}, saw {head!r}")
+    while kind := stream.read(1):
+        if kind == b"\1":
+            yield _literal(stream)
+        elif kind == b"\2":
+            yield from _of_image(stream, read)
         else:
-            raise ProtocolError(f"tar-split stream: unknown or cut record {view[at]} at {at}")
+            raise ProtocolError(f"tar-split stream: unknown record {kind[0]}")
+
+
+def _literal(stream: SplitStream) -> bytes:
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    if length > _LITERAL_MAX:
+        raise ProtocolError(f"tar-split stream: a literal of {length} bytes, at most {_LITERAL_MAX} are allowed")
+    return _exactly(stream, length)
+
+
+def _of_image(stream: SplitStream, read: Callable[[int, int], bytes]) -> Iterator[bytes]:
+    offset, length = _PLACE.unpack(_exactly(stream, _PLACE.size))
+    for start in range(offset, offset + length, _READ_MAX):
+        want = min(_READ_MAX, offset + length - start)
+        piece = read(start, want)
+        if len(piece) != want:
+            raise CorruptError(f"layer image: expected {want} bytes at {start}, got {len(piece)}")
+        yield piece
+
+
+def _exactly(stream: SplitStream, size: int) -> bytes:
+    data = _whole(stream, size)
+    if len(data) != size:
+        raise ProtocolError("tar-split stream: cut short in a record")
+    return data
+
+
+def _whole(stream: SplitStream, size: int) -> bytes:
+    """`size` bytes, or what is left."""
+    data = stream.read(size)
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_split_restores_the_exact_tar(bodies: list[bytes], trailer: bytes) -> No
 
 def assert_restored(tar: bytes) -> None:
     image, _, _, split = convert([tar])
-    restored = b"".join(reassemble(split, lambda offset, count: image[offset - 4096 : offset - 4096 + count]))
+    restored = b"".join(reassemble(BytesIO(split), lambda at, count: image[at - 4096 : at - 4096 + count]))
     assert restored == tar
 
 
@@ -108,13 +109,13 @@ def test_cut_split_stream(cut: int) -> None:
     writer.image(4096, 10)
     writer.finish()
     with pytest.raises(ProtocolError):
-        list(reassemble(b"".join(out)[:cut], lambda offset, count: bytes(count)))
+        list(reassemble(BytesIO(b"".join(out)[:cut]), lambda offset, count: bytes(count)))
 
 
 def test_split_stream_with_a_short_image() -> None:
     split = convert([file(b"f", b"x" * 5000) + END])[3]
     with pytest.raises(CorruptError, match="expected 5000 bytes"):
-        list(reassemble(split, lambda offset, count: b"short"))
+        list(reassemble(BytesIO(split), lambda offset, count: b"short"))
 
 
 @pytest.mark.parametrize(

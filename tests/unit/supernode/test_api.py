@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from imgdist.oci import transport
 from imgdist.oci.settings import RegistrySettings
 from imgdist.pack import records
 from imgdist.pack.index import IndexBuilder, zero_digest
+from imgdist.proving.verdict import Verdict
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
 from imgdist.wire.control import LayerStatus, Trace
@@ -34,13 +36,16 @@ from supernode.api import Parts, application, metrics_application
 from supernode.blobs.source import Blobs
 from supernode.catalog import Catalog
 from supernode.chains import Chains
+from supernode.convert.pipeline import Options, convert
 from supernode.database import Database
 from supernode.fetch import Origin
 from supernode.metrics import Metrics
+from supernode.proving.prover import Prover
 from supernode.registries import Registries
 from supernode.resolve import Resolver
 from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
+from supernode.store.writer import PackWriter
 from supernode.traces import Traces
 from supernode.tracker.session import Tracker
 
@@ -125,10 +130,20 @@ class World:
                 under_way=lambda: (),
                 joining_s=0,
             ),
+            prover=Prover(
+                store, metrics, every_s=0, revoked=self._revoked, again=lambda digests: None, prove=self._prove
+            ),
             chunks=lambda: self.chunks,
         )
+        self.verdict = Verdict("proven")
         self.socket = Address(path=str(root / "s"))
         self.tcp = ""
+
+    async def _revoked(self, pack_id: str, reason: str) -> None:
+        pass
+
+    async def _prove(self, directory: Path) -> Verdict:
+        return self.verdict
 
     def client(self) -> SupernodeClient:
         return SupernodeClient(self.socket.url)
@@ -342,3 +357,43 @@ async def test_gc_is_for_this_machine_and_says_what_went(world: World) -> None:
             assert (report["dry_run"], report["removed"], report["freed_bytes"]) == (True, [], 0)
         async with http.post(f"{world.tcp}/v1/gc", data=b"[]") as response:
             assert response.status == 400
+
+
+async def test_a_pack_that_is_found_false_is_told_to_who_asks(world: World) -> None:
+    pack_id = write_pack(world.parts.store)
+    async with world.client() as client:
+        assert await client.prove(pack_id) == Verdict("proven")
+        with pytest.raises(NotFoundError):
+            await client.prove("0" * 64)
+        world.verdict = Verdict("false", "its layer is another one")
+        assert await client.prove(pack_id) == Verdict("proven"), "a recent verdict counts"
+        await world.parts.prover.look(pack_id)
+        assert await client.prove(pack_id) == world.verdict
+    async with aiohttp.ClientSession() as http, http.get(f"{world.tcp}/v1/revoked") as response:
+        assert await response.json() == {pack_id: "its layer is another one"}
+    async with aiohttp.ClientSession() as http, http.get(f"{world.tcp}/metrics") as response:
+        figures = await response.text()
+    assert "imgdist_packs_revoked 1.0" in figures
+    assert 'imgdist_packs_proved_total{outcome="false"} 1.0' in figures
+
+
+async def test_the_tar_split_of_a_pack(world: World, tmp_path: Path) -> None:
+    pack_id = write_pack(world.parts.store)
+    with open(tmp_path / "out", "w+b") as out:  # noqa: ASYNC230 - a file of a few bytes
+        async with world.client() as client:
+            await client.tar_split(pack_id, out, 1 << 20)
+            with pytest.raises(NotFoundError):
+                await client.tar_split("0" * 64, out, 1 << 20)
+            with pytest.raises(ProtocolError, match="more than 10 bytes"):
+                await client.tar_split(pack_id, out, 10)
+    stored = (tmp_path / "packs" / pack_id / "tar-split").read_bytes()
+    assert (tmp_path / "out").read_bytes()[: len(stored)] == stored
+
+
+def write_pack(store: LocalStore) -> str:
+    """Of no layer that there is: only its name counts here."""
+    digest = "sha256:" + "aa" * 32
+    sink = PackWriter(store.begin(digest), digest)
+    pack_id = convert(io.BytesIO(bytes(1024)), sink, Options(threads=1)).pack_id
+    store.seal(digest, pack_id)
+    return pack_id.hex()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from imgdist.errors import CorruptError, NotFoundError, UsageError
+from imgdist.errors import CorruptError, DeclinedError, NotFoundError, UsageError
 from imgdist.pack import BLOCK, codec
 from imgdist.pack.index import Index
 from imgdist.pack.kinds import early_name
@@ -263,3 +263,22 @@ def test_removing_a_pack_leaves_its_readers_alone(store: LocalStore) -> None:
     assert store.open(pack_id) is None
     assert store.find(A) is None
     assert reader.body(0) == (codec.RAW, RAWS[0])
+
+
+def test_a_revoked_pack_is_no_layers_any_more(store: LocalStore, tmp_path: Path) -> None:
+    """Its bytes can still be read; neither a restart nor the same conversion brings it back."""
+    pack_id = sealed(store).pack_id.hex()
+    store.seal(B, write_part(store, B))
+    assert store.revoke(pack_id, "it lies") == [A, B]
+    assert store.find(A) is store.find(B) is None
+    again = LocalStore(tmp_path)
+    again.recover()
+    assert again.find(A) is None
+    reader = again.open(pack_id)
+    assert reader is not None and reader.count == len(RAWS)
+    assert again.revoked.all() == {pack_id: "it lies"}
+    with pytest.raises(DeclinedError, match="was revoked: it lies"):
+        again.seal(A, write_part(again, A))
+    assert not list((tmp_path / "packs").glob(".part-*"))
+    assert again.revoke(pack_id, "another reason") == []
+    assert again.revoked.reason(pack_id) == "it lies"

@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 
 from imgdist.wire import tracker as wire
 from imgdist.wire.address import Address
-from imgdist.wire.tracker import Dead, Join, Leave, Peers, Progress, Refused, Seek, Share, Welcome
+from imgdist.wire.tracker import Dead, Join, Leave, Peers, Progress, Refused, Revocation, Revoked, Seek, Share, Welcome
 from supernode.tracker import connection, members, session
 from supernode.tracker.members import Census
 from supernode.tracker.session import Tracker
@@ -87,7 +87,8 @@ class World:
     def __init__(self) -> None:
         self.meter = Meter()
         self.deaf: set[str] = set()
-        self.tracker = Tracker(self.meter, random=Random(1), answers=self._answers)
+        self.revoked: dict[str, str] = {}
+        self.tracker = Tracker(self.meter, random=Random(1), answers=self._answers, revoked=lambda: self.revoked)
         self.url = ""
         self.http: aiohttp.ClientSession
 
@@ -220,7 +221,7 @@ async def test_the_same_node_twice_is_the_later_one(world: World) -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (msgspec.msgpack.encode(["join", 2, 3, {"new": True}]), "2 to 3, this supernode 1 to 1"),
+        (msgspec.msgpack.encode(["join", 3, 4, {"new": True}]), "3 to 4, this supernode 1 to 2"),
         (wire.encode(join(1, min=0, max=0)), "0 to 0"),
         (wire.encode(join(1, address="node-1.example:7651")), "expected IP:port"),
         (wire.encode(Seek(())), "first tracker message"),
@@ -357,3 +358,32 @@ def test_an_ipv4_agent_at_an_ipv6_listener_is_ipv4(host: str, seen: str) -> None
     assert made.seen_host == seen
     join = Join(1, 1, "a" * 32, "", "127.0.0.1:7651", 7651, "", ())
     assert (made.address_of(join) is not None) == (seen == "127.0.0.1"), "its loopback is not ours"
+
+
+async def test_agents_are_told_of_revoked_packs(world: World) -> None:
+    """Who is there at once, who comes later when it joins, who does not speak of it never."""
+    present, old = await world.agent(), await world.agent()
+    await present.joins(1, max=2)
+    await old.joins(2)
+    world.revoked["a" * 64] = "it lies" * 1000
+    await world.tracker.revoke("a" * 64, world.revoked["a" * 64])
+    told = Revoked((Revocation("a" * 64, ("it lies" * 1000)[: wire.REASON_MAX]),))
+    await present.until(told)
+    late = await world.agent()
+    await late.say(join(3, max=2))
+    heard = await late.until(told)
+    assert isinstance(heard[0], Welcome)
+    await old.say(join(2, swarms=()))
+    assert all(isinstance(message, Welcome | Peers) for message in await until_peers(old))
+    await late.say(join(3, max=2, swarms=()))
+    assert all(not isinstance(message, Revoked) for message in await until_peers(late)), "once a connection"
+
+
+async def until_peers(agent: Agent) -> list[wire.FromTracker]:
+    """What comes up to the answer to a Join."""
+    heard: list[wire.FromTracker] = []
+    while not (heard and isinstance(heard[-1], Peers)):
+        message = await agent.hear()
+        assert message is not None
+        heard.append(message)
+    return heard

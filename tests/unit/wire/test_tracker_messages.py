@@ -68,7 +68,7 @@ def test_a_later_join_still_tells_its_versions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lowest", "highest", "version"), [(1, 1, 1), (0, 1, 1), (1, 9, 1), (0, 0, None), (2, 9, None)]
+    ("lowest", "highest", "version"), [(1, 1, 1), (0, 1, 1), (1, 9, 2), (2, 9, 2), (0, 0, None), (3, 9, None)]
 )
 def test_the_highest_common_version(lowest: int, highest: int, version: int | None) -> None:
     assert tracker.agreed_version(lowest, highest) == version
