@@ -1,5 +1,5 @@
 # Everything is made from a checkout: `make setup` once (the other targets call it), then .venv/bin/imgdist.
-.PHONY: setup demo test soak kernels bench lint clean
+.PHONY: setup demo test soak fuzz kernels bench lint clean
 
 BIN := .venv/bin
 CODE := imgdist supernode agent fuse bench tests
@@ -21,6 +21,14 @@ soak: setup
 	@scripts/parts test
 	$(BIN)/python -m pytest tests/faults/test_soak.py -s --timeout 0 --soak $(SOAK_S)
 
+# Coverage-guided fuzzing of what reads strangers' bytes, SECONDS for each target; TARGETS="tar layer" names some.
+SECONDS ?= 60
+TARGETS ?=
+
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: -r requirements-fuzz.lock
+	$(BIN)/python tests/fuzz --seconds $(SECONDS) $(TARGETS)
+
 # KERNELS="5.10 6.1" names others than the default.
 kernels: setup
 	@scripts/kernels $(KERNELS)
@@ -34,5 +42,5 @@ lint: setup
 	$(BIN)/mypy --strict $(wildcard imgdist supernode agent fuse bench)
 
 clean:
-	rm -rf .venv dist bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf .venv dist bench/out tests/fuzz/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

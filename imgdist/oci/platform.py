@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from imgdist.errors import UsageError
@@ -18,6 +19,7 @@ _ARCHITECTURES = {
     "armv7l": "arm",
     "armv6l": "arm",
 }
+_LEVEL = re.compile("[0-9]{1,9}")
 _DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7", "amd64": "v1"}
 
 
@@ -69,7 +71,7 @@ class Platform:
 def _level(platform: Platform) -> int:
     variant = platform.variant or _DEFAULT_VARIANTS.get(platform.architecture, "v0")
     digits = variant.removeprefix("v").partition(".")[0]
-    return int(digits) if digits.isdigit() else 0
+    return int(digits) if _LEVEL.fullmatch(digits) else 0
 
 
 def best(wanted: Platform, offered: list[Platform | None]) -> int | None:

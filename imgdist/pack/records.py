@@ -22,6 +22,7 @@ type  record       payload
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgdist.errors import ProtocolError
@@ -173,18 +174,18 @@ class RecordDecoder:
     def __init__(self) -> None:
         self._pending = bytearray()
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[Record, bytes]]:
-        """The records that `data` completes, each with its own bytes. Holds back at most one unfinished record."""
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[Record, bytes]]:
+        """The records that `data` completes, each with its own bytes, one at a time: what a newer release wrote is told
+        by its header before a record that this one does not know. Holds back at most one unfinished record."""
         self._pending += data
         buffer = bytes(self._pending)
-        records: list[tuple[Record, bytes]] = []
         at = 0
-        while (span := record_span(buffer, at)) is not None:
-            start, end = span
-            records.append((_decode(buffer[at], buffer[start:end]), buffer[at:end]))
-            at = end
-        del self._pending[:at]
-        return records
+        try:
+            while (span := record_span(buffer, at)) is not None:
+                first, (start, at) = at, span
+                yield _decode(buffer[first], buffer[start:at]), buffer[first:at]
+        finally:
+            del self._pending[:at]
 
     def drop_partial(self) -> None:
         """Forget an unfinished record: its stream was cut, and a new one starts with that record."""

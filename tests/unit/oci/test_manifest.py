@@ -115,6 +115,7 @@ def test_nothing_else_comes_out(raw: bytes, media_type: str) -> None:
         ("linux/amd64", ("unknown/unknown", "linux/amd64", "linux/amd64"), 1),
         ("linux/amd64", (None, "linux/amd64"), 1),
         ("linux/amd64", ("linux/arm64", None), 1),
+        ("linux/arm", ("linux/arm/v²", "linux/arm/v6", "linux/arm/v" + "9" * 5000), 1),
     ],
 )
 def test_choose(wanted: str, offered: tuple[str | None, ...], chosen: int) -> None:

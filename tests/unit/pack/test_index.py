@@ -8,7 +8,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgdist.errors import CorruptError, ImgdistError, ProtocolError
+from imgdist.errors import CorruptError, ImgdistError, NewerFormatError, ProtocolError
 from imgdist.pack import BLOCK, FORMAT_VERSION, records
 from imgdist.pack.index import Index, IndexBuilder, IndexFollower, zero_digest
 from imgdist.pack.records import Chunk, DiffId, Header, Implied, Metadata, Record, Seal, Superblock, TarSplit
@@ -182,6 +182,13 @@ def test_another_version_is_refused() -> None:
         IndexFollower().feed(records.encode(Header(9, b"")))
 
 
+def test_another_version_is_told_before_a_record_that_only_it_knows() -> None:
+    """Else what a newer release wrote would count as broken, and be removed."""
+    newer = records.encode(Header(9, b"")) + b"\x2a\x03new"
+    with pytest.raises(NewerFormatError):
+        Index.load(newer)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -212,7 +219,7 @@ def test_another_version_is_refused() -> None:
 )
 def test_malformed_records_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
-        records.RecordDecoder().feed(data)
+        list(records.RecordDecoder().feed(data))
 
 
 @given(st.lists(st.binary(max_size=60), max_size=4), st.booleans())
