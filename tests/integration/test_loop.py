@@ -33,6 +33,13 @@ def sysfs(device: str, name: str) -> str:
     return Path("/sys/block", os.path.basename(device), "queue", name).read_text().strip()
 
 
+def disk_read_ahead(file: str) -> int:
+    """Bytes, of the file system's disk as its own tools tell it; 0 if it has none."""
+    source = subprocess.run(["findmnt", "-no", "SOURCE", "-T", file], check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(["blockdev", "--getra", source.strip()], check=False, capture_output=True, text=True)
+    return int(told.stdout) * 512 if told.returncode == 0 else 0
+
+
 def test_a_layer_mounts_read_only_with_direct_io(image: str, tmp_path: Path) -> None:
     target = tmp_path / "mnt"
     target.mkdir()
@@ -46,6 +53,9 @@ def test_a_layer_mounts_read_only_with_direct_io(image: str, tmp_path: Path) -> 
         assert loop.read_ahead(device) == loop.default_read_ahead(device)
         loop.set_read_ahead(device, loop.LAZY_READ_AHEAD)
         assert loop.read_ahead(device) == loop.LAZY_READ_AHEAD
+        with open(image, "rb") as file:
+            loop.set_read_ahead(device, loop.local_read_ahead(device, file.fileno()))
+        assert loop.read_ahead(device) >= max(loop.default_read_ahead(device), disk_read_ahead(image))
     finally:
         assert umount(str(target))
     assert loop.find(image) == []  # autoclear
