@@ -20,6 +20,7 @@ from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.address import Address
 from imgdist.wire.control import Layer, Resolution, ResolveRequest, failure
 from imgdist.wire.tracker import PATH as TRACKER_PATH
+from supernode.access.access import Access
 from supernode.blobs import endpoint as blobs
 from supernode.blobs.source import Blobs
 from supernode.chains import Chains
@@ -62,6 +63,7 @@ class Parts:
     tracker: Tracker
     space: SpaceKeeper
     prover: Prover
+    access: Access
     chunks: Callable[[], Address | None]
 
 

@@ -18,10 +18,15 @@ from imgdist import daemon, holder_client, rootformat
 from imgdist.config import SupernodeConfig
 from imgdist.errors import ImgdistError, UsageError
 from imgdist.oci import transport
+from imgdist.oci.patterns import Patterns
+from imgdist.oci.reference import is_sha256
 from imgdist.oci.settings import RegistrySettings
 from imgdist.pack.kinds import Kind
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
+from supernode.access.access import Access
+from supernode.access.grants import Grants
+from supernode.access.provenance import Provenance
 from supernode.api import Parts, application, metrics_application
 from supernode.blobs.source import Blobs
 from supernode.catalog import Catalog
@@ -136,7 +141,8 @@ async def _serve(
         held.callback(database.close)
         http = await held.enter_async_context(transport.session())
         settings = RegistrySettings(config.registry, config.plain_http)
-        registries = Registries(http, metrics, settings, keychain(config.registry, http))
+        provenance = Provenance(database)
+        registries = Registries(http, metrics, settings, keychain(config.registry, http), witness=provenance)
         catalog, chains = Catalog(database), Chains(database)
         workers = await held.enter_async_context(Workers())
 
@@ -157,6 +163,18 @@ async def _serve(
                 return blobs.read(origin.blob, origin.layer.size)
             return registries.client(origin.host).blob(origin.repository, origin.layer)
 
+        async def holds(digest: str) -> bool:
+            is_kept = blobs.is_here(digest) or (is_sha256(digest) and store.find(digest) is not None)
+            return is_kept or await catalog.document(digest) is not None
+
+        access = Access(
+            registries,
+            Grants(config.access.remember_s, config.access.outage_s),
+            provenance,
+            Patterns(config.access.shared, "access.shared"),
+            holds,
+            metrics.authorised,
+        )
         fetcher = Fetcher(store, catalog, read, convert, config.convert.layers, metrics.converted)
         await fetcher.load()
         tracker = Tracker(metrics, probe=config.tracker.probe, revoked=store.revoked.all)
@@ -193,10 +211,11 @@ async def _serve(
             tracker=tracker,
             space=space,
             prover=prover,
+            access=access,
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(part.run()) for part in (blobs, fetcher, tracker, space, prover)]
+            work = [tasks.create_task(part.run()) for part in (blobs, access, fetcher, tracker, space, prover)]
             await chunk_process.wait_ready()
             async with AsyncExitStack() as servers:
                 await _answer(application(parts), listener, servers)

@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS chains (
     chain_id TEXT PRIMARY KEY, layer_digest TEXT NOT NULL, diff_id TEXT NOT NULL,
     name TEXT NOT NULL, manifest_digest TEXT NOT NULL, platform TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS delivered (name TEXT, digest TEXT, PRIMARY KEY (digest, name));
 """
 
 

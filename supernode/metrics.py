@@ -32,6 +32,12 @@ class Metrics:
             ["registry", "reason"],
             registry=self._registry,
         )
+        self._authorised = Counter(
+            "imgdist_access",
+            "Questions whether a client may have something, by answer",
+            ["answer"],
+            registry=self._registry,
+        )
         self._uploads = Counter(
             "imgdist_upload_bytes", "Chunk bytes sent, by kind of request", ["kind"], registry=self._registry
         )
@@ -93,6 +99,11 @@ class Metrics:
     def converted(self, seconds: float) -> None:
         """A layer was downloaded and converted."""
         self._convert.observe(seconds)
+
+    def authorised(self, answer: str) -> None:
+        """Whether a client may have something was "remembered", "asked" of its registry, or taken to be so during an
+        "outage"; "refused": it may not, or nobody knows."""
+        self._authorised.labels(answer).inc()
 
     def freed(self, size_bytes: int) -> None:
         """A pack was removed for space."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import aiohttp
 
 from imgdist.oci.client import RegistryClient
 from imgdist.oci.credentials import CredentialSource
 from imgdist.oci.seen import SeenCredentials
 from imgdist.oci.settings import RegistrySettings
-from imgdist.oci.transport import Meter
+from imgdist.oci.transport import Meter, Witness
 
 
 class Registries:
     """Makes a registry's client when it is first needed.
 
-    `credentials`: our own; `seen`: what clients showed. `delivered(name, digest)` is told what a registry has delivered
-    whole, `name` being "host/repository".
+    `credentials`: our own; `seen`: what clients showed; `witness` is told what registries deliver.
     """
 
     def __init__(
@@ -28,14 +25,14 @@ class Registries:
         credentials: CredentialSource | None = None,
         *,
         seen: SeenCredentials | None = None,
-        delivered: Callable[[str, str], None] = lambda name, digest: None,
+        witness: Witness | None = None,
     ) -> None:
         self.settings = settings or RegistrySettings()
         self.seen = seen or SeenCredentials()
         self._http = http
         self._meter = meter
         self._credentials = credentials
-        self._delivered = delivered
+        self._witness = witness
         self._clients: dict[str, RegistryClient] = {}
 
     def client(self, host: str) -> RegistryClient:
@@ -48,6 +45,6 @@ class Registries:
                 settings=self.settings,
                 credentials=self._credentials,
                 seen=self.seen,
-                delivered=lambda repository, digest: self._delivered(f"{host}/{repository}", digest),
+                witness=self._witness,
             )
         return self._clients[host]

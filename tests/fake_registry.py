@@ -6,10 +6,12 @@ import gzip
 import hashlib
 import io
 import json
+import ssl
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -18,6 +20,7 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
+RegistryT = TypeVar("RegistryT", bound="FakeRegistry")
 Fault = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
 
@@ -158,15 +161,17 @@ def answer(status: int, part: str = "/v2/", body: bytes = b"", **headers: str) -
 
 
 @asynccontextmanager
-async def serving(registry: FakeRegistry) -> AsyncIterator[FakeRegistry]:
+async def serving(
+    registry: RegistryT, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[RegistryT]:
     """The registry on a port of its own; `registry.host` is its "host:port"."""
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", registry.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        registry.host = f"127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, address, 0, ssl_context=tls).start()
+        registry.host = f"{f'[{address}]' if ':' in address else address}:{runner.addresses[0][1]}"
         yield registry
     finally:
         await runner.cleanup()

@@ -10,8 +10,9 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
@@ -24,7 +25,18 @@ from imgdist.oci.manifest import Descriptor, Index, Manifest, error_details, par
 from imgdist.oci.reference import Reference, is_digest
 from imgdist.oci.seen import HEADERS_MAX, SeenCredentials
 from imgdist.oci.settings import RegistrySettings
-from imgdist.oci.transport import CUT, ExpiredError, Interrupted, Meter, Retry, Transport, cut
+from imgdist.oci.transport import (
+    CUT,
+    REDIRECT_STATUS,
+    ExpiredError,
+    Interrupted,
+    Meter,
+    Retry,
+    Transport,
+    Unwitnessed,
+    Witness,
+    cut,
+)
 from imgdist.oci.upstreams import Upstream
 
 log = logging.getLogger("imgdist.oci")
@@ -48,12 +60,25 @@ AUTH_ATTEMPTS = HEADERS_MAX + 1
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
+_BRIEF = Retry(attempts=2, connect_attempts=1, busy_attempts=2, retry_after_max_s=2.0)
+"""For what a client waits for that can go elsewhere."""
+_YES = frozenset({200, 206}) | REDIRECT_STATUS
+"""Who may have it, or is sent on to storage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a registry said to somebody: a status (200: may have it), and with a 401 what it wants to be shown."""
+
+    status: int
+    challenges: tuple[str, ...] = ()
+
+
 class RegistryClient:
     """The registry `host` ("docker.io" or "host[:port]"), over a shared session (`transport.session()`).
 
     Mirrors that the settings name are asked first; what they do not have, or not in order, comes from the registry
-    itself. `seen` are clients' own credentials. `delivered(repository, digest)` is told what has come whole and right
-    from the registry itself.
+    itself. `seen` are clients' own credentials. `witness` is told what came from the registry itself.
     """
 
     def __init__(
@@ -65,7 +90,7 @@ class RegistryClient:
         settings: RegistrySettings | None = None,
         credentials: CredentialSource | None = None,
         seen: SeenCredentials | None = None,
-        delivered: Callable[[str, str], None] = lambda repository, digest: None,
+        witness: Witness | None = None,
         retry: Retry = Retry(),  # noqa: B008 - frozen
     ) -> None:
         self.host = host
@@ -74,8 +99,11 @@ class RegistryClient:
         self._origins = {upstream.base.origin() for upstream in (*self._upstreams.mirrors, self._upstreams.origin)}
         self._base = self._upstreams.origin.base
         self._transport = Transport(host, http, meter, retry, settings)
-        self._delivered = delivered
+        self._witness = witness or Unwitnessed()
         source = credentials or Anonymous()
+        self._anonymous = Authorizer(
+            host, Anonymous(), self._ask_token, secure=self._upstreams.origin.base.scheme == "https"
+        )
         self._authorizers = {
             upstream: Authorizer(
                 upstream.host,
@@ -117,6 +145,47 @@ class RegistryClient:
         except Interrupted:  # where we were sent does not take HEAD with a URL that is signed for GET
             return None
 
+    async def shown(self, repository: str, path: str, authorization: str | None) -> Shown:
+        """What the registry itself says to somebody who shows exactly this header, or nothing: nothing of ours is sent,
+        no body is read, and no redirect followed. A token that everybody gets counts as nothing.
+
+        Raises TemporaryError if it does not say in a try or two.
+        """
+        said = await self._shown(repository, path, authorization)
+        if authorization is not None or said.status != 401:
+            return said
+        try:
+            token = await self._anonymous.renew(repository, parse_challenges(said.challenges), None)
+        except (DeniedError, ProtocolError):
+            return said
+        again = await self._shown(repository, path, token)
+        return again if again.status not in (401, 403) else said
+
+    async def has(self, repository: str, path: str) -> bool:
+        """Whether the registry itself says to us that the repository has something: "manifests/..." or "blobs/..."."""
+        origin = self._upstreams.origin
+        response = await self._ask(origin, "HEAD", repository, path, {"Accept": _ACCEPT}, (), _BRIEF, follow=False)
+        response.close()
+        return response.status in _YES
+
+    async def _shown(self, repository: str, path: str, authorization: str | None) -> Shown:
+        url = self._upstreams.origin.url(repository, path)
+        headers = _with({"Accept": _ACCEPT}, authorization)
+        listing = path == "tags/list"
+        response = await self._transport.open(
+            "GET" if listing else "HEAD",
+            url.with_query({"n": "1"}) if listing else url,
+            headers,
+            retry=_BRIEF,
+            follow=False,
+        )
+        if response.status in (400, 405) and not listing:  # no HEAD here
+            response.close()
+            response = await self._transport.open("GET", url, headers, retry=_BRIEF, follow=False)
+        response.close()
+        challenges = tuple(response.headers.getall("WWW-Authenticate", []))
+        return Shown(200 if response.status in _YES else response.status, challenges)
+
     async def document(self, repository: str, descriptor: Descriptor) -> bytes:
         """A small blob, such as an image configuration, whole."""
         if descriptor.size > MANIFEST_MAX:
@@ -130,6 +199,13 @@ class RegistryClient:
         A body that breaks off is resumed where it ended. Ends normally only if size and digest match; until then
         nothing that was read may be trusted. Raises CorruptError, or what the requests raise.
         """
+        with self._witness.reading(f"{self.host}/{repository}", descriptor.digest):
+            async with aclosing(self._checked(repository, descriptor)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            self._witness.delivered(f"{self.host}/{repository}", descriptor.digest)
+
+    async def _checked(self, repository: str, descriptor: Descriptor) -> AsyncGenerator[bytes, None]:
         what = f"{self.host}/{repository}: blob {descriptor.digest}"
         running = hashlib.new(descriptor.digest.partition(":")[0])
         loop = asyncio.get_running_loop()
@@ -162,7 +238,6 @@ class RegistryClient:
             for mirror in self._upstreams.mirrors:  # one of them, if any took part
                 mirror.failed(time.monotonic(), lied=True)
             raise CorruptError(f"{what}: its bytes have the digest {running.name}:{running.hexdigest()}")
-        self._delivered(repository, descriptor.digest)
 
     async def _pause(self, failures: int, problem: ImgdistError) -> None:
         if isinstance(problem, TemporaryError):
@@ -245,7 +320,7 @@ class RegistryClient:
         digest = f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}"
         if stated and stated != digest:
             raise CorruptError(f"{what}: expected the digest {stated}, its bytes have {digest}")
-        self._delivered(repository, digest)
+        self._witness.delivered(f"{self.host}/{repository}", digest)
         return digest, response.content_type, raw
 
     async def _read(self, response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
@@ -302,11 +377,13 @@ class RegistryClient:
         headers: Mapping[str, str],
         query: Sequence[tuple[str, str]],
         retry: Retry | None = None,
+        *,
+        follow: bool = True,
     ) -> aiohttp.ClientResponse:
         url, name = upstream.url(repository, path).with_query(query or None), upstream.repository(repository)
         authorizer = self._authorizers[upstream]
         header = authorizer.header(name)
-        response = await self._transport.open(method, url, _with(headers, header), retry=retry)
+        response = await self._transport.open(method, url, _with(headers, header), retry=retry, follow=follow)
         for _ in range(AUTH_ATTEMPTS):
             if response.status != 401 or response.url.origin() != upstream.base.origin():
                 break
@@ -314,7 +391,7 @@ class RegistryClient:
             challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
             header = await authorizer.renew(name, challenges, header)
             self._transport.retried("unauthorized")
-            response = await self._transport.open(method, url, _with(headers, header), retry=retry)
+            response = await self._transport.open(method, url, _with(headers, header), retry=retry, follow=follow)
             if not authorizer.is_shown(name, header):
                 break
         return response

@@ -8,7 +8,8 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +39,27 @@ class Meter(Protocol):
 
     def retried(self, registry: str, reason: str) -> None:
         """Something is asked again, or elsewhere, and why: a key of `REASONS`."""
+
+
+class Witness(Protocol):
+    """Who is told what a registry itself has delivered; `name` is "host/repository"."""
+
+    def reading(self, name: str, digest: str) -> AbstractContextManager[None]:
+        """Bytes of a blob are on their way from there, as long as the block lasts."""
+
+    def delivered(self, name: str, digest: str) -> None:
+        """All bytes have come from there, and have that digest."""
+
+
+class Unwitnessed:
+    """For those to whom it does not matter."""
+
+    def reading(self, name: str, digest: str) -> AbstractContextManager[None]:
+        """Nobody is told."""
+        return nullcontext()
+
+    def delivered(self, name: str, digest: str) -> None:
+        """Nobody is told."""
 
 
 REASONS = {
@@ -117,9 +139,17 @@ class Transport:
         self._budgets: dict[URL, Budget] = {}
 
     async def open(
-        self, method: str, url: URL, headers: Mapping[str, str], *, retry: Retry | None = None, **body: Any
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        *,
+        retry: Retry | None = None,
+        follow: bool = True,
+        **body: Any,
     ) -> aiohttp.ClientResponse:
-        """The answer to a request, of any status but those worth a retry. The caller closes it.
+        """The answer to a request, of any status but those worth a retry, and of none of a redirect unless told not to
+        `follow`. The caller closes it.
 
         Raises TemporaryError once the attempts (of `retry`, else those of all requests) are used up, ProtocolError for
         broken TLS, HTTP or redirects.
@@ -133,7 +163,8 @@ class Transport:
                 raise BusyError(f"{_shown(url)}: {self._host} wants a pause after too many requests", wait_s)
             await asyncio.sleep(wait_s)
             try:
-                return await self._attempt(method, url, headers, retry, budget, body)
+                sending = self._follow(method, url, headers, body, REDIRECTS_MAX if follow else 0)
+                return await self._attempt(url, sending, retry, budget)
             except TemporaryError as error:
                 failures += 1
                 await self._pause(failures, error, retry, isinstance(error, _Unreachable))
@@ -159,9 +190,9 @@ class Transport:
         await asyncio.sleep(0 if isinstance(error, BusyError) else delay_s)
 
     async def _attempt(
-        self, method: str, url: URL, headers: Mapping[str, str], retry: Retry, budget: Budget, body: dict[str, Any]
+        self, url: URL, sending: Coroutine[Any, Any, aiohttp.ClientResponse], retry: Retry, budget: Budget
     ) -> aiohttp.ClientResponse:
-        response = await self._follow(method, url, headers, body)
+        response = await sending
         if response.status not in RETRY_STATUS:
             budget.answered()
             return response
@@ -175,12 +206,12 @@ class Transport:
         raise BusyError(f"{_shown(url)}: the registry answered 429, too many requests", retry_after_s)
 
     async def _follow(
-        self, method: str, url: URL, headers: Mapping[str, str], body: dict[str, Any]
+        self, method: str, url: URL, headers: Mapping[str, str], body: dict[str, Any], redirects: int
     ) -> aiohttp.ClientResponse:
         target = url
-        for _ in range(REDIRECTS_MAX):
+        for _ in range(max(1, redirects)):
             response = await self._send(method, target, headers, body)
-            if response.status not in REDIRECT_STATUS:
+            if response.status not in REDIRECT_STATUS or not redirects:
                 return response
             location = response.headers.get("Location", "")
             response.close()

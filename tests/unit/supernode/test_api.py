@@ -25,6 +25,7 @@ from imgdist.errors import (
     UsageError,
 )
 from imgdist.oci import transport
+from imgdist.oci.patterns import Patterns
 from imgdist.oci.settings import RegistrySettings
 from imgdist.pack import records
 from imgdist.pack.index import IndexBuilder, zero_digest
@@ -32,6 +33,9 @@ from imgdist.proving.verdict import Verdict
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
 from imgdist.wire.control import LayerStatus, Trace
+from supernode.access.access import Access
+from supernode.access.grants import Grants
+from supernode.access.provenance import Provenance
 from supernode.api import Parts, application, metrics_application
 from supernode.blobs.source import Blobs
 from supernode.catalog import Catalog
@@ -133,11 +137,15 @@ class World:
             prover=Prover(
                 store, metrics, every_s=0, revoked=self._revoked, again=lambda digests: None, prove=self._prove
             ),
+            access=Access(registries, Grants(60, 600), Provenance(database), Patterns((), "shared"), self._holds),
             chunks=lambda: self.chunks,
         )
         self.verdict = Verdict("proven")
         self.socket = Address(path=str(root / "s"))
         self.tcp = ""
+
+    async def _holds(self, digest: str) -> bool:
+        return False
 
     async def _revoked(self, pack_id: str, reason: str) -> None:
         pass

@@ -1,0 +1,104 @@
+"""A registry for several tenants: short-lived tokens, storage behind addresses that expire, 429 in bursts."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from fake_registry import FakeRegistry
+
+
+@dataclass
+class PrivateRegistry(FakeRegistry):
+    """Repositories are read by who has the password of a user that may: `users` is password and repositories by name,
+    `public` what everybody reads. Tokens live for `token_s` seconds, addresses of storage for `url_s` (None: blobs come
+    from the registry itself). The next `busy` requests are answered 429."""
+
+    users: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
+    public: set[str] = field(default_factory=set)
+    token_s: float = 60.0
+    url_s: float | None = None
+    busy: int = 0
+    scheme: str = "http"
+    is_down: bool = False
+    tokens: dict[str, tuple[str, str, float]] = field(default_factory=dict)
+    urls: dict[str, tuple[str, float]] = field(default_factory=dict)
+    statuses: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def secrets(self) -> set[str]:
+        """Everything that must not be found anywhere: passwords, tokens, and both as they are sent."""
+        passwords = {password for password, _ in self.users.values()}
+        sent = {self.basic(user).split()[1] for user in self.users}
+        return passwords | sent | set(self.tokens)
+
+    def basic(self, user: str) -> str:
+        """The Authorization header of a user."""
+        return "Basic " + base64.b64encode(f"{user}:{self.users[user][0]}".encode()).decode()
+
+    def token(self, user: str, repository: str) -> str:
+        """A token that its server would give; "" is everybody."""
+        token = secrets.token_urlsafe(24)
+        self.tokens[token] = (user, repository, time.monotonic() + self.token_s)
+        return token
+
+    def bearer(self, user: str, repository: str) -> str:
+        """The Authorization header of somebody who has just got a token."""
+        return f"Bearer {self.token(user, repository)}"
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        response = await self._answer(request)
+        self.statuses.append((request.path, response.status))
+        return response
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if self.is_down:
+            return web.Response(status=503)
+        if self.busy:
+            self.busy -= 1
+            return web.Response(status=429, headers={"Retry-After": "0"})
+        if request.path == "/token":
+            return self._token(request)
+        if request.path.startswith("/storage/"):
+            return self._stored(request)
+        repository = request.path.removeprefix("/v2/").rsplit("/", 2)[0]
+        if request.path != "/v2/" and not self._may_read(request.headers.get("Authorization", ""), repository):
+            realm = f'Bearer realm="{self.scheme}://{self.host}/token",service="s",scope="repository:{repository}:pull"'
+            return web.json_response({"errors": []}, status=401, headers={"WWW-Authenticate": realm})
+        if "/blobs/" in request.path and self.url_s is not None:
+            return self._elsewhere(request)
+        if request.path.endswith("/tags/list"):
+            return web.json_response({"name": repository, "tags": []})
+        return await super().handle(request)
+
+    def _may_read(self, shown: str, repository: str) -> bool:
+        user, scope, until = self.tokens.get(shown.removeprefix("Bearer "), ("", "", 0.0))
+        if scope != repository or time.monotonic() >= until:
+            return False
+        return repository in self.public or repository in self.users.get(user, ("", set()))[1]
+
+    def _token(self, request: web.Request) -> web.Response:
+        shown = request.headers.get("Authorization", "")
+        user = next((user for user in self.users if self.basic(user) == shown), "")
+        if shown and not user:
+            return web.Response(status=401)
+        repository = request.query["scope"].split(":")[1]
+        return web.json_response({"token": self.token(user, repository), "expires_in": self.token_s})
+
+    def _elsewhere(self, request: web.Request) -> web.Response:
+        assert self.url_s is not None
+        key = secrets.token_urlsafe(12)
+        self.urls[key] = (request.path.rpartition("/")[2], time.monotonic() + self.url_s)
+        port = self.host.rpartition(":")[2]
+        return web.Response(
+            status=307, headers={"Location": f"{self.scheme}://localhost:{port}/storage/x?signature={key}"}
+        )
+
+    def _stored(self, request: web.Request) -> web.Response:
+        digest, until = self.urls.get(request.query.get("signature", ""), ("", 0.0))
+        if time.monotonic() >= until or "Authorization" in request.headers or request.method == "HEAD":
+            return web.Response(status=403)
+        return self._blob(request, self.blobs[digest])

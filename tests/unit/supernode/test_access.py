@@ -1,0 +1,251 @@
+"""Who may have what: the registry is asked for each client, and a digest alone opens nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from fake_registry import FakeRegistry, serving
+from private_registry import PrivateRegistry
+
+from imgdist.config import RegistryConfig
+from imgdist.oci import transport
+from imgdist.oci.manifest import Descriptor
+from imgdist.oci.patterns import Patterns
+from imgdist.oci.seen import SeenCredentials
+from imgdist.oci.settings import RegistrySettings
+from supernode.access.access import Access
+from supernode.access.grants import Grants
+from supernode.access.provenance import Provenance
+from supernode.database import Database
+from supernode.metrics import Metrics
+from supernode.registries import Registries
+
+A, B = "a/private", "b/own"
+
+
+class Site:
+    """A registry with two tenants, one of the second tenant's own, and what a supernode has of both."""
+
+    def __init__(self, registry: PrivateRegistry, lying: FakeRegistry, registries: Registries, database: Database):
+        self.registry = registry
+        self.lying = lying
+        self.registries = registries
+        self.provenance = Provenance(database)
+        registries._witness = self.provenance
+        self.here: set[str] = set()
+        self.now = 1000.0
+        self.answers: list[str] = []
+        self.access = self.made()
+
+    def made(self, shared: tuple[str, ...] = ()) -> Access:
+        grants = Grants(60, 600)
+        return Access(
+            self.registries,
+            grants,
+            self.provenance,
+            Patterns(shared, "x"),
+            self._holds,
+            self.answers.append,
+            lambda: self.now,
+        )
+
+    async def _holds(self, digest: str) -> bool:
+        return digest in self.here
+
+    async def status(self, repository: str, reference: str, shown: str | None = None, host: str = "") -> int:
+        return (await self.access.allowed(f"{host or self.registry.host}/{repository}", reference, shown)).status
+
+    async def pull(self, repository: str, digest: str, host: str = "") -> bytes:
+        """As a supernode reads a blob, by its own means."""
+        host = host or self.registry.host
+        size = len(self.registry.blobs[digest])
+        client = self.registries.client(host)
+        async with aclosing(client.blob(repository, Descriptor("x/y", digest, size))) as pieces:
+            raw = b"".join([piece async for piece in pieces])
+        self.here.add(digest)
+        return raw
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with AsyncExitStack() as stack:
+        registry = PrivateRegistry(users={"a": ("pass-of-a", {A}), "b": ("pass-of-b", {B})}, public={"open/x"})
+        await stack.enter_async_context(serving(registry))
+        lying = await stack.enter_async_context(serving(FakeRegistry()))
+        http = await stack.enter_async_context(transport.session())
+        database = Database(tmp_path / "db")
+        stack.callback(database.close)
+        settings = RegistrySettings(RegistryConfig(deny=("*/forbidden/*",)), [registry.host, lying.host])
+        yield Site(registry, lying, Registries(http, Metrics(), settings), database)
+
+
+async def eventually(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await true():  # noqa: ASYNC110 - of somebody who sets no event
+            await asyncio.sleep(0.01)
+
+
+async def test_a_private_repository_is_its_tenants_alone(site: Site) -> None:
+    registry = site.registry
+    layer, manifest = registry.add_blob(b"layer" * 100), registry.add_image([], "1", repository=A)
+    for reference in ("manifests/1", f"manifests/{manifest}", f"blobs/{layer}", "tags/list", f"referrers/{manifest}"):
+        assert await site.status(A, reference, registry.bearer("a", A)) == 200
+        assert await site.status(A, reference, registry.bearer("b", B)) == 401
+        assert await site.status(A, reference, registry.bearer("b", A)) == 401
+        assert await site.status(A, reference) == 401
+    verdict = await site.access.allowed(f"{registry.host}/{A}", "manifests/1", None)
+    assert verdict.challenges[0].startswith("Bearer realm=") and f"repository:{A}:pull" in verdict.challenges[0]
+
+
+async def test_a_yes_is_remembered_for_a_moment(site: Site) -> None:
+    site.registry.add_image([], "1", repository=A)
+    shown = site.registry.bearer("a", A)
+    assert await site.status(A, "manifests/1", shown) == 200
+    asked = len(site.registry.statuses)
+    assert await site.status(A, "manifests/1", shown) == 200
+    assert len(site.registry.statuses) == asked
+    site.registry.users["a"] = ("pass-of-a", set())
+    site.now += 61
+    assert await site.status(A, "manifests/1", shown) == 401
+    assert site.answers.count("remembered") == 1
+
+
+async def test_everybody_reads_what_is_open_and_one_question_serves_all(site: Site) -> None:
+    site.registry.add_image([], "1", repository="open/x")
+    asked = [
+        site.status("open/x", "manifests/1", shown)
+        for shown in (None, "Bearer nonsense", site.registry.bearer("b", B), None)
+    ]
+    assert await asyncio.gather(*asked) == [200] * 4
+    assert [status for path, status in site.registry.statuses if "manifests" in path] == [401, 200]
+
+
+async def test_a_digest_of_another_repository_opens_nothing(site: Site) -> None:
+    registry = site.registry
+    site.registries.seen.note(f"{registry.host}/{A}", registry.bearer("a", A))
+    layer = registry.add_blob(b"secret" * 1000)
+    assert await site.pull(A, layer) == registry.blobs[layer]
+
+    async def none_of_it(request: object) -> object:
+        assert isinstance(request, web.Request)
+        return web.Response(status=404) if f"/{B}/blobs/" in request.path else None
+
+    registry.always = none_of_it  # type: ignore[assignment]
+    assert await site.status(B, f"blobs/{layer}", registry.bearer("b", B)) == 404
+    assert await site.status(A, f"blobs/{layer}", registry.bearer("a", A)) == 200
+    registry.always = None  # the registry says that it has it there, too: mounted from the other
+    site.access = site.made()
+    assert await site.status(B, f"blobs/{layer}", registry.bearer("b", B)) == 200
+
+
+async def test_a_registry_that_says_it_has_it_must_show_it(site: Site) -> None:
+    registry, lying = site.registry, site.lying
+    site.registries.seen.note(f"{registry.host}/{A}", registry.bearer("a", A))
+    layer = registry.add_blob(b"secret" * 1000)
+    await site.pull(A, layer)
+
+    async def yes(request: object) -> object:
+        assert isinstance(request, web.Request)
+        return web.Response(headers={"Content-Length": "6000"}) if request.method == "HEAD" else None
+
+    lying.always = yes  # type: ignore[assignment]
+
+    async def asked_for() -> bool:
+        return any(asked.method == "GET" and "/blobs/" in asked.path for asked in lying.log)
+
+    async def allowed() -> bool:
+        return await site.status("evil/x", f"blobs/{layer}", host=lying.host) == 200
+
+    running = asyncio.create_task(site.access.run())
+    try:
+        assert await site.status("evil/x", f"blobs/{layer}", host=lying.host) == 404
+        await eventually(asked_for)
+        assert await site.status("evil/x", f"blobs/{layer}", host=lying.host) == 404
+        assert not await site.access.is_proven(f"{lying.host}/evil/x", layer, 6000)
+        lying.add_blob(registry.blobs[layer])  # now it has it
+        await eventually(allowed)
+    finally:
+        running.cancel()
+    assert await site.access.is_proven(f"{lying.host}/evil/x", layer, 6000)
+
+
+async def test_a_blob_on_its_way_from_one_registry_is_not_anothers(site: Site) -> None:
+    with site.provenance.reading(f"{site.registry.host}/{A}", "sha256:" + "1" * 64):
+        assert await site.provenance.hosts("sha256:" + "1" * 64) == {site.registry.host}
+    assert await site.provenance.hosts("sha256:" + "1" * 64) == set()
+
+
+async def test_what_was_delivered_is_known_after_a_restart(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    first = Provenance(database)
+    running = asyncio.create_task(first.run())
+    first.delivered("h:1/a", "sha256:x")
+    await eventually(lambda: Provenance(database).has("h:1/a", "sha256:x"))
+    running.cancel()
+    assert await Provenance(database).hosts("sha256:x") == {"h:1"}
+    assert not await Provenance(database).has("h:1/b", "sha256:x")
+    database.close()
+
+
+async def test_when_nobody_can_be_asked_nobody_new_gets_in(site: Site) -> None:
+    registry = site.registry
+    registry.add_image([], "1", repository=A)
+    shown = registry.bearer("a", A)
+    assert await site.status(A, "manifests/1", shown) == 200
+    registry.is_down = True
+    site.now += 61
+    began = time.monotonic()
+    assert await site.status(A, "manifests/1", shown) == 200
+    assert await site.status(A, "manifests/1", registry.bearer("b", B)) == 503
+    assert await site.status(A, "manifests/1") == 503
+    assert time.monotonic() - began < 5
+    assert "outage" in site.answers
+    site.now += 600
+    assert await site.status(A, "manifests/1", shown) == 503
+
+
+async def test_shared_repositories_and_forbidden_ones(site: Site) -> None:
+    site.access = site.made(shared=("*/a/*",))
+    site.registry.add_image([], "1", repository=A)
+    assert await site.status(A, "manifests/1") == 200
+    assert await site.status("forbidden/x", "manifests/1") == 403
+
+
+async def test_what_a_client_showed_is_used_for_its_repository_until_it_expires(site: Site) -> None:
+    registry = site.registry
+    layer = registry.add_blob(b"mine" * 1000)
+    shown = registry.bearer("a", A)
+    assert await site.status(A, f"blobs/{layer}", shown) == 200
+    assert site.registries.seen.find(f"{registry.host}/{A}") == shown
+    assert site.registries.seen.find(f"{registry.host}/{B}") is None
+    assert await site.pull(A, layer) == registry.blobs[layer]
+
+
+def jwt(ends: float) -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": ends}).encode()).decode().rstrip("=")
+    return f"Bearer e30.{claims}.c2ln"
+
+
+def test_secrets_are_gone_when_they_expire() -> None:
+    now = [1000.0]
+    seen = SeenCredentials(lambda: now[0])
+    seen.note("h/a", jwt(1300))
+    seen.note("h/a", "Bearer opaque")
+    seen.note("h/b", "Basic eDp5")
+    assert seen.find("h/a") == "Bearer opaque"
+    seen.refused("h/a", "Bearer opaque")
+    assert seen.find("h/a") == jwt(1300)
+    now[0] = 1300
+    assert seen.find("h/a") is None
+    assert seen.find("h/b") == "Basic eDp5"
+    now[0] = 1600
+    seen.sweep()
+    assert not seen._headers
