@@ -22,10 +22,11 @@ from agent.figures import LayerFigures
 from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
 from agent.mounts import ImageMounts, mounted_at
+from agent.proving.prover import Prover
 from agent.snapshotter.model import Info
 from agent.space.keeper import SpaceKeeper
 from agent.swarm.station import Station
-from imgdist.errors import ImgdistError, UnsupportedError, UsageError
+from imgdist.errors import ImgdistError, NotFoundError, UnsupportedError, UsageError
 from imgdist.pack import BLOCK
 from imgdist.wire.control import failure
 
@@ -62,6 +63,12 @@ class GcRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frames: bool = False
 
 
+class ProofRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """POST /v1/proofs."""
+
+    pack_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What a lazy agent's API speaks for."""
@@ -71,6 +78,7 @@ class Node:
     mounts: ImageMounts
     draining: Draining
     space: SpaceKeeper
+    prover: Prover
     swarm: Station | None = None
 
 
@@ -104,6 +112,8 @@ def application(node: Node | None, root: str, supernodes: Sequence[str], calls: 
             web.post("/v1/umount", api.umount),
             web.post("/v1/drain", api.drain),
             web.post("/v1/gc", api.gc),
+            web.post("/v1/proofs", api.prove),
+            web.get("/v1/proofs/{pack_id}", api.proof),
             web.get("/metrics", api.metrics),
             web.get("/healthz", api.healthy),
             web.get("/readyz", api.healthy),
@@ -219,6 +229,23 @@ class _Api:
         """POST /v1/gc: what went, or would, and why the rest stays."""
         asked = await _asked(request, GcRequest)
         return _json(await self._lazy().space.collect(dry_run=asked.dry_run, frames=asked.frames))
+
+    async def prove(self, request: web.Request) -> web.Response:
+        """POST /v1/proofs: begin to hold a pack against its layer, unless that is being done."""
+        asked = await _asked(request, ProofRequest)
+        node = self._lazy()
+        layer = node.catalog.get(asked.pack_id)
+        if layer is None:
+            raise NotFoundError(f"pack {asked.pack_id} is not on this node")
+        node.prover.begin(layer)
+        return _json(node.prover.looks[asked.pack_id])
+
+    async def proof(self, request: web.Request) -> web.Response:
+        """GET /v1/proofs/PACK: how far the latest look is; its verdict, once it has one."""
+        look = self._lazy().prover.looks.get(request.match_info["pack_id"])
+        if look is None:
+            raise NotFoundError(f"pack {request.match_info['pack_id']} was not looked at; ask for a proof first")
+        return _json(look)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """GET /metrics"""

@@ -160,7 +160,7 @@ async def _serve_sockets(
 
 def _api_node(node: LazyNode, snapshotter: Snapshotter) -> api.Node:
     draining = Draining(node.catalog, node.layers, (snapshotter, node.own_snapshots))
-    return api.Node(node.catalog, node.images, node.mounts, draining, node.space, node.swarm)
+    return api.Node(node.catalog, node.images, node.mounts, draining, node.space, node.prover, node.swarm)
 
 
 async def _recover(node: LazyNode | None, snapshotter: Snapshotter) -> None:

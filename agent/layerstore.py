@@ -214,7 +214,7 @@ class LayerStore:
     def _verify_present(self) -> None:
         buffer = memoryview(mmap.mmap(-1, CHUNK_MAX))
         kept = lost = 0
-        with self.use() as usable, _from_disk(self.directory / "image") as image:
+        with self.use() as usable, from_disk(self.directory / "image") as image:
             for chunk in range(self.index.chunk_count):
                 if not usable or self._image.retired:
                     raise TemporaryError(f"pack {self.pack_id.hex()}: the agent is stopping, it is hashed later")
@@ -262,7 +262,7 @@ class LayerStore:
 
 
 @contextlib.contextmanager
-def _from_disk(path: Path) -> Iterator[int]:
+def from_disk(path: Path) -> Iterator[int]:
     """A descriptor that reads the disk and not the page cache, as far as the file system lets it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)

@@ -21,6 +21,7 @@ from agent.launch import supernode_urls
 from agent.layerstore import LayerStore
 from agent.mounter import Mounter
 from agent.mounts import ImageMounts
+from agent.proving.prover import Prover
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
 from agent.space.figures import SpaceFigures
@@ -58,6 +59,7 @@ class LazyNode:
     strays: Strays
     keeper: TraceKeeper
     space: SpaceKeeper
+    prover: Prover
     swarm: Station | None
 
 
@@ -131,6 +133,7 @@ async def lazy_node(
     catalog = events.catalog = _catalog(config, chunks, mounter, transfers, swarm, events, tasks)
     images = events.images = _images(config, supernodes, catalog, chunks, transfers, swarm, recorder, tasks)
     layers = NodeLayers(images, catalog, events.wake_space)
+    prover = Prover(supernodes, tasks)
     events.space = _space(config, catalog, chunks, images, sharing, swarm)
     own_snapshots = Snapshotter(
         root / "mounts",
@@ -149,7 +152,9 @@ async def lazy_node(
         swarm.start()
     mounts = ImageMounts(images, own_snapshots)
     strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
-    return LazyNode(catalog, images, mounts, own_snapshots, sharing, layers, strays, events.keeper, events.space, swarm)
+    return LazyNode(
+        catalog, images, mounts, own_snapshots, sharing, layers, strays, events.keeper, events.space, prover, swarm
+    )
 
 
 def _transfers(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from agent.supernode_client import OnProgress, SupernodeClient
 from agent.swarm.neighbours import SILENCE_S
 from imgdist.api import JsonApi
-from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UnreachableError, UsageError
+from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError, UnreachableError, UsageError
 from imgdist.pack.index import Index
+from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
 from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers
 from imgdist.wire.control import Chain, Resolution, Trace
@@ -54,6 +56,29 @@ class Supernodes:
         """As SupernodeClient.follow_index. Another supernode means another follower, from the beginning."""
         return await self._ask(lambda client: client.follow_index(layer_digest, on_progress))
 
+    async def tar_split(self, pack_id: str, out: IO[bytes], most_bytes: int) -> None:
+        """As SupernodeClient.tar_split, from the first that has it; `out` is written from its start."""
+        problem: ImgdistError = NotFoundError(f"pack {pack_id}: no supernode has its tar-split stream")
+        for client in list(self._clients):
+            await asyncio.to_thread(_emptied, out)
+            try:
+                await client.tar_split(pack_id, out, most_bytes)
+                return
+            except (NotFoundError, TemporaryError) as error:
+                problem = error
+        raise problem
+
+    async def prove(self, pack_id: str) -> list[tuple[str, Verdict | ImgdistError]]:
+        """Have every supernode hold a pack against its layer: (its URL, what it found or why it did not look)."""
+
+        async def ask(client: SupernodeClient) -> tuple[str, Verdict | ImgdistError]:
+            try:
+                return client.url, await client.prove(pack_id)
+            except ImgdistError as error:
+                return client.url, error
+
+        return list(await asyncio.gather(*map(ask, self._clients)))
+
     async def close(self) -> None:
         """Close every client."""
         for client in self._clients:
@@ -73,6 +98,11 @@ class Supernodes:
     def _ask_last(self, client: SupernodeClient) -> None:
         self._clients.remove(client)
         self._clients.append(client)
+
+
+def _emptied(out: IO[bytes]) -> None:
+    out.seek(0)
+    out.truncate()
 
 
 class SupernodeChunks:

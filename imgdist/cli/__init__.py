@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from imgdist import __version__
-from imgdist.cli import daemons, drain, install, node, packs, simulate, space, throwaway
+from imgdist.cli import daemons, drain, install, node, packs, simulate, space, throwaway, verify
 from imgdist.errors import ImgdistError
 
 INTERRUPTED = 130
@@ -21,7 +21,7 @@ def cli() -> None:
     """Start containers before their images are there: peer-to-peer, on-demand image distribution."""
 
 
-for room in (daemons, node, drain, space, install, packs, simulate, throwaway):
+for room in (daemons, node, drain, space, install, packs, verify, simulate, throwaway):
     for command in room.COMMANDS:
         cli.add_command(command)
 

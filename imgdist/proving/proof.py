@@ -9,7 +9,7 @@ id: conversion depends on the tar alone, so a pack that passes holds nothing, da
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from blake3 import blake3
 
@@ -33,8 +33,16 @@ class FalsePackError(CorruptError):
     lies, or is broken. No other source of the pack can be better."""
 
 
+class PartialError(ImgdistError):
+    """Chunks are missing; those that are here are what the index names."""
+
+
 class RottenError(CorruptError):
     """Bytes are not those that the index names: this copy is damaged, others may be in order."""
+
+
+class SplitError(RottenError):
+    """The tar-split stream is not the one that the index names, which says nothing of the pack."""
 
 
 class VerifiedImage:
@@ -66,10 +74,11 @@ class VerifiedImage:
             out += self._last[1][max(0, offset - start) : offset + size - start]
         return bytes(out)
 
-    def check(self, on_bytes: OnBytes = lambda count: None) -> None:
-        """Read every chunk. RottenError says how many are damaged and what is wrong with the first."""
+    def check(self, on_bytes: OnBytes = lambda count: None, numbers: Iterable[int] | None = None) -> None:
+        """Read chunks, every one unless `numbers` says which. RottenError says how many are damaged and what is wrong
+        with the first."""
         damaged, first = 0, ""
-        for number in range(self.index.chunk_count):
+        for number in range(self.index.chunk_count) if numbers is None else numbers:
             try:
                 self.chunk(number)
             except RottenError as error:
@@ -87,8 +96,8 @@ def prove(
 ) -> None:
     """Return if the image's pack is what its layer converts to; streaming, in memory that `limits` bound.
 
-    Raises FalsePackError if it is not; RottenError if chunks are damaged, or `split` is not the tar-split stream that
-    the index names, which says nothing of the pack; DeclinedError if this release does not convert the layer.
+    Raises FalsePackError if it is not; RottenError if chunks are damaged, SplitError if `split` is; DeclinedError if
+    this release does not convert the layer.
     """
     index, named = image.index, _Named(split)
     name = f"pack {index.pack_id.hex()}"
@@ -151,7 +160,7 @@ class _Named:
 
 def _check_split(index: Index, named: _Named) -> None:
     if named.record != index.tar_split:
-        raise RottenError(
+        raise SplitError(
             f"tar-split stream of {named.record.size} bytes: expected the {index.tar_split.size} bytes that the index"
             " names; it proves nothing"
         )

@@ -6,14 +6,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-Outcome = Literal["proven", "false", "damaged", "unproven"]
-OUTCOMES: tuple[Outcome, ...] = ("proven", "false", "damaged", "unproven")
+Outcome = Literal["proven", "partial", "false", "damaged", "unproven"]
+OUTCOMES: tuple[Outcome, ...] = ("proven", "partial", "false", "damaged", "unproven")
 
 
 class Verdict(Struct, frozen=True):
-    """`proven`: it is what its layer converts to. `false`: it is not, wherever it comes from. `damaged`: this copy, or
-    the tar-split stream that it was held against, is not what the index names. `unproven`: nothing is known; `reason`
-    says why. All but the first have a reason."""
+    """`proven`: it is what its layer converts to. `partial`: not all of it is here, and what is here is right. `false`:
+    it is not what its layer converts to, wherever it comes from. `damaged`: this copy, or the tar-split stream beside
+    it, is not what the index names. `unproven`: nothing is known. All but the first have a reason."""
 
     outcome: Outcome
     reason: str = ""

@@ -15,7 +15,7 @@ import zstandard
 
 from imgdist.confinement import die_with_parent, limit, run_when_idle
 from imgdist.errors import CorruptError, ImgdistError
-from imgdist.proving.proof import FalsePackError
+from imgdist.proving.proof import FalsePackError, PartialError
 from imgdist.proving.verdict import Verdict
 
 MEMORY_BYTES = 2 << 30
@@ -60,6 +60,8 @@ def verdict_of(work: Callable[[], None]) -> Verdict:
         return Verdict("damaged", str(error))
     except zstandard.ZstdError as error:
         return Verdict("damaged", f"tar-split stream does not decode: {error}")
+    except PartialError as error:
+        return Verdict("partial", str(error))
     except MemoryError:
         return Verdict("unproven", f"it takes more than {MEMORY_BYTES} bytes of memory")
     except (ImgdistError, OSError) as error:

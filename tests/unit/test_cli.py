@@ -267,3 +267,50 @@ def test_convert_names_what_it_cannot_read_or_write(run: Run, tmp_path: Path) ->
     assert (code, out) == (1, "") and "none: no such file" in err and err.count("\n") == 1
     code, out, err = run("convert", str(tmp_path / "none"), "-o", "/proc/nothing")
     assert (code, out) == (1, "") and err.count("\n") == 1
+
+
+PACK, OTHER = "b" * 64, "c" * 64
+VERIFIED = [
+    {"digest": "sha256:" + "a" * 64, "diff_id": "sha256:" + "d" * 64, "pack_id": PACK, "size_bytes": 5},
+    {"digest": None, "diff_id": "sha256:" + "e" * 64, "pack_id": OTHER, "size_bytes": 6},
+    {"digest": "sha256:" + "f" * 64, "diff_id": None, "pack_id": None, "size_bytes": 7},
+]
+IMAGE = {"reference": "reg/app:1", "name": "reg/app", "manifest_digest": "sha256:1", "layers": ["sha256:" + "a" * 64]}
+
+
+def look(outcome: str | None, reason: str = "") -> dict[str, Any]:
+    verdict = None if outcome is None else {"outcome": outcome, "reason": reason}
+    return {"done_bytes": 1, "total_bytes": 9, "verdict": verdict}
+
+
+@pytest.mark.parametrize("name", ["reg/app:1", "sha256:1", "sha256:" + "a" * 64, "d" * 12, PACK])
+def test_verify_looks_at_what_is_named(run: Run, api: FakeApi, name: str) -> None:
+    api.answers = {"/v1/layers": VERIFIED, "/v1/images": [IMAGE], "/v1/proofs": look("proven")}
+    code, out, _ = run("verify", name, "--json")
+    assert code == 0
+    assert [(row["pack_id"], row["outcome"]) for row in json.loads(out)] == [(PACK, "proven")]
+
+
+def test_verify_waits_and_tells_what_is_wrong(run: Run, api: FakeApi) -> None:
+    api.answers = {
+        "/v1/layers": VERIFIED,
+        "/v1/proofs": look(None),
+        f"/v1/proofs/{PACK}": look("partial", "1 of 2 chunks are here, and are right"),
+        f"/v1/proofs/{OTHER}": look("false", "it was altered"),
+    }
+    code, out, _ = run("verify")
+    assert code == 1
+    assert "partial" in out
+    assert "it was altered" in out
+    api.answers[f"/v1/proofs/{OTHER}"] = look("proven")
+    assert run("verify")[0] == 0
+    api.answers[f"/v1/proofs/{OTHER}"] = look("unproven", "no supernode answers")
+    assert run("verify")[0] == 1
+
+
+def test_verify_of_nothing_that_is_here(run: Run, api: FakeApi) -> None:
+    api.answers = {"/v1/layers": VERIFIED, "/v1/images": [IMAGE]}
+    code, _, err = run("verify", "reg/app:2")
+    assert code == 1
+    assert err.startswith("imgdist: reg/app:2: expected an image or layer of this node")
+    assert run("verify", "f" * 64)[0] == 1, "a layer that has no pack here"

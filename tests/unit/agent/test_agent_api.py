@@ -20,11 +20,13 @@ from agent.catalog import Layer, State
 from agent.draining import Drained
 from agent.images import PlainLayer
 from agent.known_images import KnownImage, KnownLayer
+from agent.proving.prover import Look
 from agent.snapshotter.model import Info, Kind
 from agent.space.keeper import Report
 from agent.space.policy import Kept, Victim, What
 from imgdist.api import JsonApi
-from imgdist.errors import DeclinedError, ImgdistError, TemporaryError, UnsupportedError, UsageError
+from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError, UnsupportedError, UsageError
+from imgdist.proving.verdict import Verdict
 from imgdist.space import Disk
 
 
@@ -61,6 +63,14 @@ class FakeSpace:
         return Report(dry_run, 7, (gone,), (Kept("bb", 9, "used by a snapshot"),), Disk(100, 50))
 
 
+class FakeProver:
+    def __init__(self) -> None:
+        self.looks: dict[str, Look] = {}
+
+    def begin(self, layer: Layer) -> None:
+        self.looks[layer.pack_id] = Look(1, 2)
+
+
 class World:
     def __init__(self, directory: Path) -> None:
         self.layers: list[Any] = []
@@ -81,7 +91,8 @@ class World:
         self.drains: list[tuple[float, float]] = []
         draining: Any = SimpleNamespace(drain=self.drain)
         self.space = FakeSpace()
-        self.node = Node(catalog, self.images, self.mounts, draining, self.space)  # type: ignore[arg-type]
+        self.prover = FakeProver()
+        self.node = Node(catalog, self.images, self.mounts, draining, self.space, self.prover)  # type: ignore[arg-type]
         self.directory = directory
         self._api = JsonApi(f"unix://{directory}/s", "the agent", timeout_s=10)
 
@@ -287,3 +298,16 @@ async def test_a_machine_that_cannot_says_so(tmp_path: Path) -> None:
         json.dumps(await asking.get("/v1/status"))
     finally:
         await runner.cleanup()
+
+
+async def test_a_proof_is_begun_and_told(world: World) -> None:
+    layer = world.layer(5, State.SWITCHED)
+    with pytest.raises(NotFoundError, match="was not looked at"):
+        await world.get(f"/v1/proofs/{layer.pack_id}")
+    begun = await world.post("/v1/proofs", {"pack_id": layer.pack_id})
+    assert begun == {"done_bytes": 1, "total_bytes": 2, "verdict": None}
+    world.prover.looks[layer.pack_id].verdict = Verdict("false", "it was altered")
+    told = await world.get(f"/v1/proofs/{layer.pack_id}")
+    assert told["verdict"] == {"outcome": "false", "reason": "it was altered"}
+    with pytest.raises(NotFoundError, match="not on this node"):
+        await world.post("/v1/proofs", {"pack_id": "0" * 64})
