@@ -28,6 +28,7 @@ from agent.space.keeper import SpaceKeeper
 from agent.swarm.station import Station
 from imgdist.errors import ImgdistError, NotFoundError, UnsupportedError, UsageError
 from imgdist.pack import BLOCK
+from imgdist.pack.kinds import Kind
 from imgdist.wire.control import failure
 
 log = logging.getLogger("imgdist.agent")
@@ -283,9 +284,11 @@ class _Api:
 
 def _row(layer: Layer, digest: str | None) -> dict[str, Any]:
     store = layer.store
+    is_layer = store.index.kind is Kind.LAYER
     return {
-        "digest": digest,
-        "diff_id": store.index.diff_id,
+        "digest": digest if is_layer else store.index.layer_digest,
+        "kind": store.index.kind.name.lower(),
+        "diff_id": store.index.diff_id if is_layer else None,
         "pack_id": layer.pack_id,
         "state": layer.state.value,
         "size_bytes": store.index.image_size,
@@ -307,6 +310,7 @@ def _absent(layer: KnownLayer, state: State) -> dict[str, Any]:
     """A layer without an image here; `size_bytes` is what the registry has, compressed."""
     return {
         "digest": layer.digest,
+        "kind": "layer",
         "diff_id": layer.diff_id,
         "pack_id": None,
         "state": state.value,

@@ -148,6 +148,16 @@ class Catalog:
             lambda: self._make_room(Index.load(index_data).image_size),
         )
 
+    async def prove(self, layer: Layer) -> None:
+        """Have what is present of the layer proven, and shown to the swarm."""
+        async with layer.lock:
+            await self._prove(layer.store)
+
+    def leave(self, layer: Layer) -> None:
+        """A reader of the layer's blob has gone."""
+        layer.readers -= 1
+        lastuse.note(layer.store.directory)
+
     async def mount(self, layer: Layer) -> str:
         """Mount the layer if it is not, through the view where bytes are missing; returns the directory."""
         if not layer.mounted or layer.lock.locked():
@@ -211,9 +221,7 @@ class Catalog:
             if layer.removed:
                 raise _gone(layer.pack_id)
             store = layer.store
-            if not store.is_proven:
-                await asyncio.to_thread(store.prove)
-                self._show(store)
+            await self._prove(store)
             if store.index.image_size < SMALL_BYTES and not store.is_complete:
                 await self._fetch_whole(store)
             if store.is_complete:
@@ -223,6 +231,11 @@ class Catalog:
             else:
                 await self._mount_shown(layer)
             layer.mounted, layer.mounted_at = True, time.monotonic()
+
+    async def _prove(self, store: LayerStore) -> None:
+        if not store.is_proven:
+            await asyncio.to_thread(store.prove)
+            self._show(store)
 
     async def _unmount(self, layer: Layer) -> None:
         async with layer.lock:
@@ -238,7 +251,7 @@ class Catalog:
         if layer.lock.locked():
             return False
         async with layer.lock:
-            if layer.mounted or layer.shown or layer.removed:
+            if layer.mounted or layer.shown or layer.readers or layer.removed:
                 return False
             layer.removed = True
             self._leaving[layer.pack_id] = self._layers.pop(layer.pack_id)

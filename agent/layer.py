@@ -44,8 +44,8 @@ class Retry:
 @dataclass
 class Layer:
     """A layer whose index is sealed. `shown` tells whether the view has it; `mounted_at` is in seconds of the monotonic
-    clock; `lingers`: unmounted, while a mount that we cannot see still reads it through the view; `removed`: its pack
-    is gone from this node."""
+    clock; `lingers`: unmounted, while a mount that we cannot see still reads it through the view; `readers`: of a raw
+    pack's blob; `removed`: its pack is gone from this node."""
 
     store: LayerStore
     state: State = State.FILLING
@@ -53,6 +53,7 @@ class Layer:
     mounted: bool = False
     mounted_at: float = 0.0
     lingers: bool = False
+    readers: int = 0
     removed: bool = False
     retry: Retry = field(default_factory=Retry)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

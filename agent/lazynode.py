@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from agent.blobs.source import Blobs
 from agent.catalog import Catalog
 from agent.chunkstore import ChunkStore
 from agent.database import Database
@@ -61,11 +62,13 @@ class LazyNode:
     space: SpaceKeeper
     prover: Prover
     swarm: Station | None
+    blobs: Blobs
 
 
 class _Events:
     """What parts tell others that are made after them, from whatever thread. All are set before anybody speaks."""
 
+    blobs: Blobs
     catalog: Catalog
     images: Images
     keeper: TraceKeeper
@@ -90,6 +93,7 @@ class _Events:
 
     def lost(self, pack_id: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self.images.lost(pack_id))
+        self._loop.call_soon_threadsafe(lambda: self.blobs.lost(pack_id))
 
     def refused(self, error: OSError, name: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self.space.refused(error, name))
@@ -132,6 +136,7 @@ async def lazy_node(
     mounter = Mounter(root / "l", run / "view", link)
     catalog = events.catalog = _catalog(config, chunks, mounter, transfers, swarm, events, tasks)
     images = events.images = _images(config, supernodes, catalog, chunks, transfers, swarm, recorder, tasks)
+    blobs = events.blobs = Blobs(supernodes, catalog, chunks, transfers, tasks, swarm)
     layers = NodeLayers(images, catalog, events.wake_space)
     prover = Prover(supernodes, tasks)
     events.space = _space(config, catalog, chunks, images, sharing, swarm)
@@ -153,7 +158,18 @@ async def lazy_node(
     mounts = ImageMounts(images, own_snapshots)
     strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
     return LazyNode(
-        catalog, images, mounts, own_snapshots, sharing, layers, strays, events.keeper, events.space, prover, swarm
+        catalog,
+        images,
+        mounts,
+        own_snapshots,
+        sharing,
+        layers,
+        strays,
+        events.keeper,
+        events.space,
+        prover,
+        swarm,
+        blobs,
     )
 
 

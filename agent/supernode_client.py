@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -16,12 +16,13 @@ import msgspec
 from msgspec import msgpack
 
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
-from imgdist.oci.reference import is_sha256
+from imgdist.oci.reference import Reference, is_sha256
 from imgdist.pack.index import Index, IndexFollower
+from imgdist.pack.kinds import Kind
 from imgdist.pack.records import offset_of
 from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
-from imgdist.wire.control import Chain, Failure, LayerStatus, Resolution, ResolveRequest, Trace, error_of
+from imgdist.wire.control import BlobStatus, Chain, Failure, LayerStatus, Resolution, ResolveRequest, Trace, error_of
 
 T = TypeVar("T")
 
@@ -159,11 +160,15 @@ class SupernodeClient:
 
         Ends after the seal; Interrupted if the connection breaks before, or the conversion's error.
         """
-        path = f"/v1/layers/{quote(digest)}/index?from={start}"
+        async with aclosing(self._stream(f"/v1/layers/{quote(digest)}/index?from={start}")) as stream:
+            async for piece in stream:
+                yield piece
+
+    async def _stream(self, path: str, headers: Mapping[str, str] | None = None) -> AsyncGenerator[bytes, None]:
         # Silence is normal here: the layer may wait for its turn, or come over a slow link.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=None)
         try:
-            async with self._http.get(self._base + path, timeout=timeout) as response:
+            async with self._http.get(self._base + path, headers=headers, timeout=timeout) as response:
                 if response.status != 200:
                     raise self._failure(response.status, await self._body(response))
                 async for piece in response.content.iter_any():
@@ -178,12 +183,46 @@ class SupernodeClient:
         `on_progress(follower)` is called whenever records came in: their chunks can be fetched before the seal.
         A supernode that forgot the layer (NotFoundError) wants the image to be resolved again.
         """
+        return await self._follow(f"layer {digest}", lambda start: self.index_stream(digest, start), on_progress)
+
+    async def blob_size(self, blob: Reference, authorization: str | None = None) -> int:
+        """Bytes of a blob; nothing is fetched. As BlobSource.size."""
+        path = f"/v1/blobs/{quote(blob.digest or '')}?{_name_of(blob)}"
+        found = await self._call(BlobStatus, "GET", path, headers=_shown(authorization))
+        self._check_answers(found.digest, blob.digest or "")
+        return found.size_bytes
+
+    async def follow_blob(
+        self,
+        blob: Reference,
+        on_progress: OnProgress | None = None,
+        *,
+        authorization: str | None = None,
+        size: int | None = None,
+    ) -> tuple[Index, bytes]:
+        """The index of a blob's raw pack, as `follow_index` gives a layer's; the supernode fetches the blob meanwhile.
+        `size` of the blob, if it is known, spares it a question."""
+        told = _name_of(blob) + ("" if size is None else f"&size={size}")
+        path = f"/v1/blobs/{quote(blob.digest or '')}/index?{told}"
+        index, data = await self._follow(
+            f"blob {blob.digest}",
+            lambda start: self._stream(f"{path}&from={start}", _shown(authorization)),
+            on_progress,
+        )
+        if index.kind is not Kind.RAW:
+            raise ProtocolError(f"supernode {self.url}: asked for the blob {blob.digest}, the answer is about a layer")
+        self._check_answers(index.layer_digest or "", blob.digest or "")
+        return index, data
+
+    async def _follow(
+        self, what: str, stream_from: Callable[[int], AsyncGenerator[bytes, None]], on_progress: OnProgress | None
+    ) -> tuple[Index, bytes]:
         follower, received = IndexFollower(), bytearray()
         failures = 0
         while True:
             before = follower.record_count
             try:
-                async with aclosing(self.index_stream(digest, follower.resume_from())) as stream:
+                async with aclosing(stream_from(follower.resume_from())) as stream:
                     async for piece in stream:
                         follower.feed(piece)
                         received += piece
@@ -191,7 +230,7 @@ class SupernodeClient:
                             on_progress(follower)
                 if follower.sealed is not None:
                     return follower.sealed, bytes(received)
-                problem = Interrupted(f"supernode {self.url}: index of layer {digest} ended before its seal")
+                problem = Interrupted(f"supernode {self.url}: index of {what} ended before its seal")
             except Interrupted as error:
                 problem = error
             # The record that was cut comes again, whole.
@@ -201,14 +240,28 @@ class SupernodeClient:
                 raise problem
             await asyncio.sleep(RESUME_DELAY_S * (failures - 1))
 
-    async def _call(self, kind: type[T], method: str, path: str, body: bytes | None = None) -> T:
-        raw = await self._read(method, path, body)
+    async def _call(
+        self,
+        kind: type[T],
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        raw = await self._read(method, path, body, headers)
         return self._decoded(lambda: msgspec.json.decode(raw, type=kind))
 
     async def _read(
-        self, method: str, path: str, body: bytes | None = None, *, silence_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        silence_s: float | None = None,
     ) -> bytes:
-        headers = {"Content-Type": "application/octet-stream"} if body is not None else None
+        if body is not None:
+            headers = {**(headers or {}), "Content-Type": "application/octet-stream"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=silence_s or self._timeout_s)
         try:
             async with self._http.request(
@@ -252,6 +305,14 @@ class SupernodeClient:
             return decode()
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProtocolError(f"supernode {self.url}: an answer that makes no sense: {error}") from None
+
+
+def _name_of(blob: Reference) -> str:
+    return f"name={quote(blob.name)}"
+
+
+def _shown(authorization: str | None) -> dict[str, str]:
+    return {"Authorization": authorization} if authorization else {}
 
 
 class Interrupted(TemporaryError):

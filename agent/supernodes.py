@@ -14,6 +14,7 @@ from agent.supernode_client import OnProgress, SupernodeClient
 from agent.swarm.neighbours import SILENCE_S
 from imgdist.api import JsonApi
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError, UnreachableError, UsageError
+from imgdist.oci.reference import Reference
 from imgdist.pack.index import Index
 from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
@@ -78,6 +79,18 @@ class Supernodes:
                 return client.url, error
 
         return list(await asyncio.gather(*map(ask, self._clients)))
+
+    async def blob_size(self, blob: Reference, authorization: str | None) -> int:
+        """As SupernodeClient.blob_size."""
+        return await self._ask(lambda client: client.blob_size(blob, authorization))
+
+    async def follow_blob(
+        self, blob: Reference, on_progress: OnProgress, *, authorization: str | None, size: int | None
+    ) -> tuple[Index, bytes]:
+        """As SupernodeClient.follow_blob. Another supernode means another follower, from the beginning."""
+        return await self._ask(
+            lambda client: client.follow_blob(blob, on_progress, authorization=authorization, size=size)
+        )
 
     async def close(self) -> None:
         """Close every client."""

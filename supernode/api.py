@@ -73,7 +73,7 @@ def application(parts: Parts) -> web.Application:
     app = web.Application(middlewares=[_errors], client_max_size=TRACE_MAX)
     app.add_routes(
         [
-            *blobs.routes(parts.blobs),
+            *blobs.routes(parts.blobs, parts.access),
             web.post("/v1/resolve", api.resolve),
             web.get("/v1/layers/{digest}", api.layer),
             web.get("/v1/layers/{digest}/index", api.index),

@@ -194,6 +194,8 @@ class SpaceKeeper:
             found.append("a loop device")
         elif not found and layer.mounted:
             found.append("a pull that mounted it")
+        if layer.readers:
+            found.append("a client of the mirror")
         served_at = self._served_at(layer.store.node)
         if served_at is not None and time.monotonic() - served_at < UPLOAD_S:
             found.append("an upload")

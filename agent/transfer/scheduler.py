@@ -21,6 +21,7 @@ from agent.transfer.layerstate import FLYING, HERE, MISSING, RESTING, LayerState
 from agent.transfer.pace import Pace
 from agent.transfer.urgent import Urgent
 from agent.transfer.window import Window
+from imgdist.errors import NotFoundError
 from imgdist.pack import BLOCK
 
 AHEAD_CHUNKS = 4
@@ -132,8 +133,12 @@ class Scheduler:
                     self._bulk.lead.touched(node, chunk)
 
     def want(self, node: int, chunks: Iterable[int]) -> list[int]:
-        """A job waits for these chunks; returns those that are not here yet."""
+        """A job waits for these chunks; returns those that are not here yet. NotFoundError for one that a layer without
+        a seal has not got yet."""
         layer = self._layers[node]
+        chunks = tuple(chunks)
+        if (last := max(chunks, default=-1)) >= len(layer.state):
+            raise NotFoundError(f"chunk {last} of layer {node} is not known yet: it has {len(layer.state)}")
         absent = [chunk for chunk in chunks if layer.state[chunk] != HERE]
         for chunk in absent:
             self._urgent.want(node, chunk)

@@ -218,11 +218,14 @@ class Transfers:
                 self._scheduler.touched(touches, self._clock())
                 self._pump()
 
-    def fetch_now(self, store: LayerStore, chunks: Iterable[int], deadline_s: float = NOW_DEADLINE_S) -> Future[None]:
+    def fetch_now(
+        self, store: LayerStore | EarlyStore, chunks: Iterable[int], deadline_s: float = NOW_DEADLINE_S
+    ) -> Future[None]:
         """Fetch chunks that a job waits for, nearly as urgent as a miss, in runs.
 
         The future ends when all are in the image; with TemporaryError at the deadline, NotFoundError if the layer is
-        removed. Cancelling it withdraws what is not yet in flight.
+        removed. Cancelling it withdraws what is not yet in flight. Raises NotFoundError for a layer that was not added,
+        and for a chunk that is not known (`grow`) yet.
         """
         future: Future[None] = Future()
         with self._lock:

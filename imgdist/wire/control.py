@@ -23,9 +23,6 @@ from imgdist.errors import (
 
 LayerState = Literal["absent", "converting", "ready", "declined"]
 
-BLOB_SIZE = "Imgdist-Blob-Size"
-"""HEAD /v1/blobs/DIGEST/index: bytes of the blob."""
-
 TRACE_ENTRIES_MAX = 65_536
 TRACE_LAYERS_MAX = 1_024
 """Layers of a trace; containerd's images have at most some hundred."""
@@ -81,6 +78,13 @@ class LayerStatus(Struct, frozen=True):
     size_bytes: int | None = None
     chunks: int | None = None
     reason: str | None = None
+
+
+class BlobStatus(Struct, frozen=True):
+    """A blob of a registry; nothing is fetched by asking."""
+
+    digest: str
+    size_bytes: int
 
 
 class Chain(Struct, frozen=True):

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
+import msgspec
 from aiohttp import web
 
 from imgdist.errors import UsageError
+from imgdist.oci.access import Authoriser
 from imgdist.oci.reference import Reference, is_digest, parse
-from imgdist.wire.control import BLOB_SIZE
+from imgdist.wire.control import BlobStatus
 from supernode.blobs.source import Blobs
 from supernode.streaming import send_stream
 
-PATH = "/v1/blobs/{digest}/index"
+PATH = "/v1/blobs/{digest}"
 
 
-def routes(blobs: Blobs) -> list[web.RouteDef]:
-    """GET and HEAD of `PATH`, with `name=host/repository`."""
-    endpoint = _Endpoint(blobs)
-    return [web.head(PATH, endpoint.size), web.get(PATH, endpoint.index, allow_head=False)]
+def routes(blobs: Blobs, authoriser: Authoriser) -> list[web.RouteDef]:
+    """GET of `PATH` and of `PATH`/index, with `name=host/repository`. `authoriser` decides by the Authorization of the
+    agent's client."""
+    endpoint = _Endpoint(blobs, authoriser)
+    return [web.get(PATH, endpoint.status), web.get(f"{PATH}/index", endpoint.index)]
 
 
 class _Endpoint:
-    def __init__(self, blobs: Blobs) -> None:
+    def __init__(self, blobs: Blobs, authoriser: Authoriser) -> None:
         self._blobs = blobs
+        self._authoriser = authoriser
 
-    async def size(self, request: web.Request) -> web.Response:
-        """HEAD: the blob's size; nothing is fetched."""
-        return web.Response(headers={BLOB_SIZE: str(await self._blobs.size(_blob(request)))})
+    async def status(self, request: web.Request) -> web.Response:
+        """GET: the blob's size; nothing is fetched."""
+        blob = await self._allowed(request)
+        found = BlobStatus(request.match_info["digest"], await self._blobs.size(blob))
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
 
     async def index(self, request: web.Request) -> web.StreamResponse:
-        """GET ...?from=RECORD&size=BYTES: the raw pack's index stream; it is fetched unless it is here."""
+        """GET ?from=RECORD&size=BYTES: the raw pack's index stream; it is fetched unless it is here."""
         start = _number(request, "from") or 0
-        async with aclosing(self._blobs.index(_blob(request), start, _number(request, "size"))) as stream:
+        blob = await self._allowed(request)
+        async with aclosing(self._blobs.index(blob, start, _number(request, "size"))) as stream:
             return await send_stream(request, stream)
+
+    async def _allowed(self, request: web.Request) -> Reference:
+        blob = _blob(request)
+        shown = request.headers.get("Authorization")
+        (await self._authoriser.allowed(blob.name, f"blobs/{blob.digest}", shown)).check()
+        return blob
 
 
 def _blob(request: web.Request) -> Reference:

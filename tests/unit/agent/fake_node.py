@@ -15,6 +15,7 @@ from typing import Any
 from agent.catalog import SMALL_BYTES, Catalog
 from agent.mounter import Found
 from imgdist.errors import ImgdistError, TemporaryError
+from imgdist.pack.kinds import Kind
 
 
 @dataclass
@@ -37,6 +38,7 @@ class FakeStore:
         self.pack_id = bytes([number]) * 32
         self.node, self.name = number, f"n{number}"
         self.index = SimpleNamespace(
+            kind=Kind.LAYER,
             image_size=SMALL_BYTES // 2 if small else SMALL_BYTES * 2,
             diff_id=diff_id,
             implied_directories=(),

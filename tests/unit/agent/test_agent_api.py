@@ -151,6 +151,7 @@ async def test_layers_of_every_state_each_once(world: World) -> None:
     ]
     assert rows[0] == {
         "digest": known(5).digest,
+        "kind": "layer",
         "diff_id": filling.store.index.diff_id,
         "pack_id": "05" * 32,
         "state": "filling",
@@ -162,6 +163,7 @@ async def test_layers_of_every_state_each_once(world: World) -> None:
     assert (rows[2]["present_bytes"], rows[2]["sources"]) == (8192, {"peer": 3}), "before its seal"
     assert rows[3] == {
         "digest": known(8).digest,
+        "kind": "layer",
         "diff_id": "sha256:d",
         "pack_id": None,
         "state": "plain",

@@ -17,6 +17,7 @@ from fake_registry import FakeRegistry, answer, cut_after, serving
 from imgdist.errors import CorruptError, DeclinedError, NotFoundError, TemporaryError
 from imgdist.oci import transport
 from imgdist.oci.reference import Reference
+from imgdist.oci.settings import RegistrySettings
 from imgdist.pack import BLOCK, CHUNK_MAX
 from imgdist.pack.index import Index, IndexFollower
 from imgdist.pack.kinds import Kind, early_name
@@ -37,7 +38,7 @@ class Site:
         self.registry = registry
         self.store = LocalStore(root)
         self.store.recover()
-        self.blobs = Blobs(self.store, Registries(http, Metrics(), [registry.host], lambda host: None))
+        self.blobs = Blobs(self.store, Registries(http, Metrics(), RegistrySettings(plain_http=[registry.host])))
 
     def blob(self, raw: bytes) -> Reference:
         return Reference(self.registry.host, "a/b", digest=self.registry.add_blob(raw))
