@@ -189,8 +189,7 @@ def pull(containerd: Containerd, image: Pushed) -> None:
 
 
 def run(containerd: Containerd, image: Pushed, *command: str, namespace: str = "default") -> str:
-    arguments = ("run", "--rm", "--snapshotter", "imgdist", image.reference, "one", *command)
-    return containerd.ctr(*arguments, namespace=namespace)
+    return containerd.run(image.reference, "one", *command, namespace=namespace)
 
 
 def three_layers(workshop: Workshop, name: str) -> Pushed:

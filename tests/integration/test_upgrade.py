@@ -152,9 +152,7 @@ def containers(daemon: Containerd, images: list[Pushed]) -> Iterator[list[float]
             began = time.monotonic()
             try:
                 daemon.ctr("images", "pull", "--plain-http", "--snapshotter", "imgdist", image.reference)
-                said = daemon.ctr(
-                    "run", "--rm", "--snapshotter", "imgdist", image.reference, f"c{number}", "/bin/cat", "/etc/word"
-                )
+                said = daemon.run(image.reference, f"c{number}", "/bin/cat", "/etc/word")
             except ImgdistError as error:
                 failed.append(str(error))
                 return
