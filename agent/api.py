@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from agent.earlystore import EarlyStore
 from agent.figures import LayerFigures
 from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
+from agent.mirror.seen import SeenTag, SeenTags
 from agent.mounts import ImageMounts, mounted_at
 from agent.proving.prover import Prover
 from agent.snapshotter.model import Info
@@ -99,9 +101,16 @@ class Calls:
             self.under_way -= 1
 
 
-def application(node: Node | None, root: str, supernodes: Sequence[str], calls: Calls | None = None) -> web.Application:
-    """The API. `node` is None where this machine cannot show layers lazily. `calls` counts."""
-    api = _Api(node, root, supernodes)
+def application(
+    node: Node | None,
+    root: str,
+    supernodes: Sequence[str],
+    calls: Calls | None = None,
+    tags: SeenTags | None = None,
+) -> web.Application:
+    """The API. `node` is None where this machine cannot show layers lazily. `calls` counts; `tags` were pulled through
+    the mirror."""
+    api = _Api(node, root, supernodes, tags or SeenTags())
     app = web.Application(middlewares=[(calls or Calls()).counted, _errors])
     app.add_routes(
         [
@@ -147,8 +156,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class _Api:
-    def __init__(self, node: Node | None, root: str, supernodes: Sequence[str]) -> None:
+    def __init__(self, node: Node | None, root: str, supernodes: Sequence[str], tags: SeenTags) -> None:
         self._node = node
+        self._tags = tags
         self._root = root
         self._supernodes = list(supernodes)
         self._swarm = node.swarm if node else None
@@ -192,10 +202,16 @@ class _Api:
         return _json(rows)
 
     async def images(self, request: web.Request) -> web.Response:
-        """GET /v1/images"""
-        if self._node is None:
-            return _json([])
-        return _json([self._image(image) for image in self._node.images.known.all()])
+        """GET /v1/images: those that layers were taken over of, then tags that clients pulled the ordinary way."""
+        known = self._node.images.known.all() if self._node else []
+        pulled = {str(reference): seen for reference, seen in self._tags.all().items()}
+        now, rows = time.time(), [self._image(image) for image in known]
+        for row, image in zip(rows, known, strict=True):
+            seen = pulled.pop(image.reference, None)
+            confirmed = [at for at in (image.confirmed_at, seen and seen.confirmed_at) if at is not None]
+            row["age_s"] = round(now - max(confirmed)) if confirmed else None
+        rows += [_pulled(reference, seen, now) for reference, seen in pulled.items()]
+        return _json(rows)
 
     async def peers(self, request: web.Request) -> web.Response:
         """GET /v1/peers: none where chunks are not exchanged."""
@@ -294,6 +310,22 @@ def _row(layer: Layer, digest: str | None) -> dict[str, Any]:
         "size_bytes": store.index.image_size,
         "present_bytes": store.present.count() * BLOCK,
         "sources": dict(store.received),
+    }
+
+
+def _pulled(reference: str, seen: SeenTag, now: float) -> dict[str, Any]:
+    """A tag that was pulled through the mirror: what became of it only the client knows."""
+    return {
+        "reference": reference,
+        "name": reference.rpartition(":")[0],
+        "manifest_digest": seen.digest,
+        "platform": None,
+        "layers": [],
+        "size_bytes": 0,
+        "present_bytes": 0,
+        "complete": False,
+        "sources": {},
+        "age_s": round(now - seen.confirmed_at),
     }
 
 

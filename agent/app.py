@@ -23,10 +23,14 @@ from agent.draining import Draining
 from agent.launch import supernode_urls
 from agent.lazynode import LazyNode, lazy_node
 from agent.leaving import leave
+from agent.mirror import service as mirror
+from agent.mirror.seen import SeenTags
 from agent.snapshotter import grpc
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.server import SnapshotsServer
 from agent.space.room import no_room
+from agent.supernode_client import SupernodeClient
+from agent.supernodes import Supernodes
 from agent.unused import Unused
 from imgdist import daemon, holder_client, rootformat
 from imgdist.config import AgentConfig
@@ -151,11 +155,31 @@ async def _serve_sockets(
     await asyncio.to_thread(lambda: api.application)  # it is loaded now (agent/main.py), while containerd is answered
     seen = _api_node(node, snapshotter) if node is not None else None
     supernodes = supernode_urls(config) if node is not None else config.supernode
-    calls = api.Calls()
-    application = api.application(seen, config.root, supernodes, calls)
+    calls, tags = api.Calls(), SeenTags()
+    application = api.application(seen, config.root, supernodes, calls, tags)
     runner = await api.serve(application, socket.socket(fileno=holder.fds["socket:api"]), shutdown_s=_SHUTDOWN_S)
     stack.push_async_callback(runner.cleanup)
+    if (listener := holder.fds.get("socket:mirror")) is not None:
+        await _serve_mirror(config, socket.socket(fileno=listener), node, stack, calls, tags)
     return snapshotter, server, calls
+
+
+async def _serve_mirror(
+    config: AgentConfig,
+    listener: socket.socket,
+    node: LazyNode | None,
+    stack: AsyncExitStack,
+    calls: api.Calls,
+    tags: SeenTags,
+) -> None:
+    if node is None:
+        supernodes = Supernodes([SupernodeClient(url) for url in config.supernode])
+        stack.push_async_callback(supernodes.close)
+    else:
+        supernodes = node.supernodes
+    blobs = [node.blobs] if node is not None else []
+    runner = await mirror.serve(supernodes, blobs, tags, listener, calls.counted, shutdown_s=_SHUTDOWN_S)
+    stack.push_async_callback(runner.cleanup)
 
 
 def _api_node(node: LazyNode, snapshotter: Snapshotter) -> api.Node:

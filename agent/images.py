@@ -313,6 +313,7 @@ def _known(reference: str, resolution: Resolution) -> KnownImage:
         name=resolution.name,
         manifest_digest=resolution.manifest_digest,
         platform=resolution.platform,
+        confirmed_at=time.time() - resolution.age_s,
         layers=tuple(
             KnownLayer(
                 digest=layer.digest,

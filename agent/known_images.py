@@ -29,13 +29,15 @@ class KnownLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KnownImage(msgspec.Struct, frozen=True, kw_only=True):
-    """An image of one platform, under the reference that it was last asked for by."""
+    """An image of one platform, under the reference that it was last asked for by; its registry said at `confirmed_at`
+    (seconds since 1970) that this is what the reference names."""
 
     reference: str
     name: str
     manifest_digest: str
     platform: str
     layers: tuple[KnownLayer, ...]
+    confirmed_at: float | None = None
 
 
 class KnownImages:

@@ -68,6 +68,8 @@ def checked_plan(config: AgentConfig, given: Given) -> dict[str, Any]:
         _check_url(url)
     if shares(config):
         _check_peer_addresses(config)
+    if config.mirror_listen:
+        _check_mirror_address(config)
     if wrong := _SEPARATORS & set(config.root):
         raise ConfigError(
             f"--root {config.root}: expected a path without {' '.join(wrong)}, which overlayfs reads as its own"
@@ -121,6 +123,11 @@ def shares(config: AgentConfig) -> bool:
     return bool(config.supernode) and config.swarm.enabled
 
 
+def mirrors(config: AgentConfig, lazy: bool) -> bool:
+    """Whether this node is a registry mirror: there has to be a supernode, whose registry it is a part of."""
+    return bool(config.mirror_listen) and (lazy or bool(config.supernode))
+
+
 def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
     """The holder's plan; without `lazy` (no EROFS, FUSE or loop) there is neither a view nor a supernode.
 
@@ -141,6 +148,7 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
                 f"{path}: expected a socket path of at most {SOCKET_PATH_MAX} bytes, got {len(os.fsencode(path))}; "
                 "choose a shorter --run or --snapshotter-socket"
             )
+    mirror_listen = str(Address.parse(config.mirror_listen)) if mirrors(config, lazy) else ""
     peer_listen = str(Address.parse(config.peer_listen)) if shares(config) else ""  # as getaddrinfo(3) takes it
     return {
         "run": config.run,
@@ -149,6 +157,7 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
         "sockets": [
             *({"name": name, "path": path, "type": kind} for name, (path, kind) in sockets.items()),
             *([{"name": "peer", "tcp": peer_listen, "type": "stream"}] if lazy and shares(config) else []),
+            *([{"name": "mirror", "tcp": mirror_listen, "type": "stream"}] if mirror_listen else []),
         ],
         "children": list(_children(config, lazy)),
         "stop_timeout_s": config.stop_timeout_s,
@@ -176,7 +185,7 @@ def _supernode_command(config: AgentConfig) -> list[str]:
     command += ["--log-format", config.log_format]
     for registry in config.plain_http:
         command += ["--plain-http", registry]
-    for section in ("convert", "registry", "access"):
+    for section in ("convert", "registry", "access", "tags"):
         for key, value in msgspec.to_builtins(getattr(config, section)).items():
             command += ["--set", f"{section}.{key}={toml_value(value)}"]
     for key in ("high", "low"):  # its disk is ours
@@ -231,6 +240,20 @@ def _check_peer_addresses(config: AgentConfig) -> None:
     check_advertised(config.peer_advertise)
     if not config.zone.isprintable() or len(config.zone) > NAME_MAX:
         raise ConfigError(f"--zone {config.zone!r}: expected at most {NAME_MAX} printable characters")
+
+
+def _check_mirror_address(config: AgentConfig) -> None:
+    try:
+        address = Address.parse(config.mirror_listen)
+    except ImgdistError as error:
+        raise ConfigError(f"--mirror-listen {config.mirror_listen}: {error}") from None
+    if address.path:
+        raise ConfigError(f"--mirror-listen {config.mirror_listen}: expected host:port, as registry clients have it")
+    if not (address.is_local or config.allow_plain):
+        raise ConfigError(
+            f"--mirror-listen {config.mirror_listen}: TLS is not spoken here; expected a loopback address or "
+            "--allow-plain"
+        )
 
 
 def _prepare_directory(directory: str) -> None:

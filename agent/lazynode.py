@@ -51,6 +51,7 @@ from imgdist.space import Watermarks
 class LazyNode:
     """What the rest of the agent uses of it."""
 
+    supernodes: Supernodes
     catalog: Catalog
     images: Images
     mounts: ImageMounts
@@ -158,6 +159,7 @@ async def lazy_node(
     mounts = ImageMounts(images, own_snapshots)
     strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
     return LazyNode(
+        supernodes,
         catalog,
         images,
         mounts,

@@ -1,7 +1,8 @@
 """The agent process: `python -m agent.main CONFIG_JSON lazy|plain`, started by the holder.
 
 Readers and containerd wait while a killed agent starts again, and importing is most of that. What neither of them needs
-is loaded after them: the HTTP client that asks a supernode at the next pull, and the API of the command line.
+is loaded after them: the HTTP client that asks a supernode at the next pull, the registry mirror, and the API of the
+command line.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from agent.late import load_late
 
 def main() -> int:
     """Serve until SIGTERM, or until the holder is gone."""
-    load_late("aiohttp", "agent.api")
+    load_late("aiohttp", "agent.api", "agent.mirror.service")
     from agent.app import main as serve
 
     return serve()

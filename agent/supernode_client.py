@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -154,6 +154,13 @@ class SupernodeClient:
     async def status(self) -> dict[str, Any]:
         """The supernode's own account of itself."""
         return await self._call(dict[str, Any], "GET", "/v1/status")
+
+    async def open(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> aiohttp.ClientResponse:
+        """The answer to a request, of whatever status and with its body still to be read; the caller closes it."""
+        try:
+            return await self._http.request(method, self._base + path, headers=headers)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise TemporaryError(f"supernode {self.url} does not answer: {error or type(error).__name__}") from error
 
     async def index_stream(self, digest: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         """The raw record stream of a layer's index from record `start` on, as it is written.

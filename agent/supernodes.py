@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import IO, TypeVar
 
+import aiohttp
+
 from agent.supernode_client import OnProgress, SupernodeClient
 from agent.swarm.neighbours import SILENCE_S
 from imgdist.api import JsonApi
@@ -27,6 +29,10 @@ log = logging.getLogger("imgdist.agent")
 T = TypeVar("T")
 
 _LOCATE_TIMEOUT_S = 5.0
+
+ANSWER_S = 13.0
+"""How long a supernode may take to begin an answer of its registry: what it grants registries (FIRST_BYTE_S of
+imgdist.distribution.server), and one second."""
 
 
 class Supernodes:
@@ -91,6 +97,18 @@ class Supernodes:
         return await self._ask(
             lambda client: client.follow_blob(blob, on_progress, authorization=authorization, size=size)
         )
+
+    async def open(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> aiohttp.ClientResponse:
+        """As SupernodeClient.open, of the registry (imgdist.distribution); one that is silent is asked last, too."""
+
+        async def ask(client: SupernodeClient) -> aiohttp.ClientResponse:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    return await client.open(method, path, headers)
+            except TimeoutError:
+                raise TemporaryError(f"supernode {client.url}: no answer within {ANSWER_S:g} s") from None
+
+        return await self._ask(ask)
 
     async def close(self) -> None:
         """Close every client."""

@@ -93,6 +93,21 @@ class AccessConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 600.0
 
 
+class TagsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How long what a registry said of a tag stands, for those that pull through a mirror. Digests stand for ever."""
+
+    ttl_s: Annotated[
+        float, Meta(ge=0, le=31_536_000, description="seconds until the registry is asked about a tag again")
+    ] = 60.0
+    rules: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^\S+=[0-9]+(\.[0-9]+)?$")], ...],
+        Meta(description='"PATTERN=SECONDS" for tags like host/repository:tag; * and ? fit, the first one counts'),
+    ] = ()
+    stale_if_error_s: Annotated[
+        float, Meta(ge=0, description="seconds that a tag stands at most while its registry does not answer")
+    ] = 86_400.0
+
+
 class TrackerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How a supernode keeps account of which agents are in which swarms."""
 
@@ -155,6 +170,7 @@ class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
+    tags: TagsConfig = field(default_factory=TagsConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     space: SupernodeSpaceConfig = field(default_factory=SupernodeSpaceConfig)
@@ -233,6 +249,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     plain_http: Annotated[
         tuple[str, ...], Meta(description="registries (host or host:port) spoken to without TLS")
     ] = ()
+    mirror_listen: Annotated[
+        str, Meta(description="registry mirror for this node's clients, host:port; empty: none")
+    ] = "127.0.0.1:7650"
     peer_listen: Annotated[
         str, Meta(description="chunks for other agents, host:port; with configured supernodes only")
     ] = "127.0.0.1:7651"
@@ -250,6 +269,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 90.0
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
+    tags: TagsConfig = field(default_factory=TagsConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     fill: FillConfig = field(default_factory=FillConfig)

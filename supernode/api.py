@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
@@ -269,6 +270,7 @@ class _Api:
             format_version=FORMAT_VERSION,
             trace=self._parts.traces.exists(manifest.digest),
             layers=tuple(layers),
+            age_s=image.age_s if math.isfinite(image.age_s) else 0.0,
         )
 
     def _chunks(self, request: web.Request) -> str | None:

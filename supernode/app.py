@@ -16,6 +16,8 @@ from aiohttp import web
 
 from imgdist import daemon, holder_client, rootformat
 from imgdist.config import SupernodeConfig
+from imgdist.distribution.inorder import InOrder
+from imgdist.distribution.server import PullApi
 from imgdist.errors import ImgdistError, UsageError
 from imgdist.oci import transport
 from imgdist.oci.patterns import Patterns
@@ -36,13 +38,19 @@ from supernode.convert.conversion import Conversion
 from supernode.convert.workers import Workers
 from supernode.database import Database
 from supernode.fetch import Fetcher, Origin
+from supernode.freshness import Freshness
 from supernode.keychain import keychain
 from supernode.metrics import Metrics
 from supernode.proving.prover import Prover
 from supernode.registries import Registries
+from supernode.registry.direct import DirectBlobs
+from supernode.registry.learning import Learning
+from supernode.registry.pullthrough import PullThrough
+from supernode.registry.reachable import Answering
 from supernode.resolve import Resolver
 from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
+from supernode.tags import Tags
 from supernode.traces import Traces
 from supernode.tracker.session import Tracker
 
@@ -142,8 +150,12 @@ async def _serve(
         http = await held.enter_async_context(transport.session())
         settings = RegistrySettings(config.registry, config.plain_http)
         provenance = Provenance(database)
-        registries = Registries(http, metrics, settings, keychain(config.registry, http), witness=provenance)
+        answering = Answering(metrics)
+        registries = Registries(http, answering, settings, keychain(config.registry, http), witness=provenance)
         catalog, chains = Catalog(database), Chains(database)
+        freshness = Freshness.parse(config.tags.ttl_s, config.tags.stale_if_error_s, config.tags.rules)
+        tags = Tags(registries, catalog, metrics.tag_asked)
+        resolver = Resolver(registries, catalog, chains, tags)
         workers = await held.enter_async_context(Workers())
 
         def convert(origin: Origin) -> Conversion:
@@ -201,7 +213,7 @@ async def _serve(
         advertised = Address.parse(config.chunk_advertise) if config.chunk_advertise else None
         parts = Parts(
             root=root,
-            resolver=Resolver(registries, catalog, chains),
+            resolver=resolver,
             fetcher=fetcher,
             blobs=blobs,
             store=store,
@@ -214,11 +226,27 @@ async def _serve(
             access=access,
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
+        learning = Learning(resolver, fetcher.learn)
+        registry = PullThrough(
+            registries,
+            catalog,
+            tags,
+            resolver,
+            freshness,
+            access,
+            InOrder(blobs, DirectBlobs(registries)),
+            lambda digest: store.find(digest, Kind.RAW) is not None,
+            answering,
+            learning,
+        )
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(part.run()) for part in (blobs, access, fetcher, tracker, space, prover)]
+            parts_at_work = (blobs, access, fetcher, tracker, space, prover, learning)
+            work = [tasks.create_task(part.run()) for part in parts_at_work]
             await chunk_process.wait_ready()
             async with AsyncExitStack() as servers:
-                await _answer(application(parts), listener, servers)
+                control = application(parts)
+                control.add_routes(PullApi(registry, metrics.pulled).routes())
+                await _answer(control, listener, servers)
                 if metrics_listener is not None:
                     await _answer(metrics_application(parts), metrics_listener, servers)
                 servers.callback(tracker.close)

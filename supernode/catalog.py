@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import NamedTuple
 
 import imgdist
 from imgdist.pack import FORMAT_VERSION
@@ -13,6 +14,14 @@ DOCUMENTS_MAX = 20_000
 
 RELEASE = f"{imgdist.__version__}-v{FORMAT_VERSION}"
 """A newer release may take over what this one declined."""
+
+
+class KnownTag(NamedTuple):
+    """The digest that a tag named when its registry was last asked, and when that was (seconds since 1970; None: an
+    earlier release did not say)."""
+
+    digest: str
+    confirmed_at: float | None
 
 
 class Catalog:
@@ -38,16 +47,25 @@ class Catalog:
 
         await self._database.call(write)
 
-    async def tag(self, name: str, tag: str) -> str | None:
-        """The digest that the tag of `name` ("host/repository") had when it was last seen."""
+    async def tag(self, name: str, tag: str) -> KnownTag | None:
+        """What the tag of `name` ("host/repository") named when it was last seen."""
         row = await self._database.call(
-            lambda db: db.execute("SELECT digest FROM tags WHERE name = ? AND tag = ?", (name, tag)).fetchone()
+            lambda db: db.execute(
+                "SELECT tags.digest, confirmed_at FROM tags LEFT JOIN confirmed USING (name, tag, digest)"
+                " WHERE name = ? AND tag = ?",
+                (name, tag),
+            ).fetchone()
         )
-        return row[0] if row else None
+        return KnownTag(*row) if row else None
 
-    async def keep_tag(self, name: str, tag: str, digest: str) -> None:
-        """Remember what a tag names now."""
-        await self._database.write("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, tag, digest))
+    async def keep_tag(self, name: str, tag: str, digest: str, now: float) -> None:
+        """Remember what a tag names at `now` (seconds since 1970)."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, tag, digest))
+            db.execute("INSERT OR REPLACE INTO confirmed VALUES (?, ?, ?, ?)", (name, tag, digest, now))
+
+        await self._database.call(write)
 
     async def declined(self) -> dict[str, str]:
         """Reasons by layer digest, of the layers that this release cannot convert."""

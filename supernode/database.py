@@ -16,6 +16,9 @@ T = TypeVar("T")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (digest TEXT PRIMARY KEY, media_type TEXT NOT NULL, raw BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS tags (name TEXT, tag TEXT, digest TEXT NOT NULL, PRIMARY KEY (name, tag));
+CREATE TABLE IF NOT EXISTS confirmed (
+    name TEXT, tag TEXT, digest TEXT NOT NULL, confirmed_at REAL NOT NULL, PRIMARY KEY (name, tag)
+);
 CREATE TABLE IF NOT EXISTS declined (layer_digest TEXT PRIMARY KEY, release TEXT NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS chains (
     chain_id TEXT PRIMARY KEY, layer_digest TEXT NOT NULL, diff_id TEXT NOT NULL,

@@ -72,6 +72,17 @@ class Metrics:
         for outcome in OUTCOMES:
             self._proved.labels(outcome)
         self._revoked = Gauge("imgdist_packs_revoked", "Packs that no layer is any more", registry=self._registry)
+        self._tags = Counter(
+            "imgdist_tags",
+            "Questions about tags: fresh (answered from here), confirmed, moved (or new), stale (no answer came)",
+            ["outcome"],
+            registry=self._registry,
+        )
+        for how in ("fresh", "confirmed", "moved", "stale"):
+            self._tags.labels(how)
+        self._pulls = Counter(
+            "imgdist_mirror_requests", "Answers to registry clients", ["endpoint", "status"], registry=self._registry
+        )
         build = Gauge(
             "imgdist_build_info",
             "Always 1",
@@ -116,6 +127,14 @@ class Metrics:
     def revoked(self, count: int) -> None:
         """So many packs are revoked."""
         self._revoked.set(count)
+
+    def tag_asked(self, outcome: str) -> None:
+        """What a tag names was asked (supernode/tags.py says what the outcomes are)."""
+        self._tags.labels(outcome).inc()
+
+    def pulled(self, endpoint: str, status: int) -> None:
+        """A client of the registry API was answered."""
+        self._pulls.labels(endpoint, str(status)).inc()
 
     def tracked(self, kind: str) -> None:
         """The tracker got a message of a kind, or refused an agent ("refused")."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from imgdist.errors import ProtocolError, TemporaryError
+from imgdist.errors import ProtocolError
 from imgdist.oci.manifest import (
     Descriptor,
     ImageConfig,
@@ -24,8 +23,7 @@ from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.registries import Registries
 from supernode.singleflight import SingleFlight
-
-log = logging.getLogger("imgdist.resolve")
+from supernode.tags import Tagged, Tags
 
 INDEX_DEPTH_MAX = 3
 """Indexes inside indexes that are followed; one is what images have."""
@@ -33,23 +31,25 @@ INDEX_DEPTH_MAX = 3
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A resolved image; `chain_ids` and the configuration's diff IDs are parallel to the manifest's layers."""
+    """A resolved image; `chain_ids` and the configuration's diff IDs are parallel to the manifest's layers. Its tag, if
+    it was asked for by one, was confirmed `age_s` seconds ago."""
 
     reference: Reference
     manifest: Manifest
     config: ImageConfig
     chain_ids: tuple[str, ...]
+    age_s: float = 0.0
 
 
 class Resolver:
     """Documents that have a digest come from the catalog once seen. A tag is asked for anew each time; while its
     registry does not answer, what it named last stands."""
 
-    def __init__(self, registries: Registries, catalog: Catalog, chains: Chains) -> None:
+    def __init__(self, registries: Registries, catalog: Catalog, chains: Chains, tags: Tags) -> None:
         self._registries = registries
         self._catalog = catalog
         self._chains = chains
-        self._tags: SingleFlight[str] = SingleFlight()
+        self._tags = tags
         self._documents: SingleFlight[tuple[str, bytes]] = SingleFlight()
 
     async def resolve(self, reference: Reference, platform: Platform) -> Image:
@@ -60,9 +60,12 @@ class Resolver:
         """
         if (refusal := self._registries.settings.refusal(reference.name)) is not None:
             raise refusal
-        tag = reference.tag or "latest"
-        digest = reference.digest or await self._tags.do((reference.name, tag), lambda: self._digest(reference, tag))
-        manifest = await self._manifest(reference, digest, platform)
+        named = Tagged(reference.digest) if reference.digest else await self._tags.digest(reference)
+        image = await self.image(reference, await self._manifest(reference, named.digest, platform))
+        return replace(image, age_s=named.age_s)
+
+    async def image(self, reference: Reference, manifest: Manifest) -> Image:
+        """The image of a manifest; its chain IDs are registered. Raises as `resolve`."""
         config = await self._config(reference, manifest)
         image = Image(reference, manifest, config, tuple(chain_ids(config.diff_ids)))
         await self._chains.keep(
@@ -73,25 +76,13 @@ class Resolver:
         )
         return image
 
-    async def _digest(self, reference: Reference, tag: str) -> str:
-        client = self._registries.client(reference.host)
-        known = await self._catalog.tag(reference.name, tag)
-        try:
-            if known is not None and await client.digest_of_tag(reference.repository, tag) == known:
-                return known
-            digest, media_type, raw = await client.resolve(reference)
-        except TemporaryError as error:
-            if known is None:
-                raise
-            log.warning("%s: the registry does not answer, going on with %s: %s", reference, known, error)
-            return known
-        await self._catalog.keep_document(digest, media_type, raw)
-        await self._catalog.keep_tag(reference.name, tag, digest)
-        return digest
+    async def document(self, reference: Reference, digest: str) -> tuple[str, bytes]:
+        """(media type, bytes) of the manifest or index with that digest in the reference's repository."""
+        return await self._documents.do(digest, partial(self._fetch_manifest, reference, digest))
 
     async def _manifest(self, reference: Reference, digest: str, platform: Platform) -> Manifest:
         for _ in range(INDEX_DEPTH_MAX):
-            media_type, raw = await self._documents.do(digest, partial(self._fetch_manifest, reference, digest))
+            media_type, raw = await self.document(reference, digest)
             document = parse_manifest(raw, media_type)
             if not isinstance(document, Index):
                 return document

@@ -57,6 +57,7 @@ def supernode(file: str | None, settings: tuple[str, ...], **flags: Any) -> int:
 @click.option("--run", metavar="DIR", envvar="IMGDIST_RUN", help="Sockets and the view [default: /run/imgdist].")
 @click.option("--supernode", multiple=True, metavar="URL", help="Where chunks come from; none: an embedded one.")
 @click.option("--snapshotter-socket", metavar="PATH", help="For containerd [default: RUN/snapshotter.sock].")
+@click.option("--mirror-listen", metavar="HOST:PORT", help="Registry mirror [default: 127.0.0.1:7650; '': none].")
 @click.option("--peer-listen", metavar="HOST:PORT", help="Chunks for other agents [default: 127.0.0.1:7651].")
 @click.option("--peer-advertise", metavar="IP:PORT", help="Where they reach it [default: as a supernode sees it].")
 @click.option("--zone", metavar="NAME", help="Rack or zone; agents of the same one are preferred.")

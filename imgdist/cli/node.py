@@ -77,8 +77,8 @@ def status(as_json: bool, run: str) -> int:
 @JSON
 @RUN
 def images(as_json: bool, run: str) -> int:
-    """Images this node has seen since its agent was set up."""
-    columns = ("reference", "manifest_digest", "size_bytes", "present_bytes", "complete", "sources")
+    """Images this node has seen since its agent was set up, and how long ago their registry confirmed their tags."""
+    columns = ("reference", "manifest_digest", "size_bytes", "present_bytes", "complete", "sources", "age_s")
     return _show(agent_api(run).get("/v1/images"), as_json, columns, "images")
 
 

@@ -91,7 +91,8 @@ class Agent:
     """A running `imgdist agent`; a context manager that also removes the mounts and loop devices that outlive it.
 
     `directory` (short: unix sockets live in `directory`/run) takes root, run directory and log. `inside` is a command
-    prefix (`Spoke.inside`); `peer_listen` is "host:port" for other agents, None: a free port of loopback.
+    prefix (`Spoke.inside`); `peer_listen` is "host:port" for other agents, None: a free port of loopback;
+    `mirror_listen` for registry clients, "": none.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Agent:
         *,
         inside: Sequence[str] = (),
         peer_listen: str | None = None,
+        mirror_listen: str = "",
         settings: Sequence[str] = (),
         flags: Sequence[str] = (),
     ) -> None:
@@ -110,6 +112,7 @@ class Agent:
         for path in (self.root, self.run):
             path.mkdir(parents=True, exist_ok=True)
         argv = [*inside, *IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--allow-plain"]
+        argv += ["--mirror-listen", mirror_listen]
         argv += ["--set", f"peer_listen={peer_listen or f'127.0.0.1:{free_port()}'}"]
         for url in supernodes:
             argv += ["--supernode", url]

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import aiohttp
 from yarl import URL
@@ -50,7 +51,7 @@ PROGRESS = 256 * 1024
 HASH_INLINE = 64 * 1024
 """Bytes hashed on the event loop: 0.2 ms without SHA-NI; larger pieces are hashed in a thread meanwhile."""
 
-_ACCEPT = ", ".join((*manifests.MANIFEST_TYPES, *manifests.INDEX_TYPES))
+_ACCEPT = ", ".join((*manifests.MANIFEST_TYPES, *manifests.INDEX_TYPES, "*/*"))
 _ONCE = Retry(attempts=1, connect_attempts=1, busy_attempts=1, retry_after_max_s=1.0)
 """For mirrors: the next one is asked at once, and the registry itself in the end."""
 _EXPIRED = (400, 401, 403, 410)
@@ -72,6 +73,14 @@ class Shown:
 
     status: int
     challenges: tuple[str, ...] = ()
+
+
+class Answer(NamedTuple):
+    """What is handed on as it came."""
+
+    media_type: str
+    raw: bytes
+    headers: Mapping[str, str]
 
 
 class RegistryClient:
@@ -185,6 +194,16 @@ class RegistryClient:
         response.close()
         challenges = tuple(response.headers.getall("WWW-Authenticate", []))
         return Shown(200 if response.status in _YES else response.status, challenges)
+
+    async def ask(
+        self, repository: str, path: str, *, accept: str = "*/*", query: Sequence[tuple[str, str]] = ()
+    ) -> Answer:
+        """The answer to GET /v2/<repository>/<path>, whole: for what is handed on and not looked into."""
+        response = await self._send("GET", repository, path, {"Accept": accept}, query)
+        async with response:
+            await self._expect(response, repository, path)
+            raw = await self._read(response, MANIFEST_MAX, f"{self.host}/{repository}: {path}")
+        return Answer(response.content_type, raw, response.headers)
 
     async def document(self, repository: str, descriptor: Descriptor) -> bytes:
         """A small blob, such as an image configuration, whole."""
@@ -415,6 +434,11 @@ class RegistryClient:
             await self._expect_registry()
             raise NotFoundError(f"{what}: not found ({shown})")
         raise ProtocolError(f"{what}: unexpected {shown}")
+
+    async def ping(self) -> None:
+        """Return if the registry gives any sign of life. Raises what the transport raises."""
+        async with await self._transport.open("GET", self._base / "v2/", {}):
+            return
 
     async def _expect_registry(self) -> None:
         """Tell "no such image" from "no registry at all": only a registry answers 200 or 401 at /v2/ (API check)."""

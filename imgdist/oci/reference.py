@@ -52,6 +52,21 @@ def is_sha256(text: str) -> bool:
     return is_digest(text) and text.startswith("sha256:")
 
 
+def is_tag(text: str) -> bool:
+    """True for a well-formed tag."""
+    return _TAG.fullmatch(text) is not None
+
+
+def is_host(text: str) -> bool:
+    """True for "host" or "host:port"; whether anybody is there is another question."""
+    return _HOST.fullmatch(text) is not None
+
+
+def is_repository(text: str) -> bool:
+    """True for a well-formed repository name."""
+    return _REPOSITORY.fullmatch(text) is not None and len(text) <= REPOSITORY_MAX
+
+
 def parse(text: str) -> Reference:
     """Read a reference as Docker and containerd do. Raises UsageError naming the text and what is wrong with it."""
     rest, at, digest = text.partition("@")
@@ -59,13 +74,13 @@ def parse(text: str) -> Reference:
         raise UsageError(f"image reference {text!r}: {digest!r} is no digest; expected sha256: and 64 hex digits")
     host, rest = _split_host(rest)
     repository, colon, tag = rest.partition(":")
-    if colon and not _TAG.fullmatch(tag):
+    if colon and not is_tag(tag):
         raise UsageError(f"image reference {text!r}: {tag!r} is no tag; expected letters, digits, '_', '.', '-'")
     if host == DEFAULT_HOST and repository and "/" not in repository:
         repository = f"library/{repository}"
-    if not _HOST.fullmatch(host):
+    if not is_host(host):
         raise UsageError(f"image reference {text!r}: {host!r} is no registry host; expected host or host:port")
-    if not _REPOSITORY.fullmatch(repository) or len(repository) > REPOSITORY_MAX:
+    if not is_repository(repository):
         raise UsageError(
             f"image reference {text!r}: {repository!r} is no repository; "
             f"expected lower-case path components, at most {REPOSITORY_MAX} characters"

@@ -53,7 +53,8 @@ class Layer(Struct, frozen=True):
 
 
 class Resolution(Struct, frozen=True):
-    """One platform's image. `chunks` is the address of the chunk bodies; `trace` says if there is one to fetch."""
+    """One platform's image. `chunks` is the address of the chunk bodies; `trace` says if there is one to fetch; `age_s`
+    how long ago the registry confirmed the tag, if it was asked for by one."""
 
     reference: str
     name: str
@@ -66,6 +67,7 @@ class Resolution(Struct, frozen=True):
     format_version: int
     trace: bool
     layers: tuple[Layer, ...]
+    age_s: float = 0.0
 
 
 class LayerStatus(Struct, frozen=True):

@@ -123,7 +123,7 @@ class Node:
         for path in (self.root, self.run, self.place):
             path.mkdir(parents=True)
         self._flags = {"root": str(self.root), "run": str(self.run), "supernode": site.supernode.url}
-        self._flags["peer_listen"] = f"127.0.0.1:{free_port()}"
+        self._flags |= {"mirror_listen": "", "peer_listen": f"127.0.0.1:{free_port()}"}
         self._settings = ("trace.enabled=false", "stop_timeout_s=3", *settings)
         self._process: Process | None = None
 

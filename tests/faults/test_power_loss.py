@@ -104,7 +104,7 @@ class Node:
         self.directory, self.root, self.run = directory, root, directory / "run"
         directory.mkdir(exist_ok=True)
         argv = [*IMGDIST, "agent", "--root", str(root), "--run", str(self.run), "--supernode", world.supernode.url]
-        argv += ["--peer-listen", f"127.0.0.1:{free_port()}"]
+        argv += ["--mirror-listen", "", "--peer-listen", f"127.0.0.1:{free_port()}"]
         always = ("fill.quiet_s=0", "switch.idle_s=0.1", "trace.enabled=false", "stop_timeout_s=2")
         self._argv = argv + [word for setting in (*always, *settings) for word in ("--set", setting)]
         self._process: Process | None = None

@@ -26,6 +26,8 @@ class LocalAgent:
         self._directory = directory
         self._registry, self._patience_s = registry, patience_s
         self._process: Process | None = None
+        self.mirror = ""
+        """Where it is a registry mirror, "" for nowhere; set before the start."""
         self.environment: dict[str, str] | None = None
         self._directory.mkdir(exist_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
@@ -33,6 +35,7 @@ class LocalAgent:
     def start(self, *flags: str) -> None:
         """Returns once it serves; `flags` after those that name its directories and the registry."""
         argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run), "--plain-http", self._registry]
+        argv += ["--mirror-listen", self.mirror]
         argv += ["--peer-listen", f"127.0.0.1:{free_port()}"]  # used only with configured supernodes
         self._process = Process(
             "agent", [*argv, *flags], self._directory / "agent.log", env=self.environment, stop_timeout_s=60

@@ -38,7 +38,7 @@ class Node:
         self.snapshotter = self.run / "snapshotter.sock"
         self._directory = directory
         self._argv = [*IMGDIST, "agent", "--root", str(self.root), "--run", str(self.run)]
-        self._argv += ["--peer-listen", f"127.0.0.1:{free_port()}"]
+        self._argv += ["--mirror-listen", "", "--peer-listen", f"127.0.0.1:{free_port()}"]
         self._argv += [word for url in supernodes for word in ("--supernode", url)]
         self._argv += [word for setting in settings for word in ("--set", setting)]
         self._process: Process | None = None

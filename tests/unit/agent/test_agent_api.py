@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from fake_node import FakeStore
@@ -20,12 +21,15 @@ from agent.catalog import Layer, State
 from agent.draining import Drained
 from agent.images import PlainLayer
 from agent.known_images import KnownImage, KnownLayer
+from agent.mirror.seen import SeenTags
 from agent.proving.prover import Look
 from agent.snapshotter.model import Info, Kind
 from agent.space.keeper import Report
 from agent.space.policy import Kept, Victim, What
 from imgdist.api import JsonApi
+from imgdist.distribution.registry import Document
 from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError, UnsupportedError, UsageError
+from imgdist.oci.reference import Reference
 from imgdist.proving.verdict import Verdict
 from imgdist.space import Disk
 
@@ -113,8 +117,9 @@ class World:
         return await asyncio.to_thread(self._api.post, path, document)
 
 
-async def serving(directory: Path, node: Node | None) -> web.AppRunner:
-    runner = web.AppRunner(application(node, str(directory), ["http://s:1"]), shutdown_timeout=0.1)
+async def serving(directory: Path, node: Node | None, tags: SeenTags | None = None) -> web.AppRunner:
+    app = application(node, str(directory), ["http://s:1"], tags=tags)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.UnixSite(runner, str(directory / "s")).start()
     return runner
@@ -188,6 +193,22 @@ async def test_images_sum_their_layers(world: World) -> None:
     assert (first["size_bytes"], first["present_bytes"]) == (here.store.index.image_size, 5 * 4096)
     assert first["sources"] == second["sources"] == {"dedup": 5, "peer": 2}
     assert second["complete"] is False
+
+
+async def test_tags_that_were_pulled_through_the_mirror_are_images_too(tmp_path: Path) -> None:
+    tags = SeenTags()
+    named = Document("m", b"{}", "sha256:" + "1" * 64, (("Age", "40"),))
+    tags.note(Reference("quay.io", "a/b", tag="1"), named)
+    tags.note(Reference("quay.io", "a/b", digest=named.digest), named)
+    runner = await serving(tmp_path, None, tags)
+    try:
+        connector = aiohttp.UnixConnector(str(tmp_path / "s"))
+        async with aiohttp.ClientSession(connector=connector) as http, http.get("http://x/v1/images") as answer:
+            (row,) = await answer.json()
+    finally:
+        await runner.cleanup()
+    assert (row["reference"], row["manifest_digest"], row["complete"]) == ("quay.io/a/b:1", named.digest, False)
+    assert 40 <= row["age_s"] <= 45
 
 
 async def test_status_counts(world: World) -> None:

@@ -51,6 +51,7 @@ def launched(became: dict[str, Any], configured: AgentConfig) -> dict[str, Any]:
 def test_one_command_serves_one_machine_with_a_supernode_of_its_own(tmp_path: Path, became: dict[str, Any]) -> None:
     plan = launched(became, made(tmp_path, plain_http=("reg:5000",), stop_timeout_s=7.0))
     assert [child["role"] for child in plan["children"]] == ["supernode", "view", "agent"]
+    assert plan["sockets"].pop() == {"name": "mirror", "tcp": "127.0.0.1:7650", "type": "stream"}
     assert {item["name"]: (item["path"], item["type"]) for item in plan["sockets"]} == {
         "snapshotter": (f"{tmp_path}/run/snapshotter.sock", "stream"),
         "api": (f"{tmp_path}/run/api.sock", "stream"),
@@ -164,6 +165,9 @@ def test_modules_come_from_this_release_whatever_lies_in_the_current_directory(
         ({"supernode": ("http://s:1",), "peer_listen": "0.0.0.0:7651"}, ConfigError, "--allow-plain"),
         ({"supernode": ("http://s:1",), "peer_listen": "unix:///p"}, ConfigError, "expected host:port"),
         ({"supernode": ("http://s:1",), "peer_listen": "7651"}, ConfigError, "--peer-listen 7651"),
+        ({"mirror_listen": "0.0.0.0:7650"}, ConfigError, "--allow-plain"),
+        ({"mirror_listen": "unix:///m"}, ConfigError, "expected host:port"),
+        ({"mirror_listen": "7650"}, ConfigError, "--mirror-listen 7650"),
         ({"supernode": ("http://s:1",), "peer_advertise": "a:1"}, ConfigError, "--peer-advertise a:1"),
         ({"supernode": ("http://s:1",), "zone": "rack\n1"}, ConfigError, "--zone"),
         ({"root": "/tmp/a:b"}, ConfigError, "without :"),

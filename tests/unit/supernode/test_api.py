@@ -50,6 +50,7 @@ from supernode.resolve import Resolver
 from supernode.space.keeper import SpaceKeeper
 from supernode.store import LocalStore
 from supernode.store.writer import PackWriter
+from supernode.tags import Tags
 from supernode.traces import Traces
 from supernode.tracker.session import Tracker
 
@@ -109,14 +110,14 @@ class World:
         self.chunks: Address | None = Address("127.0.0.1", 7601)
         metrics = Metrics()
         registries = Registries(http, metrics, RegistrySettings(plain_http=[registry.host]))
-        chains = Chains(database)
+        catalog, chains = Catalog(database), Chains(database)
         store = LocalStore(root)
         store.recover()
         (root / "traces").mkdir()
         fetcher: Any = self.fetcher
         self.parts = Parts(
             root=root,
-            resolver=Resolver(registries, Catalog(database), chains),
+            resolver=Resolver(registries, catalog, chains, Tags(registries, catalog, metrics.tag_asked)),
             fetcher=fetcher,
             blobs=Blobs(store, registries),
             store=store,

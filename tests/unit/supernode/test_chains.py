@@ -36,9 +36,9 @@ async def test_catalog(tmp_path: Path) -> None:
         assert await catalog.document("d") is None
         await catalog.keep_document("d", "type", b"\0raw")
         assert await catalog.document("d") == ("type", b"\0raw")
-        await catalog.keep_tag("n", "t", "d1")
-        await catalog.keep_tag("n", "t", "d2")
-        assert await catalog.tag("n", "t") == "d2"
+        await catalog.keep_tag("n", "t", "d1", 1.0)
+        await catalog.keep_tag("n", "t", "d2", 2.0)
+        assert await catalog.tag("n", "t") == ("d2", 2.0)
         assert await catalog.tag("n", "other") is None
         await catalog.keep_declined("l", "why")
         assert await catalog.declined() == {"l": "why"}

@@ -22,6 +22,7 @@ from supernode.metrics import Metrics
 from supernode.registries import Registries
 from supernode.resolve import Resolver
 from supernode.singleflight import SingleFlight
+from supernode.tags import Tags
 
 AMD64 = Platform.parse("linux/amd64")
 LAYERS = [tar_gz({"a": b"1"}), tar_gz({"b": b"2"})]
@@ -36,7 +37,8 @@ class World:
         self.chains = Chains(self.database)
         metrics = Metrics()
         registries = Registries(http, metrics, RegistrySettings(plain_http=[registry.host]))  # type: ignore[arg-type]
-        self.resolver = Resolver(registries, Catalog(self.database), self.chains)
+        catalog = Catalog(self.database)
+        self.resolver = Resolver(registries, catalog, self.chains, Tags(registries, catalog, lambda outcome: None))
 
     def reference(self, name: str = "a/b:1") -> Reference:
         return parse(f"{self.registry.host}/{name}")

@@ -1,0 +1,154 @@
+"""A registry that has what other registries have, and asks each of them as rarely as it may."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+from imgdist.distribution import accept as accepting
+from imgdist.distribution.registry import Document
+from imgdist.distribution.request import Request, link
+from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.oci.access import Authoriser
+from imgdist.oci.blobs import Blob, BlobSource
+from imgdist.oci.manifest import OCI_INDEX, Index, Manifest
+from imgdist.oci.reference import Reference
+from supernode.catalog import Catalog
+from supernode.freshness import Freshness
+from supernode.registries import Registries
+from supernode.registry import referrers
+from supernode.registry.learning import Learning, understood
+from supernode.registry.memoryblob import MemoryBlob
+from supernode.registry.reachable import Answering
+from supernode.resolve import Resolver
+from supernode.tags import Tags
+
+log = logging.getLogger("imgdist.registry")
+
+
+class PullThrough:
+    """A `Registry`. Who may have something is asked of `access` first, also for what is here."""
+
+    def __init__(
+        self,
+        registries: Registries,
+        catalog: Catalog,
+        tags: Tags,
+        resolver: Resolver,
+        freshness: Freshness,
+        access: Authoriser,
+        blobs: BlobSource,
+        held: Callable[[str], bool],
+        answering: Answering,
+        learning: Learning,
+    ) -> None:
+        """`held(digest)`: the whole blob is on this disk."""
+        self._registries = registries
+        self._catalog = catalog
+        self._tags = tags
+        self._resolver = resolver
+        self._freshness = freshness
+        self._access = access
+        self._blobs = blobs
+        self._held = held
+        self._answering = answering
+        self._learning = learning
+
+    async def manifest(self, request: Request, accept: Sequence[str], authorization: str | None) -> Document:
+        """As Registry.manifest. A tag stands for its time to live, and longer while its registry does not answer; the
+        Age header says how long ago it was confirmed."""
+        where, age = request.where, 0.0
+        await self._check(where, f"manifests/{where.digest or where.tag}", authorization)
+        digest = where.digest
+        if digest is None:
+            tagged = await self._tags.digest(where, self._freshness.of(where), self._freshness.stale_if_error_s)
+            digest, age = tagged.digest, tagged.age_s
+        media_type, raw = await self._resolver.document(where, digest)
+        if not accepting.accepts(accept, media_type):
+            return await self._as_asked(where, accept)
+        by_digest = Reference(where.host, where.repository, where.tag, digest)
+        learnt = self._learning.manifest(by_digest, media_type, raw)
+        await self._check_blobs(by_digest, learnt)
+        headers = () if where.digest else (("Age", str(math.floor(age))),)
+        return Document(media_type, raw, digest, headers)
+
+    async def blob_size(self, request: Request, authorization: str | None) -> int:
+        """As Registry.blob_size."""
+        where = request.where
+        await self._check(where, f"blobs/{where.digest}", authorization)
+        assert where.digest is not None
+        known = self._learning.size(where.digest)
+        return known if known is not None else await self._blobs.size(where, authorization=authorization)
+
+    async def blob(self, request: Request, authorization: str | None) -> Blob:
+        """As Registry.blob. A configuration comes from where lazy pulls have it, too: it is read once for both."""
+        where = request.where
+        await self._check(where, f"blobs/{where.digest}", authorization)
+        assert where.digest is not None
+        await self._learning.settled(where.digest)
+        if document := await self._catalog.document(where.digest):
+            return MemoryBlob(where.digest, document[1])
+        return await self._blobs.open(where, authorization=authorization, size=self._learning.size(where.digest))
+
+    async def tags(self, request: Request, query: Sequence[tuple[str, str]], authorization: str | None) -> Document:
+        """As Registry.tags: asked anew each time."""
+        return await self._listed(request, "tags/list", query, authorization)
+
+    async def referrers(
+        self, request: Request, query: Sequence[tuple[str, str]], authorization: str | None
+    ) -> Document:
+        """As Registry.referrers. Where the registry has no such API, by the tag schema."""
+        try:
+            return await self._listed(request, f"referrers/{request.where.digest}", query, authorization)
+        except NotFoundError:
+            return await self._by_tag_schema(request.where, dict(query).get("artifactType", ""))
+
+    async def _check(self, where: Reference, what: str, authorization: str | None) -> None:
+        (await self._access.allowed(where.name, what, authorization)).check()
+
+    async def _check_blobs(self, reference: Reference, document: Manifest | Index | None) -> None:
+        """A manifest without its blobs is worse than none: Podman does not go elsewhere for them."""
+        if await self._answering.answers(self._registries, reference.host) or await self._all_held(document):
+            return
+        raise TemporaryError(f"{reference}: {reference.host} does not answer, and not all of its blobs are here")
+
+    async def _all_held(self, document: Manifest | Index | None) -> bool:
+        if isinstance(document, Manifest):
+            config = await self._catalog.document(document.config.digest)
+            blobs = [*document.layers, *([] if config else [document.config])]
+            return all(self._held(blob.digest) for blob in blobs)
+        if isinstance(document, Index):  # which of its images is wanted is not known yet: any that could be had
+            known = [await self._catalog.document(image.digest) for image in document.manifests]
+            return any([await self._all_held(understood(*image)) for image in known if image])
+        return False
+
+    async def _as_asked(self, where: Reference, accept: Sequence[str]) -> Document:
+        """For a client that does not take what was pushed: whatever the registry has for it."""
+        path = f"manifests/{where.digest or where.tag}"
+        answer = await self._registries.client(where.host).ask(where.repository, path, accept=", ".join(accept))
+        return Document(answer.media_type, answer.raw, answer.headers.get("Docker-Content-Digest", ""))
+
+    async def _listed(
+        self, request: Request, path: str, query: Sequence[tuple[str, str]], authorization: str | None
+    ) -> Document:
+        where = request.where
+        await self._check(where, path, authorization)
+        answer = await self._registries.client(where.host).ask(where.repository, path, query=query)
+        headers = [("OCI-Filters-Applied", value)] if (value := answer.headers.get("OCI-Filters-Applied")) else []
+        if onward := link(answer.headers.get("Link", ""), request):
+            headers.append(("Link", onward))
+        return Document(answer.media_type, answer.raw, headers=tuple(headers))
+
+    async def _by_tag_schema(self, where: Reference, artifact_type: str) -> Document:
+        assert where.digest is not None
+        try:
+            path = f"manifests/{referrers.tag(where.digest)}"
+            raw = (await self._registries.client(where.host).ask(where.repository, path, accept=OCI_INDEX)).raw
+        except NotFoundError:
+            raw = referrers.index()
+        if not artifact_type:
+            return Document(OCI_INDEX, raw)
+        return Document(
+            OCI_INDEX, referrers.filtered(raw, artifact_type), headers=(("OCI-Filters-Applied", "artifactType"),)
+        )
