@@ -13,13 +13,18 @@ from imgdist.distribution.registry import Document
 from imgdist.distribution.request import Request, link
 from imgdist.oci.blobs import Blob, BlobSource
 
+SMALL = 64 << 10
+"""Bytes up to which a blob is handed on by the supernode: the index of a pack and a chunk are two questions instead of
+one, and configurations are there already."""
+
 
 class MirrorRegistry:
     """A `Registry`. The supernode decides for each client; a node decides nothing."""
 
-    def __init__(self, remote: RemoteRegistry, blobs: BlobSource, seen: SeenTags) -> None:
+    def __init__(self, remote: RemoteRegistry, small: BlobSource, large: BlobSource, seen: SeenTags) -> None:
         self._remote = remote
-        self._blobs = blobs
+        self._small = small
+        self._large = large
         self._seen = seen
         self._permissions = Permissions(time.monotonic)
 
@@ -44,7 +49,8 @@ class MirrorRegistry:
     async def blob(self, request: Request, authorization: str | None) -> Blob:
         """As Registry.blob."""
         size = await self.blob_size(request, authorization)
-        return await self._blobs.open(request.where, authorization=authorization, size=size)
+        source = self._small if size <= SMALL else self._large
+        return await source.open(request.where, authorization=authorization, size=size)
 
     async def tags(self, request: Request, query: Sequence[tuple[str, str]], authorization: str | None) -> Document:
         """As Registry.tags."""

@@ -37,7 +37,8 @@ async def serve(
         "imgdist_mirror_requests", "Answers to registry clients", ["endpoint", "status"], registry=registry
     )
     remote = RemoteRegistry(supernodes)
-    mirror = MirrorRegistry(remote, InOrder(*blobs, RemoteBlobs(remote)), seen)
+    handed_on = RemoteBlobs(remote)
+    mirror = MirrorRegistry(remote, handed_on, InOrder(*blobs, handed_on), seen)
     api = PullApi(
         mirror,
         lambda endpoint, status: answers.labels(endpoint, str(status)).inc(),
