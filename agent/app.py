@@ -101,6 +101,7 @@ async def serve(config: AgentConfig, holder: holder_client.Holder, *, lazy: bool
                 if not stop.is_set():
                     snapshotter, server, calls = await _serve_sockets(config, holder, node, stack, tasks)
                     holder.ready()
+                    tasks.create_task(_give_signs_of_life(holder, config.watchdog_s))
                     recovering = tasks.create_task(_recover(node, snapshotter))
                     await stop.wait()
                     if retire.is_set():
@@ -111,6 +112,14 @@ async def serve(config: AgentConfig, holder: holder_client.Holder, *, lazy: bool
                 raise _Stopped
         except* _Stopped:
             log.info("stopped; mounts in use stay")
+
+
+async def _give_signs_of_life(holder: holder_client.Holder, watchdog_s: float) -> None:
+    """Tell the holder that this event loop turns: clients of the mirror wait for ever for an agent that hangs (tried
+    with containerd 1.6), but go on when their connections break."""
+    while watchdog_s:
+        holder.alive()
+        await asyncio.sleep(watchdog_s / 8)
 
 
 async def _own(root: Path, stack: AsyncExitStack) -> None:

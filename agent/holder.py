@@ -8,7 +8,8 @@ nothing of packs: there is hardly anything in here that could fail.
 
 Plan: {"run": DIR, "root": DIR, "fuse": bool (default true), "sockets": [{"name", "path" | "tcp": "HOST:PORT", "type":
 "stream"|"seqpacket"}], "children": [{"role", "argv": [...], "environment": {NAME: VALUE} (default none)}],
-"stop_timeout_s": 30, "release": text, "launch": how a newer release makes a plan like this one (agent/launch.py),
+"stop_timeout_s": 30, "watchdog_s": how long a child that gives signs of life may be silent (default and 0: for ever),
+"release": text, "launch": how a newer release makes a plan like this one (agent/launch.py),
 "upgrade": {"argv", "environment"} of the command that SIGHUP runs (default none)}. The socket "holder" is its own
 (agent/control.py).
 `python -m agent.holder --versions` prints, as JSON, the versions of state that this holder reads and writes.
@@ -30,6 +31,7 @@ from agent.nursery import Nursery, StopError, say
 from agent.offspring import Child, run_aside
 from agent.replacement import ReplacementError, replace
 from agent.succession import Program, Running, State
+from agent.watchdog import Watchdog
 
 _AGENT_GRACE_S = 5.0  # beyond stop_timeout_s, which the agent spends on filling layers
 _CHILD_GRACE_S = 5.0
@@ -43,7 +45,7 @@ class Holder:
 
     def __init__(self, plan: dict[str, Any], held: Held, before: State | None) -> None:
         self._plan, self._held, self._before = plan, held, before
-        self._nursery = Nursery([], held)
+        self._nursery = Nursery([], held, Watchdog(plan.get("watchdog_s", 0.0)))
         self._wanted: tuple[socket.socket, dict[str, Any]] | None = None
         self._busy = False
         if (control := held.get("socket:holder")) is not None:

@@ -161,6 +161,7 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
         ],
         "children": list(_children(config, lazy)),
         "stop_timeout_s": config.stop_timeout_s,
+        "watchdog_s": config.watchdog_s,
     }
 
 

@@ -6,6 +6,7 @@ so that everything else goes on.
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import signal
@@ -18,6 +19,7 @@ from agent import systemd
 from agent.held import Held
 from agent.offspring import Child
 from agent.succession import SIGNALS
+from agent.watchdog import Watchdog
 
 _SESSION_LOST = 75  # what the view exits with when its mount was taken away (fuse/main.py)
 _STOPPED = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -34,8 +36,8 @@ class StopError(Exception):
 class Nursery:
     """`children` are in the order of the plan: the last one uses those before it."""
 
-    def __init__(self, children: list[Child], held: Held) -> None:
-        self.children, self._held = children, held
+    def __init__(self, children: list[Child], held: Held, watchdog: Watchdog) -> None:
+        self.children, self._held, self._watchdog = children, held, watchdog
         self.announced = False
         self.errand = 0
         """A process that is no child of the plan; it is only reaped."""
@@ -76,6 +78,7 @@ class Nursery:
         or when a child refuses to start (its exit status)."""
         now = time.monotonic()
         due = [child.restart_at - now for child in self.children if not child.running]
+        due += [] if math.isinf(self._watchdog.due) else [self._watchdog.due - now]
         due += [] if timeout_s is None else [timeout_s]
         self.listen(max(0.0, min(due)) if due else None)
         if self._stop_signal:
@@ -86,6 +89,7 @@ class Nursery:
             status = child.reap()
             if status is not None:
                 self._died(child, status)
+        self._end_hung(self._watchdog.look(time.monotonic()))
         for child in self.children:
             if not child.running and time.monotonic() >= child.restart_at:
                 self.start(child)
@@ -126,6 +130,13 @@ class Nursery:
             self._selector.unregister(child.connection)
             child.disconnect()
 
+    def _end_hung(self, pids: list[int]) -> None:
+        """SIGKILL, which also ends a process that stands still: its clients' connections break instead of hanging."""
+        for child in self.children:
+            if child.running and child.pid in pids:
+                say(f"{child.role} (process {child.pid}) gives no sign of life: killed")
+                child.kill()
+
     def _attach(self, child: Child, connection: socket.socket) -> None:
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(child))
 
@@ -143,6 +154,8 @@ class Nursery:
             self.forget(child)
         elif "hello" in message:
             child.welcome(message["hello"], *self._held.descriptors(child.role))
+        elif message.get("alive"):
+            self._watchdog.heard(child.pid, time.monotonic())
         elif message.get("standby"):
             child.stands_by = True
         elif message.get("settled"):
@@ -158,6 +171,7 @@ class Nursery:
         """Plan the restart. StopError with the status to give up with: a child that never served will not serve."""
         while child.connection is not None:
             self._hear(child)  # it may have said that it serves, and died before we listened
+        self._watchdog.forget(child.pid)
         if status > 0 and not child.ever_ready and status != _SESSION_LOST:
             say(f"{child.role} does not start (exit status {status}, its message is above): giving up")
             raise StopError(status)

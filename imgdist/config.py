@@ -264,6 +264,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     stop_timeout_s: Annotated[
         float, Meta(ge=0, le=3600, description="seconds to complete layers in use on SIGTERM")
     ] = 30.0
+    watchdog_s: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="seconds without a sign of life of the agent until it is killed; 0: never"),
+    ] = 20.0
     prepare_timeout_s: Annotated[
         float, Meta(gt=0, description="seconds a layer's Prepare may take before it is declined")
     ] = 90.0

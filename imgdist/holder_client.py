@@ -4,12 +4,14 @@ SOCK_SEQPACKET with one JSON document a message: we send {"hello": VERSION, "rol
 lower of both versions, "names": [...], "standby": bool} with the descriptors as SCM_RIGHTS, in the order of the
 names. With standby (version 2) a predecessor still serves: we send {"standby": true} once nothing but its end is
 missing, and the holder {"go": true} when it has ended. We send {"ready": true} once; a view {"settled": true}
-whenever an agent has named it its layers. {"retire": true} asks us to end for a successor's sake. The socket's end of
+whenever an agent has named it its layers. {"alive": true} is a sign of life; who gave one has to go on, or is killed
+(agent/watchdog.py). {"retire": true} asks us to end for a successor's sake. The socket's end of
 file means that the holder is gone, and that we should be too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -50,6 +52,11 @@ class Holder:
     def settled(self) -> None:
         """Tell the holder that we have all that our work needs: a successor of what we depend on may come."""
         self._connection.send(json.dumps({"settled": True}).encode(), socket.MSG_NOSIGNAL)
+
+    def alive(self) -> None:
+        """Give a sign of life, which nobody waits for: a holder that does not listen just now misses it."""
+        with contextlib.suppress(OSError):
+            self._connection.send(json.dumps({"alive": True}).encode(), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def heard(self) -> dict[str, object] | None:
         """The holder's next message; None when it is gone. Waits for it."""

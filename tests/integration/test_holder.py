@@ -113,6 +113,25 @@ os.read(holder.fileno(), 1)
         assert said.count(b"ready") == 1
 
 
+def test_a_child_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    marker = tmp_path / "hung"
+    hangs_once = f"""
+import os, signal
+from imgdist import holder_client
+holder = holder_client.connect()
+holder.ready()
+if not os.path.exists({str(marker)!r}):
+    open({str(marker)!r}, 'w').close()
+    holder.alive()
+    os.kill(os.getpid(), signal.SIGSTOP)
+os.write(2, b'second life\\n')
+os.read(holder.fileno(), 1)
+"""
+    with running(plan(tmp_path, view=CHILD, agent=hangs_once) | {"watchdog_s": 0.4}) as process:
+        said = b"\n".join(read_until(process, b"second life"))
+    assert b"gives no sign of life: killed" in said and b"holder: view" not in said
+
+
 def test_a_child_that_dies_at_each_start_is_started_ever_later(tmp_path: Path) -> None:
     dies = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     with running(plan(tmp_path, agent=dies)) as process:
