@@ -252,6 +252,10 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     mirror_listen: Annotated[
         str, Meta(description="registry mirror for this node's clients, host:port; empty: none")
     ] = "127.0.0.1:7650"
+    mirror_registries: Annotated[
+        tuple[str, ...],
+        Meta(description="registries that imgdist install sends Podman and CRI-O to the mirror for (others know all)"),
+    ] = ("docker.io", "quay.io", "ghcr.io", "registry.k8s.io", "gcr.io", "public.ecr.aws", "mcr.microsoft.com")
     peer_listen: Annotated[
         str, Meta(description="chunks for other agents, host:port; with configured supernodes only")
     ] = "127.0.0.1:7651"

@@ -20,6 +20,9 @@ _FORMATS = {1: 2, 2: 3}
 """Least version of the configuration file, by containerd's major version. A 2.x whose own file is of version 2 either
 does not start with a file of version 3 beside it (containerd pull request 12891), or no longer migrates its own."""
 
+_CRI = {1: "io.containerd.grpc.v1.cri", 2: "io.containerd.cri.v1.images"}
+"""The plugin that knows of registries, by major version."""
+
 _TIMEOUT_S = 20.0
 
 
@@ -51,6 +54,10 @@ def wanted(place: Layout, config: AgentConfig, major: int) -> Iterator[tuple[Pat
     document = tomltext.parsed(tomltext.without_keys(own), name)
     _check_format(document, _FORMATS[major], name)
     keys, imports = tomllib.loads(part), document.get("imports", [])
+    if config.mirror_listen and not _registry(document):
+        registry = {"plugins": {_CRI[major]: {"registry": {"config_path": _certs(place)}}}}
+        keys = tomltext.overlaid(keys, registry)
+        part += f'\n[plugins."{_CRI[major]}".registry]\n  config_path = "{_certs(place)}"\n'
     if major >= 2:
         keys = {"version": keys["version"], "imports": [*imports, _pattern(place)]}
     if document:
@@ -74,6 +81,23 @@ def still_told(place: Layout) -> list[Path]:
     own = tomltext.without_keys(_own(place))
     beside = files.read(place.drop_in) if files.standing(place.drop_in) is files.Standing.FOREIGN else None
     return [path for path, text in ((place.containerd, own), (place.drop_in, beside or "")) if _tells(text)]
+
+
+def keeps_mirrors(place: Layout) -> bool:
+    """Whether its own file says of registries what excludes a directory of hosts.toml files."""
+    document = tomltext.parsed(tomltext.without_keys(_own(place)), str(place.containerd))
+    return not {"mirrors", "configs"}.isdisjoint(_registry(document))
+
+
+def _registry(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a configuration says of registries: then it is left as it is."""
+    plugins = document.get("plugins", {})
+    return {key: value for name in _CRI.values() for key, value in plugins.get(name, {}).get("registry", {}).items()}
+
+
+def _certs(place: Layout) -> str:
+    """Where containerd finds hosts.toml files: its paths know nothing of a prefix."""
+    return "/" + str(place.hosts.parent.parent.relative_to(place.prefix))
 
 
 def _tells(text: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imgdist.installation import containerd, files, layout, systemd
+from imgdist.installation import clients, containerd, files, layout, systemd
 from imgdist.installation.files import Standing
 from imgdist.installation.layout import Layout
 
@@ -31,6 +31,7 @@ def install(place: Layout, major: int | None, *, dry_run: bool = False) -> Insta
     done = Installed()
     config = place.config()
     told = list(containerd.wanted(place, config, major)) if major is not None else []
+    mirrored = list(clients.wanted(place, config, with_containerd=major is not None))
     for path, text in _own(place):
         _put(path, text, done, dry_run=dry_run)
     if not dry_run and systemd.runs() and place.is_this_machine:
@@ -44,6 +45,17 @@ def install(place: Layout, major: int | None, *, dry_run: bool = False) -> Insta
             _put(path, text, done, dry_run=dry_run)
         else:
             _record(path, text, done, dry_run=dry_run)
+    for path, text in mirrored:
+        if path == place.registries:
+            _put(path, text, done, dry_run=dry_run)
+        else:
+            _record(path, text, done, dry_run=dry_run)
+    if str(place.docker) in done.written:
+        done.next.append("systemctl reload docker, for its registry mirror")
+    if major is not None and containerd.keeps_mirrors(place):
+        done.next.append(
+            f"{place.containerd} has registry.mirrors or registry.configs: until they are gone, CRI ignores hosts.toml"
+        )
     if major is None:
         done.next.append("containerd was not found: run imgdist install again when it is there")
     elif any(str(path) in done.written for path, _ in told):

@@ -51,6 +51,20 @@ class Layout:
         return self.containerd.parent / "conf.d/imgdist.toml"
 
     @property
+    def hosts(self) -> Path:
+        """What containerd reads of registries that have no file of their own (its documentation, "hosts.md")."""
+        return self.containerd.parent / "certs.d/_default/hosts.toml"
+
+    @property
+    def docker(self) -> Path:
+        return _below(self.prefix, "/etc/docker/daemon.json")
+
+    @property
+    def registries(self) -> Path:
+        """Of Podman, Buildah, Skopeo and CRI-O (containers-registries.conf.d(5))."""
+        return _below(self.prefix, "/etc/containers/registries.conf.d/50-imgdist.conf")
+
+    @property
     def is_this_machine(self) -> bool:
         """Whether the files are those that this machine's systemd reads."""
         return self.prefix == Path("/")

@@ -31,7 +31,7 @@ def with_keys(text: str, wanted: Mapping[str, Any], name: str) -> str:
         lines = _set(lines, path, keys)
     changed = "".join(lines)
     try:
-        done = tomllib.loads(changed) == _merged(before, wanted)
+        done = tomllib.loads(changed) == overlaid(before, wanted)
     except tomllib.TOMLDecodeError:
         done = False
     if not done:
@@ -118,10 +118,11 @@ def parsed(text: str, name: str) -> dict[str, Any]:
         raise UnsupportedError(f"{name}: expected TOML: {error}") from None
 
 
-def _merged(document: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def overlaid(document: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """`document` with the values of `wanted` in its nested tables."""
     merged = copy.deepcopy(dict(document))
     for key, value in wanted.items():
-        merged[key] = _merged(merged.get(key, {}), value) if isinstance(value, Mapping) else value
+        merged[key] = overlaid(merged.get(key, {}), value) if isinstance(value, Mapping) else value
     return merged
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from imgdist import kernel_state
 from imgdist.config import AgentConfig
 from imgdist.errors import ImgdistError
-from imgdist.installation import containerd, files, holder, purge, systemd
+from imgdist.installation import clients, containerd, files, holder, purge, systemd
 from imgdist.installation.files import Standing
 from imgdist.installation.layout import Layout
 
@@ -67,6 +67,7 @@ def uninstall(place: Layout, config: AgentConfig, *, purges: bool, dry_run: bool
     """Take off files, processes, mounts and, if it `purges`, ROOT. `depends` was asked before, and answered."""
     done = Removed()
     is_live = place.is_live(config)
+    _tell_clients(place, config, done, dry_run=dry_run)
     had_containerd = _tell_containerd(place, done, dry_run=dry_run)
     with ExitStack() as stack:
         if is_live and not dry_run:
@@ -87,6 +88,25 @@ def uninstall(place: Layout, config: AgentConfig, *, purges: bool, dry_run: bool
     return done
 
 
+def _tell_clients(place: Layout, config: AgentConfig, done: Removed, *, dry_run: bool) -> None:
+    """They go to the registries themselves again."""
+    for path, text in clients.removals(place, config):
+        done.removed.append(f"the mirror in {path}")
+        if path == place.docker:
+            done.next.append("systemctl reload docker, which goes on without its registry mirror")
+        if not dry_run:
+            _give_back(path, text)
+    _take_off(place.registries, done, dry_run=dry_run)
+
+
+def _give_back(path: Path, text: str) -> None:
+    """A file as it was; none if there was none."""
+    if text.strip() or path.is_symlink():
+        files.replace(path, text)
+    else:
+        files.remove(path)
+
+
 def _tell_containerd(place: Layout, done: Removed, *, dry_run: bool) -> bool:
     """Whether there was anything of ours in containerd's configuration."""
     before = containerd.removal(place)
@@ -94,10 +114,7 @@ def _tell_containerd(place: Layout, done: Removed, *, dry_run: bool) -> bool:
         path, text = before
         done.removed.append(f"entries in {path}")
         if not dry_run:
-            if text.strip() or path.is_symlink():
-                files.replace(path, text)
-            else:
-                files.remove(path)
+            _give_back(path, text)
     return _take_off(place.drop_in, done, dry_run=dry_run) or before is not None
 
 

@@ -67,7 +67,7 @@ def test_there_and_back(place: Layout, own: str | None, major: int) -> None:
 
 def test_a_dry_run_writes_nothing(place: Layout) -> None:
     before = everything(place)
-    assert len(install(place, 2, dry_run=True).written) == 4
+    assert len(install(place, 2, dry_run=True).written) == 5
     assert everything(place) == before
 
 
@@ -226,5 +226,5 @@ def test_an_image_is_put_together_without_touching_this_machine(
         monkeypatch.setattr(steps, name, lambda *_, **__: pytest.fail("this machine was touched"))
     install(place, 2)
     assert 'address = "/run/imgdist/snapshotter.sock"' in place.drop_in.read_text()
-    assert len(uninstall(place, place.config(), purges=True).removed) == 5
+    assert len(uninstall(place, place.config(), purges=True).removed) == 6
     assert not place.is_live(place.config()) and everything(place) == {}
