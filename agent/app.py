@@ -55,6 +55,7 @@ def main() -> int:
     """Serve until SIGTERM, or until the holder is gone."""
     config = msgspec.json.decode(sys.argv[1], type=AgentConfig)
     daemon.configure_logging(config.log_format)
+    daemon.forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     code = 0
     holder = holder_client.connect()
@@ -159,8 +160,6 @@ async def _serve_sockets(
         tasks.create_task(node.catalog.switch_forever())
         tasks.create_task(node.keeper.run())
         tasks.create_task(node.space.run())
-        tasks.create_task(node.withdrawal.run())
-        tasks.create_task(node.idle_prover.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
     stack.push_async_callback(_close, server)
     await asyncio.to_thread(lambda: api.application)  # it is loaded now (agent/main.py), while containerd is answered
@@ -195,8 +194,7 @@ async def _serve_mirror(
 
 def _api_node(node: LazyNode, snapshotter: Snapshotter) -> api.Node:
     draining = Draining(node.catalog, node.layers, (snapshotter, node.own_snapshots))
-    trust = api.Trust(node.prover, node.withdrawal, node.revocations)
-    return api.Node(node.catalog, node.images, node.mounts, draining, node.space, trust, node.swarm)
+    return api.Node(node.catalog, node.images, node.mounts, draining, node.space, node.prover, node.swarm)
 
 
 async def _recover(node: LazyNode | None, snapshotter: Snapshotter) -> None:

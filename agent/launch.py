@@ -21,6 +21,7 @@ from imgdist import __version__, command, daemon
 from imgdist.config import AgentConfig, toml_value
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import open_key
 from imgdist.wire.mesh import NAME_MAX
 
 SOCKET_PATH_MAX = 107
@@ -66,6 +67,7 @@ def checked_plan(config: AgentConfig, given: Given) -> dict[str, Any]:
     config = absolute(config)
     for url in config.supernode:
         _check_url(url)
+    open_key(config.access.key_file)
     if shares(config):
         _check_peer_addresses(config)
     if config.mirror_listen:
@@ -108,8 +110,11 @@ def absolute(config: AgentConfig) -> AgentConfig:
     """`config` with absolute paths and every default that depends on another key filled in."""
     run = os.path.abspath(config.run)
     socket = config.snapshotter_socket or os.path.join(run, "snapshotter.sock")
+    access = config.access
+    if access.key_file:
+        access = msgspec.structs.replace(access, key_file=os.path.abspath(access.key_file))
     return msgspec.structs.replace(
-        config, root=os.path.abspath(config.root), run=run, snapshotter_socket=os.path.abspath(socket)
+        config, access=access, root=os.path.abspath(config.root), run=run, snapshotter_socket=os.path.abspath(socket)
     )
 
 

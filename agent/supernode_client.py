@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 from msgspec import msgpack
 
+from agent.proof import proving
 from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.oci.reference import Reference, is_sha256
 from imgdist.pack.index import Index, IndexFollower
@@ -22,6 +23,7 @@ from imgdist.pack.kinds import Kind
 from imgdist.pack.records import offset_of
 from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.control import BlobStatus, Chain, Failure, LayerStatus, Resolution, ResolveRequest, Trace, error_of
 
 T = TypeVar("T")
@@ -51,8 +53,10 @@ class SupernodeClient:
     are kept; `close` them, or use `async with`.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
-        """`timeout_s` bounds the silence of the supernode within a call; resolving may ask a slow registry."""
+    def __init__(self, url: str, *, timeout_s: float = 30.0, key: ClusterKey | None = None) -> None:
+        """`timeout_s` bounds the silence of the supernode within a call; resolving may ask a slow registry. `key`
+        proves that a node asks."""
+        self._key = key
         self._address, self._timeout_s = Address.parse(url), timeout_s
         self.url = self._address.url
         self._base = "http://localhost" if self._address.path else self.url
@@ -69,6 +73,7 @@ class SupernodeClient:
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
+                middlewares=proving(self._key),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=self._timeout_s),
             )

@@ -21,6 +21,7 @@ from imgdist.pack.index import Index
 from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
 from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.control import Chain, Resolution, Trace
 from imgdist.wire.messages import Priority
 
@@ -140,15 +141,23 @@ class SupernodeChunks:
     """The chunk bodies of one supernode (a `ChunkSource`). Where they are served is asked once, and anew when nobody
     is there: a supernode may come back with another port.
 
-    `node`, which may be set later, is as ChunkClient's: where others reach this member of the swarm."""
+    `node`, which may be set later, is as ChunkClient's: where others reach this member of the swarm; `key`, too."""
 
     kind = "supernode"
 
-    def __init__(self, url: str, *, read_timeout_s: float = READ_TIMEOUT_S, node: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        node: str | None = None,
+        key: ClusterKey | None = None,
+    ) -> None:
         self.name = url
+        self._key = key
         self.node = node
         self._read_timeout_s = read_timeout_s
-        self._control = JsonApi(url, "the supernode", timeout_s=_LOCATE_TIMEOUT_S)
+        self._control = JsonApi(url, "the supernode", timeout_s=_LOCATE_TIMEOUT_S, key=key)
         self._lock = threading.Lock()
         self._client: ChunkClient | None = None
         self._locating: Future[ChunkClient] | None = None
@@ -188,7 +197,7 @@ class SupernodeChunks:
         if client is not None:
             client.probe(timeout_s)
         else:
-            JsonApi(self.name, "the supernode", timeout_s=timeout_s).get("/v1/chunks")
+            JsonApi(self.name, "the supernode", timeout_s=timeout_s, key=self._key).get("/v1/chunks")
 
     def renew(self) -> None:
         """As ChunkClient.renew, of what has been silent for longer than a live supernode is."""
@@ -230,7 +239,7 @@ class SupernodeChunks:
 
     def _locate(self, asking: Future[ChunkClient]) -> None:
         try:
-            client = ChunkClient(self._ask_where(), read_timeout_s=self._read_timeout_s)
+            client = ChunkClient(self._ask_where(), read_timeout_s=self._read_timeout_s, key=self._key)
         except BaseException as error:
             with self._lock:
                 self._locating = None

@@ -14,6 +14,7 @@ import msgspec
 
 from imgdist.errors import ProtocolError, TemporaryError
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import FIELD, ClusterKey, control
 from imgdist.wire.control import Failure, error_of
 from imgdist.wire.dialling import connect
 
@@ -39,7 +40,9 @@ class _TcpConnection(http.client.HTTPConnection):
 class JsonApi:
     """One daemon's JSON API at `url` ("http://host:port" or "unix:///path"). `who` names the daemon in errors."""
 
-    def __init__(self, url: str, who: str, timeout_s: float = 60.0) -> None:
+    def __init__(self, url: str, who: str, timeout_s: float = 60.0, key: ClusterKey | None = None) -> None:
+        """`key` proves to a supernode that a node asks."""
+        self._key = key
         self._address = Address.parse(url)
         self._url = url
         self._who = who
@@ -67,7 +70,10 @@ class JsonApi:
         connection = self._connect()
         try:
             body = None if document is None else json.dumps(document).encode()
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            headers = {"Content-Type": "application/json"} if body else {}
+            if self._key is not None:
+                headers[FIELD] = self._key.token(control(method, path))
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response.status, response.read()
         except TimeoutError:

@@ -47,6 +47,13 @@ def configure_logging(log_format: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
+def forbid_core_dumps() -> None:
+    """No core file of this process and its children: what clients showed registries is in their memory. 1 and not 0:
+    dumps that are piped to a program (core(5)) take no notice of the limit but for that value."""
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+
+
 def allow_open_files() -> None:
     """As many open files as this process and its children may have: each neighbour, each agent of a supernode has a
     connection, each layer of a node two files, and the usual limit is 1024."""

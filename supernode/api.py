@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from imgdist.oci.platform import Platform
 from imgdist.oci.reference import Reference, is_digest, parse
 from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.address import Address
-from imgdist.wire.control import Layer, Resolution, ResolveRequest, failure
+from imgdist.wire.clusterkey import ClusterKey
+from imgdist.wire.control import Layer, LayerStatus, Resolution, ResolveRequest, failure
 from imgdist.wire.tracker import PATH as TRACKER_PATH
 from supernode.access.access import Access
+from supernode.access.guard import guard
 from supernode.blobs import endpoint as blobs
 from supernode.blobs.source import Blobs
 from supernode.chains import Chains
@@ -40,6 +42,8 @@ log = logging.getLogger("imgdist.api")
 
 MSGPACK = "application/msgpack"
 
+_UNPROVEN = "this image's registry is still to show that it has the layer, which came from another one"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -51,7 +55,8 @@ class GcRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the API speaks for. `chunks` tells where chunk bodies are served, None while they are not."""
+    """What the API speaks for. `key` is the cluster's, None where the network knows its nodes; `chunks` tells where
+    chunk bodies are served, None while they are not."""
 
     root: Path
     resolver: Resolver
@@ -65,13 +70,14 @@ class Parts:
     space: SpaceKeeper
     prover: Prover
     access: Access
+    key: ClusterKey | None
     chunks: Callable[[], Address | None]
 
 
 def application(parts: Parts) -> web.Application:
     """The control API."""
     api = _Api(parts)
-    app = web.Application(middlewares=[_errors], client_max_size=TRACE_MAX)
+    app = web.Application(middlewares=[_errors, *guard(parts.key)], client_max_size=TRACE_MAX)
     app.add_routes(
         [
             *blobs.routes(parts.blobs, parts.access),
@@ -133,10 +139,12 @@ class _Api:
             Origin(image.reference.host, image.reference.repository, layer, diff_id)
             for layer, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True)
         ]
+        unproven = await self._unproven(origins)
+        origins = [origin for origin in origins if origin.layer.digest not in unproven]
         self._parts.fetcher.learn(origins)
         if asked.convert:
             self._parts.fetcher.start(origins)
-        return _json(await self._resolution(image, request))
+        return _json(await self._resolution(image, request, unproven))
 
     async def layer(self, request: web.Request) -> web.Response:
         """GET /v1/layers/DIGEST"""
@@ -157,7 +165,8 @@ class _Api:
         """GET /v1/chains/CHAIN_ID"""
         chain_id = request.match_info["chain_id"]
         chain = await self._parts.chains.find(chain_id)
-        if chain is None:
+        # Nothing tells which image a node has in hand: among tenants, only what everybody may read goes by chain ID.
+        if chain is None or (self._parts.key is not None and not await self._parts.access.is_public(chain.name)):
             raise NotFoundError(f"chain ID {chain_id}: no image with it was resolved here")
         return _json(chain)
 
@@ -237,11 +246,25 @@ class _Api:
             return web.Response(text="ok\n")
         return web.Response(status=503, text="chunk bodies are not served at the moment\n")
 
-    async def _resolution(self, image: Image, request: web.Request) -> Resolution:
+    async def _unproven(self, origins: Sequence[Origin]) -> set[str]:
+        """Digests of the layers that are here from another registry, and that this image's has not shown to have: where
+        the network is not the nodes' alone, an image may be made to get at somebody else's layers."""
+        if self._parts.key is None:
+            return set()
+        proven = self._parts.access.is_proven
+        return {
+            origin.layer.digest
+            for origin in origins
+            if not await proven(f"{origin.host}/{origin.repository}", origin.layer.digest, origin.layer.size)
+        }
+
+    async def _resolution(self, image: Image, request: web.Request, unproven: Collection[str] = ()) -> Resolution:
         manifest, config = image.manifest, image.config
         layers = []
         for layer, diff_id, chain_id in zip(manifest.layers, config.diff_ids, image.chain_ids, strict=True):
             status = self._parts.fetcher.status(layer.digest)
+            if layer.digest in unproven:
+                status = LayerStatus(layer.digest, "declined", reason=_UNPROVEN)
             if status.pack_id:
                 self._parts.store.used(status.pack_id)
             size = await asyncio.to_thread(self._image_bytes, status.pack_id) if status.pack_id else None

@@ -26,6 +26,7 @@ from imgdist.oci.settings import RegistrySettings
 from imgdist.pack.kinds import Kind
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import ClusterKey, open_key
 from supernode.access.access import Access
 from supernode.access.grants import Grants
 from supernode.access.provenance import Provenance
@@ -74,9 +75,12 @@ async def serve(config: SupernodeConfig) -> int:
     listen, chunks, metrics_listen = addresses(config)
     holder = holder_client.connect() if holder_client.under_holder() else None
     rootformat.check(Path(config.root))
+    key = open_key(config.access.key_file)
     fds = holder.fds if holder is not None else {}
     metrics = Metrics()
-    chunk_process = ChunkProcess(Path(config.root), chunks, metrics.sent, fds.get("socket:chunks"))
+    chunk_process = ChunkProcess(
+        Path(config.root), chunks, metrics.sent, fds.get("socket:chunks"), config.access.key_file
+    )
     try:
         with ExitStack() as held:
             async with asyncio.TaskGroup() as tasks:
@@ -91,7 +95,7 @@ async def serve(config: SupernodeConfig) -> int:
                 metrics_listener = held.enter_context(_listening(metrics_listen)) if metrics_listen else None
                 serving = serving or tasks.create_task(chunk_process.run())
                 try:
-                    return await _serve(config, root, listener, chunk_process, metrics, metrics_listener, holder)
+                    return await _serve(config, root, listener, chunk_process, metrics, metrics_listener, holder, key)
                 finally:
                     serving.cancel()
     except BaseExceptionGroup as group:
@@ -139,9 +143,11 @@ async def _serve(
     metrics: Metrics,
     metrics_listener: socket | None,
     holder: holder_client.Holder | None,
+    key: ClusterKey | None,
 ) -> int:
     told_to_stop = _signals()
     daemon.allow_open_files()
+    daemon.forbid_core_dumps()
     async with AsyncExitStack() as held:
         store = LocalStore(root)
         await asyncio.to_thread(store.recover)
@@ -224,6 +230,7 @@ async def _serve(
             space=space,
             prover=prover,
             access=access,
+            key=key,
             chunks=lambda: (advertised or chunk_process.address) if chunk_process.is_ready else None,
         )
         learning = Learning(resolver, fetcher.learn)

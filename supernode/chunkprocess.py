@@ -35,10 +35,17 @@ class ChunkProcess:
     """
 
     def __init__(
-        self, root: Path, address: Address, on_sent: Callable[[str, int], None], listener: int | None = None
+        self,
+        root: Path,
+        address: Address,
+        on_sent: Callable[[str, int], None],
+        listener: int | None = None,
+        key_file: str = "",
     ) -> None:
-        """`listener`: the descriptor of a socket that listens at `address` already."""
+        """`listener`: the descriptor of a socket that listens at `address` already; `key_file`: the cluster's key."""
         self._command = [sys.executable, "-m", "supernode.chunkserver", "--root", str(root), "--listen", str(address)]
+        if key_file:
+            self._command += ["--key-file", key_file]
         self._passed = () if listener is None else (listener,)
         if listener is not None:
             self._command += ["--listener", str(listener)]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from imgdist.errors import ImgdistError
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import ClusterKey, open_key
 from imgdist.wire.messages import Priority
 from imgdist.wire.server import ChunkServer
 from imgdist.wire.slots import BUSY_AFTER_S
@@ -52,14 +53,14 @@ class Uploads:
             print(json.dumps({"sent": sent}), flush=True)
 
 
-def serve(root: Path, address: Address, listens: int | None = None) -> None:
+def serve(root: Path, address: Address, listens: int | None = None, key: ClusterKey | None = None) -> None:
     """Serve the packs under `root` until SIGTERM or SIGINT. Raises ImgdistError if it cannot listen. `listens`: the
     descriptor of a socket that does so already, whose file is not ours to remove."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # before any thread: all inherit it, and sigtimedwait gets them
     listener = address.listen() if listens is None else socket.socket(fileno=listens)
     uploads = Uploads()
     store = LocalStore(root)
-    server = ChunkServer(store, [listener], uploads.add, busy_after_s=BUSY_AFTER_S, seeder=Seeding())
+    server = ChunkServer(store, [listener], uploads.add, busy_after_s=BUSY_AFTER_S, seeder=Seeding(), key=key)
     server.start()
     print(json.dumps({"address": _bound(address, listener).url}), flush=True)
     while signal.sigtimedwait(_SIGNALS, REPORT_S) is None:
@@ -76,11 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="supernode.chunkserver", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="the supernode's directory")
     parser.add_argument("--listen", required=True, help="HOST:PORT or unix:///PATH")
+    parser.add_argument("--key-file", default="", help="the cluster's key, without which nobody is served over TCP")
     parser.add_argument("--listener", type=int, help="number of an open socket that listens there")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        serve(parsed.root, Address.parse(parsed.listen), parsed.listener)
+        serve(parsed.root, Address.parse(parsed.listen), parsed.listener, open_key(parsed.key_file))
     except ImgdistError as error:
         print(f"chunk server: {error}", file=sys.stderr)
         return error.exit_code

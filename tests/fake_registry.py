@@ -164,13 +164,16 @@ def answer(status: int, part: str = "/v2/", body: bytes = b"", **headers: str) -
 async def serving(
     registry: RegistryT, address: str = "127.0.0.1", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[RegistryT]:
-    """The registry on a port of its own; `registry.host` is its "host:port"."""
+    """The registry on a port of its own; `registry.host` is its "host:port". One on ::1 is on 127.0.0.1 as well, which
+    may be all that localhost is."""
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", registry.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, address, 0, ssl_context=tls).start()
+        if ":" in address:
+            await web.TCPSite(runner, "127.0.0.1", runner.addresses[0][1], ssl_context=tls).start()
         registry.host = f"{f'[{address}]' if ':' in address else address}:{runner.addresses[0][1]}"
         yield registry
     finally:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from fake_registry import FakeRegistry
+from fake_registry import FakeRegistry, not_found
+
+CUT_LEAST = 100_000
+"""Bytes of what is cut."""
 
 
 @dataclass
 class PrivateRegistry(FakeRegistry):
     """Repositories are read by who has the password of a user that may: `users` is password and repositories by name,
     `public` what everybody reads. Tokens live for `token_s` seconds, addresses of storage for `url_s` (None: blobs come
-    from the registry itself). The next `busy` requests are answered 429."""
+    from the registry itself). The next `busy` requests are answered 429, the next `expired` addresses come too late,
+    the next `cuts` bodies of large blobs break off in the middle, half a second later."""
 
     users: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
     public: set[str] = field(default_factory=set)
     token_s: float = 60.0
     url_s: float | None = None
     busy: int = 0
+    expired: int = 0
+    cuts: int = 0
     scheme: str = "http"
     is_down: bool = False
+    name: str = ""
     tokens: dict[str, tuple[str, str, float]] = field(default_factory=dict)
     urls: dict[str, tuple[str, float]] = field(default_factory=dict)
     statuses: list[tuple[str, int]] = field(default_factory=list)
@@ -63,13 +71,16 @@ class PrivateRegistry(FakeRegistry):
         if request.path == "/token":
             return self._token(request)
         if request.path.startswith("/storage/"):
-            return self._stored(request)
+            return await self._stored(request)
         repository = request.path.removeprefix("/v2/").rsplit("/", 2)[0]
         if request.path != "/v2/" and not self._may_read(request.headers.get("Authorization", ""), repository):
             realm = f'Bearer realm="{self.scheme}://{self.host}/token",service="s",scope="repository:{repository}:pull"'
             return web.json_response({"errors": []}, status=401, headers={"WWW-Authenticate": realm})
         if "/blobs/" in request.path and self.url_s is not None:
             return self._elsewhere(request)
+        if "/blobs/" in request.path and request.method == "GET":
+            raw = self.blobs.get(request.path.rpartition("/")[2])
+            return not_found() if raw is None else await self._body(request, raw)
         if request.path.endswith("/tags/list"):
             return web.json_response({"name": repository, "tags": []})
         return await super().handle(request)
@@ -91,14 +102,30 @@ class PrivateRegistry(FakeRegistry):
     def _elsewhere(self, request: web.Request) -> web.Response:
         assert self.url_s is not None
         key = secrets.token_urlsafe(12)
-        self.urls[key] = (request.path.rpartition("/")[2], time.monotonic() + self.url_s)
+        self.expired -= (is_late := self.expired > 0)
+        self.urls[key] = (request.path.rpartition("/")[2], 0.0 if is_late else time.monotonic() + self.url_s)
         port = self.host.rpartition(":")[2]
         return web.Response(
             status=307, headers={"Location": f"{self.scheme}://localhost:{port}/storage/x?signature={key}"}
         )
 
-    def _stored(self, request: web.Request) -> web.Response:
+    async def _stored(self, request: web.Request) -> web.StreamResponse:
         digest, until = self.urls.get(request.query.get("signature", ""), ("", 0.0))
         if time.monotonic() >= until or "Authorization" in request.headers or request.method == "HEAD":
             return web.Response(status=403)
-        return self._blob(request, self.blobs[digest])
+        return await self._body(request, self.blobs[digest])
+
+    async def _body(self, request: web.Request, raw: bytes) -> web.StreamResponse:
+        whole = self._blob(request, raw)
+        if not self.cuts or not isinstance(whole.body, bytes) or len(whole.body) < CUT_LEAST:
+            return whole
+        self.cuts -= 1
+        half = whole.body[: len(whole.body) // 2]
+        headers = {"Content-Length": str(len(whole.body)), "Content-Range": whole.headers.get("Content-Range", "")}
+        response = web.StreamResponse(status=whole.status, headers=headers)
+        await response.prepare(request)
+        await response.write(half)
+        await asyncio.sleep(0.5)  # tokens and addresses expire meanwhile
+        assert request.transport is not None
+        request.transport.close()
+        return response

@@ -8,7 +8,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 from imgdist.errors import ProtocolError
-from imgdist.wire.mesh import Bye, FrameDecoder, Hello, Message, agreed_version, decode_upgrade, encode, upgrade_request
+from imgdist.wire.clusterkey import MESH, ClusterKey
+from imgdist.wire.mesh import (
+    Bye,
+    FrameDecoder,
+    Hello,
+    Message,
+    agreed_version,
+    answered_token,
+    decode_upgrade,
+    encode,
+    upgrade_request,
+)
 
 _log = logging.getLogger("imgdist.agent")
 
@@ -38,7 +49,8 @@ class Owner(Protocol):
 
 class Connection(asyncio.Protocol):
     """`opened_to` is "host:port" where we opened it, empty where the other side did; `pending` are bytes that were read
-    before. `fault` tells after the end what the other side did wrong."""
+    before. `fault` tells after the end what the other side did wrong. With `key`, whom we opened it to proves to have
+    it, too, before anything is told; who opened one to us has done so."""
 
     def __init__(
         self,
@@ -48,10 +60,13 @@ class Connection(asyncio.Protocol):
         *,
         opened_to: str = "",
         pending: bytes = b"",
+        key: ClusterKey | None = None,
     ) -> None:
         self._owner = owner
         self._mine = hello
         self._clock = clock
+        self._key = key if opened_to else None
+        self._token = ""
         self._pending = pending
         self._head = bytearray() if opened_to else None  # of the answer to our upgrade, while it is not whole
         self._decoder = FrameDecoder()
@@ -74,8 +89,10 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.remote_host = peer[0] if isinstance(peer, tuple) else ""
         if self.opened_to:
-            transport.write(upgrade_request(self.opened_to))
-        self.send(encode(self._mine))
+            self._token = self._key.token(MESH) if self._key is not None else ""
+            transport.write(upgrade_request(self.opened_to, self._token))
+        if self._key is None:
+            self.send(encode(self._mine))
         if self._pending:
             self.data_received(self._pending)
 
@@ -144,7 +161,11 @@ class Connection(asyncio.Protocol):
         end = decode_upgrade(self._head)
         if end is None:
             return b""
+        if self._key is not None and not self._key.accepts(f"{MESH} {self._token}", answered_token(self._head[:end])):
+            raise ProtocolError("expected a node of this cluster, which has its key (access.key_file)")
         rest, self._head = bytes(self._head[end:]), None
+        if self._key is not None:  # nothing is told before
+            self.send(encode(self._mine))
         return rest
 
     def _take(self, message: Message) -> None:

@@ -16,11 +16,13 @@ from typing import Protocol
 
 import aiohttp
 
+from agent.proof import proving
 from agent.supernode_client import watched_socket
 from agent.swarm.identity import Identity
 from agent.swarm.reports import Reports
 from imgdist.errors import ProtocolError
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.tracker import (
     MESSAGE_MAX,
     PATH,
@@ -31,8 +33,6 @@ from imgdist.wire.tracker import (
     Peer,
     Peers,
     Refused,
-    Revocation,
-    Revoked,
     Share,
     Welcome,
     decode_from_tracker,
@@ -67,9 +67,6 @@ class Swarm(Protocol):
     def learn(self, peers: Iterable[Peer]) -> None:
         """The tracker names members."""
 
-    def revoked(self, by: str, packs: Iterable[Revocation]) -> None:
-        """The supernode at `by` has revoked packs."""
-
     def advertise(self, address: str) -> None:
         """Where others reach this node ("": nowhere)."""
 
@@ -102,8 +99,15 @@ class _Ended(Exception):
 class Membership:
     """`urls` are the supernodes in order of preference. Its methods are called on the event loop."""
 
-    def __init__(self, me: Identity, urls: Sequence[str], chance: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        me: Identity,
+        urls: Sequence[str],
+        key: ClusterKey | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._me = me
+        self._key = key
         self._urls = urls
         self._chance = chance
         self._reports = Reports(chance)
@@ -127,7 +131,7 @@ class Membership:
     async def run(self, swarm: Swarm) -> None:
         """Be a member somewhere, until cancelled; then leave."""
         async with AsyncExitStack() as stack:
-            trackers = [await _tracker(url, stack) for url in self._urls]
+            trackers = [await _tracker(url, self._key, stack) for url in self._urls]
             failures, found = 0, await self._first(trackers)
             while True:
                 if found is not None:
@@ -185,8 +189,6 @@ class Membership:
                 swarm.advertise("" if told.reachable is False else told.address)
             elif isinstance(told, Peers):
                 swarm.learn(told.peers)
-            elif isinstance(told, Revoked):
-                swarm.revoked(tracker.url, told.packs)
             elif isinstance(told, Refused):
                 tracker.not_before = asyncio.get_running_loop().time() + REFUSED_S
                 log.error("the tracker of %s refuses this node: %s", tracker.url, told.reason)
@@ -219,12 +221,12 @@ class Membership:
         return Join(VERSION_MIN, VERSION_MAX, me.node, me.name, me.address, me.port, me.zone, shares)
 
 
-async def _tracker(url: str, stack: AsyncExitStack) -> _Tracker:
+async def _tracker(url: str, key: ClusterKey | None, stack: AsyncExitStack) -> _Tracker:
     address = Address.parse(url)
     connector = (
         aiohttp.UnixConnector(address.path) if address.path else aiohttp.TCPConnector(socket_factory=watched_socket)
     )
-    http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+    http = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, middlewares=proving(key)))
     return _Tracker(address.url, http, ("http://localhost" if address.path else address.url) + PATH)
 
 

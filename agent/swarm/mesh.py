@@ -28,6 +28,7 @@ from agent.swarm.quarantine import LIES_MAX
 from agent.swarm.talk import Exchange, Talk
 from agent.transfer.sources import ChunkSource
 from imgdist.wire import mesh as wire
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.mesh import VERSION, Hello, Message, Peers
 from imgdist.wire.tracker import Peer, Share
 
@@ -76,6 +77,7 @@ class Mesh:
         tracker: Tracker,
         *,
         limit: int,
+        key: ClusterKey | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -83,6 +85,7 @@ class Mesh:
         self._exchange = exchange
         self._tracker = tracker
         self._limit = limit
+        self._key = key
         self._clock = clock
         self._chance = chance
         self._hello = Hello(VERSION, VERSION, me.node, me.address, me.zone, me.name)
@@ -149,10 +152,6 @@ class Mesh:
             self._hello = msgspec.structs.replace(self._hello, address=address)
             for partner in self._company:
                 partner.send(self._hello)
-
-    def sharing(self, node: int) -> list[str]:
-        """The ids of neighbours that have, or take, chunks of this layer."""
-        return self._talk.sharing(node)
 
     def shares(self) -> list[Share]:
         """How far this node is in each swarm."""
@@ -234,7 +233,7 @@ class Mesh:
     # Within.
 
     def _connection(self, opened_to: str, pending: bytes) -> Connection:
-        return Connection(self, self._hello, self._clock, opened_to=opened_to, pending=pending)
+        return Connection(self, self._hello, self._clock, opened_to=opened_to, pending=pending, key=self._key)
 
     def _unanswered(self, peer: Peer) -> None:
         """A connection to it did not come about."""

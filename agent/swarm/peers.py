@@ -8,6 +8,7 @@ from agent.swarm.neighbours import SILENCE_S
 from agent.swarm.patience import Patience
 from imgdist.errors import UsageError
 from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers, Told
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.messages import Priority
 from imgdist.wire.tracker import peer_address
 
@@ -22,13 +23,20 @@ class PeerChunks:
 
     kind = "peer"
 
-    def __init__(self, address: str, patience: Patience | None = None, node: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self,
+        address: str,
+        patience: Patience | None = None,
+        node: Callable[[], str] = lambda: "",
+        key: ClusterKey | None = None,
+    ) -> None:
         self._patience = patience or Patience()
         self._node = node
         self._client = ChunkClient(
             peer_address(address),
             connect_timeout_s=CONNECT_TIMEOUT_S,
             read_timeout_s=self._patience.seconds,
+            key=key,
         )
         self.name = str(self._client.address)
 
@@ -88,12 +96,17 @@ class PeerChunks:
 
 
 def reach(
-    address: str, *, allow_plain: bool, patience: Patience | None = None, node: Callable[[], str] = lambda: ""
+    address: str,
+    *,
+    allow_plain: bool,
+    patience: Patience | None = None,
+    node: Callable[[], str] = lambda: "",
+    key: ClusterKey | None = None,
 ) -> PeerChunks | None:
     """The agent at an address that somebody named; None if that is no address, or one that must not be spoken to
     without TLS."""
     try:
-        peer = PeerChunks(address, patience, node)
+        peer = PeerChunks(address, patience, node, key)
     except UsageError:
         return None
     return peer if allow_plain or peer_address(address).is_local else None

@@ -25,11 +25,12 @@ from agent.transfer.transfers import Transfers
 from imgdist.config import AgentConfig
 from imgdist.wire import mesh as wire
 from imgdist.wire import tracker
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.messages import Priority
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.server import ChunkServer
 from imgdist.wire.slots import BUSY_AFTER_S
-from imgdist.wire.tracker import Peer, Revocation, Share
+from imgdist.wire.tracker import Peer, Share
 
 _STOP_S = 1.0
 
@@ -46,19 +47,16 @@ class Station:
         supernodes: Sequence[SupernodeChunks],
         connect: Callable[[str], ChunkSource | None],
         tasks: asyncio.TaskGroup,
+        key: ClusterKey | None = None,
         registry: CollectorRegistry = REGISTRY,
-        *,
-        revoked: Callable[[str, Iterable[Revocation]], None] = lambda by, packs: None,
     ) -> None:
-        """`revoked(by, packs)`: the supernode at `by` has revoked packs."""
         me = identity(Path(config.root), config.zone, config.peer_advertise, listener)
         self.node = me.node
         self._transfers = transfers
         self._supernodes = supernodes
         self._tasks = tasks
-        self._revoked = revoked
-        self._membership = Membership(me, config.supernode)
-        self._mesh = Mesh(me, transfers, connect, self._membership, limit=config.swarm.neighbours)
+        self._membership = Membership(me, config.supernode, key)
+        self._mesh = Mesh(me, transfers, connect, self._membership, limit=config.swarm.neighbours, key=key)
         self._presence = Presence(self._mesh, tasks)
         self._shelf = Shelf(self._presence.find, transfers.expects)
         hello = tracker.encode(tracker.Hello(me.node, wire.VERSION, wire.VERSION))
@@ -72,6 +70,7 @@ class Station:
             up_limit=RateLimit(limit) if limit else None,
             busy_after_s=BUSY_AFTER_S,
             seeder=Relay(),
+            key=key,
         )
         transfers.listen(self._shelf.arrived)
         transfers.listen(self._mesh.here)
@@ -98,10 +97,6 @@ class Station:
         self._presence.hide(store)
         self._shelf.forget(store.node)
 
-    def sharing(self, store: LayerStore) -> list[str]:
-        """The ids of neighbours that have, or take, chunks of the layer, too."""
-        return self._mesh.sharing(store.node)
-
     def served_at(self, node: int) -> float | None:
         """When another agent last asked for chunks of a layer (seconds of the monotonic clock)."""
         return self._shelf.served_at(node)
@@ -121,10 +116,6 @@ class Station:
     def lacks(self) -> bool:
         """As membership.Swarm."""
         return self._mesh.lacks
-
-    def revoked(self, by: str, packs: Iterable[Revocation]) -> None:
-        """As membership.Swarm."""
-        self._revoked(by, packs)
 
     def shares(self) -> list[Share]:
         """As membership.Swarm."""

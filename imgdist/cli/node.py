@@ -26,6 +26,14 @@ def agent_api(run: str, timeout_s: float = 600.0) -> Any:
         raise ImgdistError(f"--run {run}: {error}") from None
 
 
+def supernode_api(url: str, timeout_s: float) -> Any:
+    """The JSON API of a supernode. In a cluster with a key, IMGDIST_KEY_FILE names its file."""
+    from imgdist.api import JsonApi
+    from imgdist.wire.clusterkey import open_key
+
+    return JsonApi(url, "the supernode", timeout_s, open_key(os.environ.get("IMGDIST_KEY_FILE", "")))
+
+
 def _show(document: Any, as_json: bool, columns: tuple[str, ...], title: str) -> int:
     if as_json:
         click.echo(json.dumps(document, indent=2))
@@ -79,11 +87,7 @@ def status(as_json: bool, run: str) -> int:
 def images(as_json: bool, run: str) -> int:
     """Images this node has seen since its agent was set up, and how long ago their registry confirmed their tags."""
     columns = ("reference", "manifest_digest", "size_bytes", "present_bytes", "complete", "sources", "age_s")
-    document = agent_api(run).get("/v1/images")
-    for image in document:
-        for pack in image["revoked"]:
-            click.echo(f"{image['reference']}: pack {pack} is revoked; `imgdist layers` says why", err=True)
-    return _show(document, as_json, columns, "images")
+    return _show(agent_api(run).get("/v1/images"), as_json, columns, "images")
 
 
 @click.command()
@@ -92,12 +96,7 @@ def images(as_json: bool, run: str) -> int:
 def layers(as_json: bool, run: str) -> int:
     """Layers of this node: state, how much is here, where it came from."""
     columns = ("digest", "state", "size_bytes", "present_bytes", "sources")
-    document = agent_api(run).get("/v1/layers")
-    for layer in document:
-        if layer.get("revoked"):
-            users = ", ".join(layer["used_by"]) or "nothing"
-            click.echo(f"pack {layer['pack_id']} is revoked, {users} runs on it: {layer['revoked']}", err=True)
-    return _show(document, as_json, columns, "layers")
+    return _show(agent_api(run).get("/v1/layers"), as_json, columns, "layers")
 
 
 @click.command()

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from imgdist.cli.node import RUN, agent_api
+from imgdist.cli.node import RUN, agent_api, supernode_api
 from imgdist.errors import ImgdistError
 
 POLL_S = 0.2
@@ -34,9 +34,7 @@ def native_platform() -> str:
 @RUN
 def preheat(refs: tuple[str, ...], url: str | None, platform: str | None, wait: bool, run: str) -> int:
     """Have images fetched and converted before anyone asks for them."""
-    from imgdist.api import JsonApi
-
-    supernode = JsonApi(url or _supernode_of(run), "the supernode", timeout_s=120.0)
+    supernode = supernode_api(url or _supernode_of(run), timeout_s=120.0)
     for ref in refs:
         request = {"reference": ref, "platform": platform or native_platform(), "convert": True}
         image = supernode.post("/v1/resolve", request)

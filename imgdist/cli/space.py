@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from imgdist.cli.node import JSON, RUN, agent_api
+from imgdist.cli.node import JSON, RUN, agent_api, supernode_api
 from imgdist.errors import UsageError
 
 
@@ -41,9 +41,7 @@ def _report(dry_run: bool, frames: bool, supernode: str | None, run: str) -> Any
         return agent_api(run).post("/v1/gc", {"dry_run": dry_run, "frames": frames})
     if frames:
         raise UsageError("--frames: a supernode keeps none; leave --frames or --supernode out")
-    from imgdist.api import JsonApi
-
-    return JsonApi(supernode, "the supernode", 600.0).post("/v1/gc", {"dry_run": dry_run})
+    return supernode_api(supernode, 600.0).post("/v1/gc", {"dry_run": dry_run})
 
 
 COMMANDS: tuple[click.Command, ...] = (gc,)

@@ -124,9 +124,9 @@ class Authorizer:
             self._headers[repository] = (value, expires)
             return value
 
-    def is_shown(self, repository: str, header: str) -> bool:
-        """Whether a header is a client's."""
-        return self._seen.find(self._name(repository)) == header
+    def is_ours(self, repository: str, header: str) -> bool:
+        """Whether a header is our own and should still be good: the registry's no to it is its last word."""
+        return self._own(repository) == header
 
     def _own(self, repository: str) -> str | None:
         value, expires = self._headers.get(repository, (None, 0.0))

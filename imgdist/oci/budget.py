@@ -6,7 +6,7 @@ hundred layers would find out for itself, and be refused again for the others' r
 
 from __future__ import annotations
 
-SLOW_S, SLOWEST_S = 0.1, 2.0
+SLOW_S, SLOWEST_S = 0.1, 1.0
 """Between two requests after a 429, and at most; doubled by each further one, halved by each good answer (guesses)."""
 FREE_S = 0.01
 """Below this the pace is no limit any more."""
@@ -21,6 +21,7 @@ class Budget:
         self._gap_s = 1 / per_s if per_s else 0.0
         self._pace_s = 0.0
         self._next_at = 0.0
+        self._paused_until = 0.0
 
     def take(self, now: float) -> float:
         """Seconds that a request has to wait; it has its place from now on."""
@@ -30,8 +31,10 @@ class Budget:
 
     def refused(self, now: float, pause_s: float | None) -> None:
         """The registry answered 429, and asked for such a pause."""
-        self._pace_s = min(SLOWEST_S, max(SLOW_S, 2 * self._pace_s))
-        self._next_at = max(self._next_at, now + (PAUSE_S if pause_s is None else pause_s))
+        if now >= self._paused_until:  # what was on its way together is refused together, and teaches once
+            self._pace_s = min(SLOWEST_S, max(SLOW_S, 2 * self._pace_s))
+        self._paused_until = max(self._paused_until, now + (PAUSE_S if pause_s is None else pause_s))
+        self._next_at = max(self._next_at, self._paused_until)
 
     def answered(self) -> None:
         """The registry answered as it should."""

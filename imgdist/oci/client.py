@@ -56,8 +56,8 @@ _ONCE = Retry(attempts=1, connect_attempts=1, busy_attempts=1, retry_after_max_s
 """For mirrors: the next one is asked at once, and the registry itself in the end."""
 _EXPIRED = (400, 401, 403, 410)
 """What object stores answer to a presigned URL whose time is over."""
-AUTH_ATTEMPTS = HEADERS_MAX + 1
-"""Clients' tokens that are refused, then one of our own."""
+AUTH_ATTEMPTS = HEADERS_MAX + 2
+"""Clients' tokens that are refused, then one of our own, and another if that expired while the registry was busy."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -411,7 +411,7 @@ class RegistryClient:
             header = await authorizer.renew(name, challenges, header)
             self._transport.retried("unauthorized")
             response = await self._transport.open(method, url, _with(headers, header), retry=retry, follow=follow)
-            if not authorizer.is_shown(name, header):
+            if authorizer.is_ours(name, header):
                 break
         return response
 

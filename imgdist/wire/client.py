@@ -16,6 +16,7 @@ from imgdist.errors import (
     UnreachableError,
 )
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.connection import Connection
 from imgdist.wire.messages import FRAME_SIZE, Priority, decode_frame
 from imgdist.wire.requests import HELLO, encode_any, encode_request
@@ -62,6 +63,7 @@ class ChunkClient:
     Priorities never share a connection: a fill's bytes in a socket buffer would make demand wait.
     `node`, which may be set later: where others reach this member of the swarm (host:port), "" if nobody does; None: it
     is no member, and is made to wait rather than sent elsewhere. `read_timeout_s`, too: it is of requests that begin.
+    `key` proves that a node asks.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class ChunkClient:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
         node: str | None = None,
+        key: ClusterKey | None = None,
     ) -> None:
         self.address = address
         self.node = node
+        self._key = key
         self._connect_timeout_s = connect_timeout_s
         self.read_timeout_s = read_timeout_s
         self._lock = threading.Lock()
@@ -99,7 +103,7 @@ class ChunkClient:
         is not there yet), RedirectedError, TemporaryError (refused, time-out, cut, busy: `retry_after_s`) and
         ProtocolError. Chunks handed to `on_chunk` before an error count.
         """
-        request = encode_request(name, numbers, priority, node=self.node, wait_s=wait_s)
+        request = encode_request(name, numbers, priority, node=self.node, wait_s=wait_s, token=self._token(name))
 
         def read(connection: Connection, head: ResponseHead) -> None:
             self._read_chunks(connection, head, numbers, on_chunk)
@@ -118,7 +122,7 @@ class ChunkClient:
     ) -> None:
         """As `fetch`, of up to `count` chunks (at most ANY_MAX) that the server chooses among the set `lacks`, which is
         not empty (bit i: chunk i). `on_numbers` is told its choice first."""
-        request = encode_any(name, lacks, count, priority, node=self.node)
+        request = encode_any(name, lacks, count, priority, node=self.node, token=self._token(name))
 
         def read(connection: Connection, head: ResponseHead) -> None:
             chosen = head.chunks
@@ -163,6 +167,9 @@ class ChunkClient:
                 connection.abort()
         for connection in idle:
             connection.close()
+
+    def _token(self, name: str) -> str:
+        return self._key.token(name) if self._key is not None else ""
 
     def _exchange(
         self,
@@ -229,6 +236,8 @@ class ChunkClient:
             return NotFoundError(f"{self.address}: pack {name}: {text}")
         if head.status == 307 and head.addresses:
             return RedirectedError(f"{self.address}: busy; others have it: {', '.join(head.addresses)}", head.addresses)
+        if head.status == 403:
+            return TemporaryError(f"{self.address}: refuses this node: {text}; is access.key_file the same there?")
         if head.status in (429, 500, 502, 503, 504):
             return TemporaryError(f"{self.address}: status {head.status}: {text}", head.retry_after_s)
         return ProtocolError(f"{self.address}: expected status 200, got {head.status}: {text}")

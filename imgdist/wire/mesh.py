@@ -11,6 +11,7 @@ Nothing here does I/O. Decoders raise ProtocolError and nothing else; what they 
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from array import array
@@ -34,6 +35,7 @@ NAME_MAX = 255
 
 _HEAD_MAX = 4096
 _LENGTH = struct.Struct("<I")
+_TOKEN = re.compile(rb"\r\nimgdist-token: ([!-~]{1,100})\r\n", re.IGNORECASE)
 _SWITCHING = b"HTTP/1.1 101 "
 
 Node = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
@@ -205,9 +207,11 @@ class FrameDecoder:
         return end if end <= len(self._buffer) else None
 
 
-def upgrade_request(host: str) -> bytes:
-    """What the opener of a connection sends to `host` ("name:port") first."""
+def upgrade_request(host: str, token: str = "") -> bytes:
+    """What the opener of a connection sends to `host` ("name:port") first; `token` proves that it is a node."""
     lines = ["GET /v1/mesh HTTP/1.1", f"Host: {host}", "Connection: Upgrade", "Upgrade: imgdist-mesh"]
+    if token:
+        lines.append(f"Imgdist-Token: {token}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
@@ -217,6 +221,12 @@ def decode_upgrade(data: bytes | bytearray) -> int | None:
     if not _SWITCHING.startswith(data[: len(_SWITCHING)]) or (end < 0 and len(data) > _HEAD_MAX):
         raise ProtocolError(f"mesh: expected an upgrade of the connection, got {bytes(data[:80])!r}")
     return end + 4 if end >= 0 else None
+
+
+def answered_token(head: bytes | bytearray) -> str:
+    """By what the other side's answer proves that it is a node, "" for nothing."""
+    match = _TOKEN.search(head)
+    return match[1].decode("ascii") if match else ""
 
 
 def agreed_version(mine: Hello, other: Hello) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imgdist.errors import ProtocolError
 from imgdist.wire.messages import HEAD_MAX, Priority, parse_address, parse_fields
@@ -20,7 +20,7 @@ _CHUNKS = re.compile(
     rb"(?:([0-9,-]{1,800})(?:\?p=(demand|trace|fill)(?:&w=([0-9]{1,4}))?)?|any\?p=(trace|fill)&n=([1-8]))"
 )
 _PRIORITIES = {priority.value.encode(): priority for priority in Priority}
-_ONCE = (b"content-length", b"transfer-encoding", b"imgdist-lacks", b"imgdist-node")
+_ONCE = (b"content-length", b"transfer-encoding", b"imgdist-lacks", b"imgdist-node", b"imgdist-token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class ChunkRequest:
 
     `node` is where others reach the member of the swarm that asks, "" if nobody does; None: it is no member. `wait_s`:
     it was sent elsewhere once and is not again; so long it may take until chunks are there that are on their way to the
-    server.
+    server. `token` proves that a node asks (imgdist.wire.clusterkey), "" if it has none.
     """
 
     name: str
@@ -38,6 +38,7 @@ class ChunkRequest:
     keep_alive: bool = True
     node: str | None = None
     wait_s: float = 0.0
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class AnyRequest:
     priority: Priority
     keep_alive: bool = True
     node: str | None = None
+    token: str = ""
 
     @property
     def lacks(self) -> int:
@@ -70,6 +72,7 @@ class MeshRequest:
     """The connection is to speak another protocol from here on; `leftover` is what came of it already."""
 
     leftover: bytes = b""
+    token: str = ""
 
 
 HELLO = b"GET /v1/hello HTTP/1.1\r\nHost: imgdist\r\nConnection: close\r\n\r\n"
@@ -86,23 +89,32 @@ def encode_request(
     host: str = "imgdist",
     node: str | None = None,
     wait_s: float = 0.0,
+    token: str = "",
 ) -> bytes:
     """The bytes of a `ChunkRequest`; `wait_s` is below 10 and sent as whole milliseconds."""
     wait = f"&w={round(wait_s * 1000)}" if wait_s else ""
-    return _encode(f"/v1/chunks/{name}/{format_numbers(numbers)}?p={priority.value}{wait}", host, node)
+    return _encode(f"/v1/chunks/{name}/{format_numbers(numbers)}?p={priority.value}{wait}", host, node, token)
 
 
 def encode_any(
-    name: str, lacks: int, count: int, priority: Priority, host: str = "imgdist", node: str | None = None
+    name: str,
+    lacks: int,
+    count: int,
+    priority: Priority,
+    host: str = "imgdist",
+    node: str | None = None,
+    token: str = "",
 ) -> bytes:
     """The bytes of an `AnyRequest`; of a `lacks` that spans more than a bitmap, the first part (`format_lacks`)."""
     target = f"/v1/chunks/{name}/any?p={priority.value}&n={count}"
-    return _encode(target, host, node, f"Imgdist-Lacks: {format_lacks(lacks)}\r\n")
+    return _encode(target, host, node, token, f"Imgdist-Lacks: {format_lacks(lacks)}\r\n")
 
 
-def _encode(target: str, host: str, node: str | None, fields: str = "") -> bytes:
+def _encode(target: str, host: str, node: str | None, token: str, fields: str = "") -> bytes:
     if node is not None:
         fields += f"Imgdist-Node: {node}\r\n"
+    if token:
+        fields += f"Imgdist-Token: {token}\r\n"
     return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode("ascii")
 
 
@@ -123,7 +135,7 @@ class RequestDecoder:
             request = _parse(bytes(self._buffer[:end]))
             del self._buffer[: end + 4]
             if isinstance(request, MeshRequest):
-                requests.append(MeshRequest(bytes(self._buffer)))
+                requests.append(replace(request, leftover=bytes(self._buffer)))
                 self._buffer.clear()
                 return requests
             requests.append(request)
@@ -148,7 +160,7 @@ def _parse(head: bytes) -> Request:
     if words[1] == b"/v1/mesh":
         if fields.get(b"upgrade", b"").lower() != b"imgdist-mesh":
             raise ProtocolError("request: /v1/mesh expects Upgrade: imgdist-mesh")
-        return MeshRequest()
+        return MeshRequest(token=_parse_token(fields))
     return _parse_chunks(words[1], fields, keep_alive)
 
 
@@ -156,14 +168,18 @@ def _parse_chunks(target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -
     match = _CHUNKS.fullmatch(target)
     if match is None:
         raise ProtocolError(f"request: expected /v1/chunks/<name>/<numbers>?p=demand|trace|fill, got {target[:120]!r}")
-    name, node = match[1].decode(), _parse_node(fields.get(b"imgdist-node"))
+    name, node, token = match[1].decode(), _parse_node(fields.get(b"imgdist-node")), _parse_token(fields)
     if match[2] is None:
         missing = fields.get(b"imgdist-lacks", b"")
         parse_lacks(missing)
-        return AnyRequest(name, missing, int(match[6]), _PRIORITIES[match[5]], keep_alive, node)
+        return AnyRequest(name, missing, int(match[6]), _PRIORITIES[match[5]], keep_alive, node, token)
     priority = _PRIORITIES[match[3]] if match[3] else Priority.DEMAND
     wait_s = int(match[4] or 0) / 1000
-    return ChunkRequest(name, parse_numbers(match[2].decode()), priority, keep_alive, node, wait_s)
+    return ChunkRequest(name, parse_numbers(match[2].decode()), priority, keep_alive, node, wait_s, token)
+
+
+def _parse_token(fields: dict[bytes, bytes]) -> str:
+    return fields.get(b"imgdist-token", b"").decode("latin-1")
 
 
 def _parse_node(value: bytes | None) -> str | None:

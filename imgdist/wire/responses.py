@@ -11,12 +11,13 @@ from imgdist.wire.messages import ADDRESSES_MAX, HEAD_MAX, WIRE_VERSION, parse_a
 from imgdist.wire.numbers import format_numbers, parse_numbers
 
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: imgdist-mesh\r\n\r\n"
-"""The answer to a MeshRequest."""
+"""The answer to a MeshRequest that showed no token."""
 
 _REASONS = {
     200: "OK",
     307: "Temporary Redirect",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     503: "Service Unavailable",
 }
@@ -39,6 +40,11 @@ class ResponseHead:
     have: tuple[int, ...] = ()
     chunks: tuple[int, ...] = ()
     addresses: tuple[str, ...] = ()
+
+
+def switching(token: str) -> bytes:
+    """The answer to a MeshRequest; `token` proves that a node answers, "" where nobody wants to know."""
+    return SWITCHING[:-2] + f"Imgdist-Token: {token}\r\n\r\n".encode("ascii") if token else SWITCHING
 
 
 def encode_head(

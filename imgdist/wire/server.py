@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Mapping
 
 from imgdist.errors import ImgdistError
+from imgdist.wire.clusterkey import MESH, ClusterKey
 from imgdist.wire.messages import Priority
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.requests import HelloRequest, MeshRequest
-from imgdist.wire.responses import SWITCHING, encode_head
+from imgdist.wire.responses import encode_head, switching
 from imgdist.wire.serving import ChunkShelf, Seeder, Serving
 from imgdist.wire.session import Session, set_timeouts
 from imgdist.wire.slots import SLOTS, Slots
@@ -55,6 +56,7 @@ class ChunkServer:
     busy_after_s: a member of the swarm (`ChunkRequest.node`) is sent elsewhere when all slots are taken and what waits
     would take longer; None: everybody may wait.
     seeder: chooses chunks for those who leave that to the server, and knows whom to send them to.
+    key: only nodes that have it are served over TCP (403); None: everybody.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class ChunkServer:
         up_limit: RateLimit | None = None,
         busy_after_s: float | None = None,
         seeder: Seeder | None = None,
+        key: ClusterKey | None = None,
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._on_mesh = on_mesh
         self._hello = hello
+        self._key = key
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._sessions: dict[int, Session] = {}
@@ -189,7 +193,7 @@ class ChunkServer:
                 sock.close()
                 return
         host = None if sock.family == socket.AF_UNIX else peer[0]
-        session = Session.accepted(sock, host, time.monotonic())
+        session = Session.accepted(sock, host, time.monotonic(), self._key)
         with self._lock:
             self._sessions[session.fd] = session
         self._poll.register(session.fd, select.EPOLLIN | select.EPOLLONESHOT)
@@ -238,7 +242,7 @@ class ChunkServer:
                 sent = session.say(encode_head(200, len(body), keep_alive=request.keep_alive) + body)
                 alive = sent and request.keep_alive
             case MeshRequest() if self._on_mesh is not None:
-                self._hand_over(session, request.leftover, self._on_mesh)
+                self._hand_over(session, request, self._on_mesh)
                 return False
             case _:
                 alive = session.refuse(404, "nothing of that kind is here")
@@ -246,17 +250,20 @@ class ChunkServer:
             self.close(session)
         return alive
 
-    def _hand_over(self, session: Session, leftover: bytes, on_mesh: OnMesh) -> None:
+    def _hand_over(self, session: Session, request: MeshRequest, on_mesh: OnMesh) -> None:
         with self._lock:
             self._sessions.pop(session.fd, None)
         with contextlib.suppress(OSError):
             self._poll.unregister(session.fd)
-        if not session.say(SWITCHING):  # whoever did not read what it asked for before does not get to hold us up
+        token = session.key.token(f"{MESH} {request.token}") if session.key is not None else ""
+        if not session.say(
+            switching(token)
+        ):  # whoever did not read what it asked for before does not get to hold us up
             session.socket.close()
             return
         try:
             set_timeouts(session.socket, 0, 0)
-            on_mesh(session.socket, leftover)
+            on_mesh(session.socket, request.leftover)
         except (OSError, ImgdistError) as error:
             _log.info("%s: no mesh connection: %s", session.peer or "a unix socket", error)
             session.socket.close()

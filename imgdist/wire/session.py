@@ -13,10 +13,19 @@ from imgdist.errors import ProtocolError, UsageError
 from imgdist.wire.address import Address
 from imgdist.wire.answer import Answer
 from imgdist.wire.arrivals import Arrivals
+from imgdist.wire.clusterkey import MESH, ClusterKey
 from imgdist.wire.load import Ticket
 from imgdist.wire.messages import Priority
 from imgdist.wire.precedence import Distances, Outstanding
-from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest, Request, RequestDecoder
+from imgdist.wire.requests import (
+    AnyRequest,
+    BodyRequest,
+    ChunkRequest,
+    HelloRequest,
+    MeshRequest,
+    Request,
+    RequestDecoder,
+)
 from imgdist.wire.responses import encode_head
 from imgdist.wire.tracker import peer_address
 
@@ -45,6 +54,7 @@ class Session:
         "decoder",
         "fd",
         "idle_since",
+        "key",
         "outstanding",
         "parked_until",
         "peer",
@@ -54,8 +64,10 @@ class Session:
         "unpaced",
     )
 
-    def __init__(self, sock: socket.socket, peer: str | None, now: float) -> None:
+    def __init__(self, sock: socket.socket, peer: str | None, now: float, key: ClusterKey | None = None) -> None:
+        """`key`: without a token of it nothing is answered but a hello."""
         self.socket = sock
+        self.key = key
         self.peer = peer
         self.fd = sock.fileno()
         self.decoder = RequestDecoder()
@@ -70,15 +82,16 @@ class Session:
         self._told = ("", "")
 
     @classmethod
-    def accepted(cls, sock: socket.socket, host: str | None, now: float) -> Session:
-        """The session of a socket that was just accepted; `host` is None for unix sockets."""
+    def accepted(cls, sock: socket.socket, host: str | None, now: float, key: ClusterKey | None = None) -> Session:
+        """The session of a socket that was just accepted; `host` is None for unix sockets, which are root's alone:
+        nobody needs `key` there."""
         sock.setblocking(True)
         set_timeouts(sock, STAY_S, TURN_S)
         if host is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(VANISHED_S * 1000))
-        return cls(sock, host, now)
+        return cls(sock, host, now, key if host is not None else None)
 
     @property
     def request(self) -> BodyRequest | None:
@@ -102,10 +115,14 @@ class Session:
     def take_in(self, data: bytes) -> bool:
         """Take in what came; False if that was the end."""
         try:
-            self.pending.extend(map(self._located, self.decoder.feed(data)))
+            requests = self.decoder.feed(data)
         except ProtocolError as error:
             self.refuse(400, str(error))
             return False
+        if self.key is not None and not all(_is_a_nodes(request, self.key) for request in requests):
+            self.refuse(403, "expected a token of this cluster's key (access.key_file)")
+            return False
+        self.pending.extend(map(self._located, requests))
         return bool(data)
 
     def _located(self, request: Request) -> Request:
@@ -131,7 +148,7 @@ class Session:
         """Send a short answer; False if that failed. Never blocks."""
         body = (reason + "\n").encode("utf-8", "replace")[:1024]
         head = encode_head(
-            status, len(body), keep_alive=status != 400, retry_after_s=retry_after_s, addresses=addresses
+            status, len(body), keep_alive=status not in (400, 403), retry_after_s=retry_after_s, addresses=addresses
         )
         return self.say(head + body)
 
@@ -141,6 +158,14 @@ class Session:
             return self.socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(data)
         except OSError:
             return False
+
+
+def _is_a_nodes(request: Request, key: ClusterKey) -> bool:
+    """Whether whoever asks is a node. Who is here is told to everybody: a tracker looks whether others reach us."""
+    if isinstance(request, HelloRequest):
+        return True
+    what = MESH if isinstance(request, MeshRequest) else request.name
+    return key.accepts(what, request.token)
 
 
 def _told_of(node: str, peer: str | None) -> str:

@@ -93,13 +93,12 @@ class Access:
         delivered `size` bytes, which begins now."""
         if await self._provenance.has(name, digest):
             return True
-        hosts = await self._provenance.hosts(digest)
-        host = name.partition("/")[0]
-        if host not in hosts and (hosts or await self._holds(digest)):
-            self._proofs.begin(Reference(host, name.partition("/")[2], digest=digest), size)
+        host, _, repository = name.partition("/")
+        if not await self._is_from(host, digest):
+            self._proofs.begin(Reference(host, repository, digest=digest), size)
             return False
-        # The registry has it, or nobody: then it is read from this one, and what it says is what it shows.
-        return not hosts or await self._claimed(name, f"blobs/{digest}", None)
+        # It has delivered it, for another repository perhaps; or nobody has: then it will be read from there.
+        return not await self._provenance.hosts(digest) or await self._claimed(name, f"blobs/{digest}", None)
 
     # May this client read this repository?
 
@@ -171,8 +170,7 @@ class Access:
         if not await self._claimed(name, reference, authorization):
             return Verdict(404, reason=f"{name}: {reference} is not there")
         host, _, repository = name.partition("/")
-        hosts = await self._provenance.hosts(digest)
-        if host in hosts or not (hosts or await self._holds(digest)):
+        if await self._is_from(host, digest):
             return Verdict()
         where = Reference(host, repository, digest=digest)
         if kind == "manifests":
@@ -180,6 +178,16 @@ class Access:
             return Verdict()
         self._proofs.begin(where, None)
         return Verdict(404, reason=f"{name}: {reference} came from another registry; this one is asked for it first")
+
+    async def _is_from(self, host: str, digest: str) -> bool:
+        """Whether what is here under a digest, or on its way, came from that registry; or nothing is here."""
+        delivered = await self._provenance.hosts(digest)
+        if host in delivered:
+            return True
+        readers = self._provenance.readers(digest) - self._proofs.hosts(digest)
+        if delivered or readers - {host}:
+            return False
+        return bool(readers) or not await self._holds(digest)
 
     async def _claimed(self, name: str, reference: str, authorization: str | None) -> bool:
         if (name, reference) in self._claims:

@@ -33,6 +33,10 @@ class Proofs:
             self._waiting.setdefault((blob.host, blob.digest), (blob, size))
             self._changed.set()
 
+    def hosts(self, digest: str) -> set[str]:
+        """Registries that are still to show that they have it."""
+        return {host for host, waiting in self._waiting if waiting == digest}
+
     async def run(self) -> None:
         """Work until cancelled."""
         while True:

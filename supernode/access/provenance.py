@@ -63,8 +63,12 @@ class Provenance:
         return True
 
     async def hosts(self, digest: str) -> set[str]:
-        """Registries that have delivered it, or are doing so."""
-        return {_host(name) for name in await self._known(digest)} | {h for h, d in self._reading if d == digest}
+        """Registries that have delivered it."""
+        return {_host(name) for name in await self._known(digest)}
+
+    def readers(self, digest: str) -> set[str]:
+        """Registries that it is being read from."""
+        return {host for host, read in self._reading if read == digest}
 
     async def run(self) -> None:
         """Write down what is delivered, until cancelled."""

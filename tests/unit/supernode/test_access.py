@@ -10,19 +10,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 from fake_registry import FakeRegistry, serving
 from private_registry import PrivateRegistry
 
+from agent.proof import proving
 from imgdist.config import RegistryConfig
 from imgdist.oci import transport
 from imgdist.oci.manifest import Descriptor
 from imgdist.oci.patterns import Patterns
 from imgdist.oci.seen import SeenCredentials
 from imgdist.oci.settings import RegistrySettings
+from imgdist.wire.clusterkey import FIELD, ClusterKey, control
 from supernode.access.access import Access
 from supernode.access.grants import Grants
+from supernode.access.guard import guard
 from supernode.access.provenance import Provenance
 from supernode.database import Database
 from supernode.metrics import Metrics
@@ -179,8 +183,12 @@ async def test_a_registry_that_says_it_has_it_must_show_it(site: Site) -> None:
 
 async def test_a_blob_on_its_way_from_one_registry_is_not_anothers(site: Site) -> None:
     with site.provenance.reading(f"{site.registry.host}/{A}", "sha256:" + "1" * 64):
-        assert await site.provenance.hosts("sha256:" + "1" * 64) == {site.registry.host}
-    assert await site.provenance.hosts("sha256:" + "1" * 64) == set()
+        assert site.provenance.readers("sha256:" + "1" * 64) == {site.registry.host}
+        site.here.add("sha256:" + "1" * 64)
+        assert not await site.access.is_proven(f"{site.lying.host}/evil/x", "sha256:" + "1" * 64, 1)
+        assert await site.access.is_proven(f"{site.registry.host}/{A}", "sha256:" + "1" * 64, 1)
+    assert not site.provenance.readers("sha256:" + "1" * 64)
+    assert not await site.access.is_proven(f"{site.registry.host}/{A}", "sha256:" + "1" * 64, 1)
 
 
 async def test_what_was_delivered_is_known_after_a_restart(tmp_path: Path) -> None:
@@ -249,3 +257,44 @@ def test_secrets_are_gone_when_they_expire() -> None:
     now[0] = 1600
     seen.sweep()
     assert not seen._headers
+
+
+async def test_the_control_api_is_for_nodes_where_there_is_a_key(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("0123456789abcdef" * 2)
+    (tmp_path / "key").chmod(0o600)
+    key = ClusterKey(str(tmp_path / "key"))
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application(middlewares=guard(key))
+    app.router.add_route("*", "/{tail:.*}", answer)
+    assert guard(None) == ()
+    async with AsyncExitStack() as stack:
+        runner = web.AppRunner(app)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.UnixSite(runner, str(tmp_path / "s")).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        node = await stack.enter_async_context(aiohttp.ClientSession(url, middlewares=proving(key)))
+        tenant = await stack.enter_async_context(aiohttp.ClientSession(url))
+        root = await stack.enter_async_context(
+            aiohttp.ClientSession("http://x", connector=aiohttp.UnixConnector(str(tmp_path / "s")))
+        )
+
+        async def seen(http: aiohttp.ClientSession, path: str, **headers: str) -> str:
+            try:
+                async with http.get(path, headers=headers) as response:
+                    return str(response.status)
+            except aiohttp.ClientError:
+                return "cut"
+
+        path = "/v1/layers/sha256:ab%2Fc/index?from=3&x=%20"
+        assert await seen(node, path) == "200" and await seen(root, path) == "200"
+        assert await seen(tenant, path) == "500"  # a DeniedError, which the API's own middleware makes a 403
+        stolen = key.token(control("GET", "/v1/status"))
+        assert await seen(tenant, "/v1/status", **{FIELD: stolen}) == "200"
+        assert await seen(tenant, path, **{FIELD: stolen}) == "500"
+        for public in ("/v2/a/manifests/1", "/healthz", "/readyz", "/metrics"):
+            assert await seen(tenant, public) == "200"

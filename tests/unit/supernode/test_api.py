@@ -139,6 +139,7 @@ class World:
                 store, metrics, every_s=0, revoked=self._revoked, again=lambda digests: None, prove=self._prove
             ),
             access=Access(registries, Grants(60, 600), Provenance(database), Patterns((), "shared"), self._holds),
+            key=None,
             chunks=lambda: self.chunks,
         )
         self.verdict = Verdict("proven")

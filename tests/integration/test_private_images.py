@@ -1,0 +1,267 @@
+"""Images of tenants on a real cluster: registries that make it hard, and nobody who gets what is another's."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import random
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import pytest
+from aiohttp import web
+from certificates import Certificates
+from fake_registry import serving, tar_gz
+from parts import require
+from private_registry import PrivateRegistry
+
+from imgdist.demo import leftovers
+from imgdist.demo.agent import Agent, Supernode
+from imgdist.demo.ports import free_port
+from imgdist.errors import ImgdistError
+from imgdist.wire.address import Address
+from imgdist.wire.client import ChunkClient
+from imgdist.wire.clusterkey import FIELD, ClusterKey, control
+from imgdist.wire.mesh import upgrade_request
+from imgdist.wire.messages import Priority
+
+T = TypeVar("T")
+CONTENT = random.Random(7).randbytes(6_000_000)
+A, B = "a/private", "b/own"
+LAZY = ("fill.mode=none", "trace.enabled=false")
+
+
+class Background:
+    """An event loop in a thread, for registries that real processes talk to."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._stack = AsyncExitStack()
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def serve(self, registry: PrivateRegistry, address: str = "127.0.0.1", tls: Any = None) -> PrivateRegistry:
+        return self.run(self._stack.enter_async_context(serving(registry, address, tls)))
+
+    def proxy(self, target: str) -> str:
+        """A forward proxy that takes every host for `target`; "host:port"."""
+        return self.run(self._proxy(target))
+
+    async def _proxy(self, target: str) -> str:
+        session = await self._stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+
+        async def forward(request: web.Request) -> web.StreamResponse:
+            headers = {k: v for k, v in request.headers.items() if k in ("Authorization", "Range", "Accept")}
+            url = f"http://{target}{request.rel_url.raw_path_qs}"
+            async with session.request(request.method, url, headers=headers, allow_redirects=False) as answer:
+                kept = ("Location", "WWW-Authenticate", "Content-Range", "Docker-Content-Digest", "Content-Type")
+                told = {k: v for k, v in answer.headers.items() if k in kept}
+                response = web.StreamResponse(status=answer.status, headers=told)
+                response.content_length = answer.content_length
+                await response.prepare(request)
+                try:
+                    async for piece in answer.content.iter_any():
+                        await response.write(piece)
+                except aiohttp.ClientPayloadError:
+                    assert request.transport is not None
+                    request.transport.close()
+                return response
+
+        runner = web.AppRunner(_absolute(forward))
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return f"127.0.0.1:{runner.addresses[0][1]}"
+
+    def close(self) -> None:
+        self.run(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _absolute(handler: Any) -> web.Application:
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", handler)
+    return app
+
+
+class Cluster:
+    """Three registries, a supernode and two nodes that share a key, and what a tenant finds out there."""
+
+    def __init__(self, directory: Path, parts: ExitStack) -> None:
+        self.directory = directory
+        background = Background()
+        parts.callback(background.close)
+        certificates = Certificates(directory)
+        users = {"a": ("password-of-a-7Qx", {A}), "b": ("password-of-b-9Zk", {B})}
+        self.hard = PrivateRegistry(users=users, token_s=1.0, url_s=0.4, expired=2, cuts=4, busy=4, scheme="https")
+        background.serve(self.hard, "::1", certificates.server())
+        self.poor = background.serve(PrivateRegistry(users=users, cuts=2, ranges=False))
+        self.poor.name = f"registry.invalid:{self.poor.host.rpartition(':')[2]}"
+        self.lying = background.serve(PrivateRegistry(public={"evil/x"}))
+        self.key = directory / "key"
+        self.key.write_text(os.urandom(32).hex())
+        self.key.chmod(0o600)
+        self.config = directory / "supernode.toml"
+        self.config.write_text(self._toml(certificates, background.proxy(self.poor.host)))
+        self.supernode = parts.enter_context(
+            Supernode(directory / "s", f"127.0.0.1:{free_port()}", flags=["--config", str(self.config)])
+        )
+        self.nodes = [
+            parts.enter_context(
+                Agent(directory / name, [self.supernode.url], settings=(*LAZY, f"access.key_file={self.key}"))
+            )
+            for name in ("n1", "n2")
+        ]
+
+    def _toml(self, certificates: Certificates, proxy: str) -> str:
+        login = self.directory / "secret" / "config.json"
+        login.parent.mkdir()
+        a = {"auth": self.hard.basic("a").split()[1]}
+        login.write_text(json.dumps({"auths": {self.hard.host: a, self.poor.name: a}}))
+        return "\n".join(
+            [
+                "[registry]",
+                f'docker_config = "{login}"',
+                f'ca = "{certificates.ca}"',
+                f'[registry.hosts."{self.poor.name}"]',
+                "plain_http = true",
+                f'proxy = "http://{proxy}"',
+                f'[registry.hosts."{self.lying.host}"]',
+                "plain_http = true",
+                "[access]",
+                f'key_file = "{self.key}"',
+            ]
+        )
+
+    def images(self) -> dict[str, PrivateRegistry]:
+        layer = tar_gz({"big": CONTENT})
+        found = {}
+        for registry, name in ((self.hard, self.hard.host), (self.poor, self.poor.name)):
+            registry.add_image([layer], "1", repository=A)
+            found[f"{name}/{A}:1"] = registry
+            layer = tar_gz({"big": CONTENT, "other": b"x"})
+        return found
+
+    def reasons(self) -> set[str]:
+        """Why something was asked of a registry again, by the supernode's figures."""
+        lines = self._get("/metrics")[1].decode().splitlines()
+        return {line.split('reason="')[1].split('"')[0] for line in lines if "registry_retries_total{" in line}
+
+    def _get(self, path: str, token: str = "") -> tuple[int, bytes]:
+        host, port = self.supernode.url.removeprefix("http://").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        try:
+            connection.request("GET", path, headers={FIELD: token} if token else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read(10_000_000)
+        finally:
+            connection.close()
+
+    def as_node(self, path: str) -> Any:
+        status, raw = self._get(path, ClusterKey(str(self.key)).token(control("GET", path)))
+        assert status == 200, raw
+        return json.loads(raw)
+
+    def as_tenant(self, path: str) -> int:
+        return self._get(path)[0]
+
+    def found(self, words: set[str]) -> list[str]:
+        """Where any of these stands: on disk below the cluster's directories, logs, arguments and environments."""
+        wanted = [word.encode() for word in words]
+        files = [path for path in self.directory.rglob("*") if path.is_file() and "secret" not in path.parts]
+        pids = [pid for place in ("s", "n1", "n2") for pid in leftovers.processes_with(str(self.directory / place))]
+        assert pids
+        files += [Path(f"/proc/{pid}/{what}") for pid in pids for what in ("cmdline", "environ")]
+        return [str(path) for path in files if any(word in path.read_bytes() for word in wanted)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    require(os.geteuid() == 0 and Path("/dev/fuse").exists(), "root and FUSE")
+    with ExitStack() as parts:
+        yield Cluster(tmp_path_factory.mktemp("c"), parts)
+
+
+def test_private_images_start_lazily_whatever_their_registries_do(cluster: Cluster) -> None:
+    for number, reference in enumerate(cluster.images()):
+        for node in cluster.nodes:
+            place = node.directory / f"m{number}"
+            node.mount(reference, place)
+            try:
+                assert (place / "big").read_bytes() == CONTENT
+            finally:
+                node.umount(place)
+    assert cluster.reasons() >= {"busy", "cut", "expired_url", "unauthorized", "no_range"}
+    assert not cluster.hard.busy and not cluster.hard.cuts and not cluster.hard.expired
+    states = {layer["state"] for node in cluster.nodes for layer in node.layers()}
+    assert "plain" not in states and "failed" not in states, states
+
+
+def test_a_tenant_on_the_network_gets_nothing(cluster: Cluster) -> None:
+    """After what the test before has brought here."""
+    layer = cluster.nodes[0].layers()[0]
+    digest, pack = layer["digest"], layer["pack_id"]
+    assert [node.get("/v1/status")["swarm"]["neighbours"] for node in cluster.nodes] == [1, 1]
+    name = f"sha256-{digest.removeprefix('sha256:')}-v0"
+    chain = f"/v1/chains/{layer['diff_id']}"
+    for path in (f"/v1/layers/{digest}", f"/v1/layers/{digest}/index", chain, "/v1/status", "/v1/chunks"):
+        assert cluster.as_tenant(path) == 403, path
+    assert cluster.as_tenant("/v1/tracker") == 403
+    assert cluster.as_tenant("/healthz") == 200
+    where = [cluster.as_node("/v1/chunks")["chunks"]]
+    where += [f"http://{node.get('/v1/status')['swarm']['address']}" for node in cluster.nodes]
+    other = cluster.directory / "other-key"
+    other.write_text("z" * 64)
+    other.chmod(0o600)
+    for address in map(Address.parse, where):
+        for key in (None, ClusterKey(str(other))):
+            client = ChunkClient(address, key=key)
+            try:
+                for what in (pack, name):
+                    with pytest.raises(ImgdistError, match="refuses this node"):
+                        client.fetch(what, [0], Priority.DEMAND, lambda *_: pytest.fail("a chunk came"))
+            finally:
+                client.close()
+    peer = Address.parse(where[1])
+    connection = http.client.HTTPConnection(peer.host, peer.port, timeout=5)
+    connection.connect()
+    assert connection.sock is not None
+    connection.sock.sendall(upgrade_request("x:1"))
+    assert connection.sock.recv(100).startswith(b"HTTP/1.1 403")
+    connection.close()
+    received: list[int] = []
+    client = ChunkClient(peer, key=ClusterKey(str(cluster.key)))
+    client.fetch(pack, [0], Priority.DEMAND, lambda number, *_: received.append(number))
+    client.close()
+    assert received == [0]
+
+
+def test_an_image_that_names_anothers_layer_is_left_to_containerd(cluster: Cluster) -> None:
+    """A registry of a tenant's own, which says that it has the layer and does not."""
+    layer = cluster.nodes[0].layers()[0]
+    stolen = cluster.hard.blobs[layer["digest"]]
+    cluster.lying.add_image([stolen], "1", repository="evil/x", diff_ids=[layer["diff_id"]])
+    cluster.lying.blobs[layer["digest"]] = b"\0" * len(stolen)
+    for node in cluster.nodes:
+        with pytest.raises(ImgdistError, match="is still to show that it has the layer"):
+            node.mount(f"{cluster.lying.host}/evil/x:1", node.directory / "stolen")
+
+
+def test_no_secret_is_left_anywhere(cluster: Cluster) -> None:
+    """The last one: of everything that the others did."""
+    secrets = cluster.hard.secrets | cluster.poor.secrets | {cluster.key.read_text()}
+    assert len(secrets) > 5
+    assert cluster.found({str(cluster.directory / "s")}), "the look finds what is there"
+    assert [place for place in cluster.found(secrets) if place != str(cluster.key)] == []
