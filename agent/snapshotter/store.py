@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import sqlite3
@@ -42,6 +43,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
+        _set_orphans_aside(root)
         self.directories = Directories(root / "snapshots")
         self._ballast = root / "ballast"
         self.metadata = _opened(root / "snapshots.db", self._ballast)
@@ -142,6 +144,16 @@ class Store:
             return None  # the root of every layer image is 0:0
         status = os.stat(self.directories.place(parent.id).upper)
         return status.st_uid, status.st_gid
+
+
+def _set_orphans_aside(root: Path) -> None:
+    """Snapshots whose database is gone hold what containers wrote, which may run on: nothing of theirs is removed."""
+    snapshots, database = root / "snapshots", root / "snapshots.db"
+    if database.exists() or not snapshots.is_dir() or not any(snapshots.iterdir()):
+        return
+    aside = next(path for number in itertools.count(1) if not (path := root / f"snapshots.{number}.bad").exists())
+    snapshots.rename(aside)
+    log.error("%s is gone: the directories of its snapshots are kept in %s, for people to remove", database, aside)
 
 
 def _opened(path: Path, ballast: Path) -> Metadata:

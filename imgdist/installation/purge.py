@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ _DATABASES = {f"{name}{part}" for name in ("snapshots.db", "agent.db", "agent.db
 _DIRECTORIES = {"packs", "l", "snapshots", "mounts", "images", "supernode"}
 _OWN = _DIRECTORIES | _DATABASES | {"ballast", "format", "format.new", "node-id", _LOCK}
 """Everything that an agent makes in its ROOT (docs/design.md, "Agent's disk"); nothing else is touched."""
+_ORPHANS = re.compile(r"snapshots\.\d+\.bad")
 
 _DIVIDED = ("packs", "l", "snapshots", "mounts/snapshots")
 """Directories whose entries are in use one by one."""
@@ -60,7 +62,9 @@ def delete(root: str, *, dry_run: bool = False) -> list[Left]:
         return []
     for entry in sorted(os.listdir(top), key=lambda entry: (entry == _LOCK, entry)):  # until then no agent begins
         path = os.path.join(top, entry)
-        if entry not in _OWN:
+        if _ORPHANS.fullmatch(entry):
+            left.append(Left(path, "what containers wrote before snapshots.db was lost"))
+        elif entry not in _OWN:
             left.append(Left(path, "imgdist did not make it"))
         elif not dry_run:
             _remove(path, used)

@@ -72,3 +72,11 @@ def test_a_root_that_is_a_file_system_of_its_own_is_emptied(tmp_path: Path) -> N
         assert (left.path, os.listdir(root)) == (str(root), []) and "mounted" in left.reason
     finally:
         subprocess.run(["umount", root], check=True)
+
+
+def test_what_containers_wrote_is_named_and_stays(root: Path) -> None:
+    (root / "snapshots.1.bad").mkdir()
+    assert [(left.path, left.reason) for left in purge.delete(str(root))] == [
+        (str(root / "snapshots.1.bad"), "what containers wrote before snapshots.db was lost")
+    ]
+    assert (root / "snapshots.1.bad").is_dir()

@@ -1,4 +1,4 @@
-"""snapshots.db on a disk that is full."""
+"""snapshots.db on a disk that is full, and lost."""
 
 from __future__ import annotations
 
@@ -57,3 +57,19 @@ def test_no_room_for_the_ballast_is_no_reason_not_to_start(small_disk: Path, cap
     store = Store(small_disk)
     store.close()
     assert not (small_disk / "ballast").exists() and "no room" in caplog.text
+
+
+def test_what_containers_wrote_outlives_the_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = Store(tmp_path)
+    upper = first.directories.place(first.create(Kind.ACTIVE, "one", "", {}).id).upper
+    Path(upper, "written").write_text("by a container")
+    first.close()
+    for lost in tmp_path.glob("snapshots.db*"):
+        lost.unlink()
+    Store(tmp_path).close()
+    kept = upper.replace("/snapshots/", "/snapshots.1.bad/")
+    assert Path(kept, "written").read_text() == "by a container"
+    assert f"kept in {tmp_path}/snapshots.1.bad" in caplog.text
+    caplog.clear()
+    Store(tmp_path).close()
+    assert not caplog.text
