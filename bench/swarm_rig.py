@@ -154,10 +154,12 @@ class Rig:
         return (self._star.datacenter, *self._star.nodes)
 
     @contextmanager
-    def agents(self, spokes: Sequence[Spoke], settings: Sequence[str] = ()) -> Iterator[list[Node]]:
-        """A fresh agent in each of these namespaces, all started, and stopped, at once."""
+    def agents(
+        self, spokes: Sequence[Spoke], settings: Sequence[str] = (), mirror_listen: str = ""
+    ) -> Iterator[list[Node]]:
+        """A fresh agent in each of these namespaces, all started, and stopped, at once; `mirror_listen` as Agent's."""
         settings = ["stop_timeout_s=0", *settings]
-        agents = [self._agent(spoke, settings) for spoke in spokes]
+        agents = [self._agent(spoke, settings, mirror_listen) for spoke in spokes]
         with ThreadPoolExecutor(len(agents)) as pool:
             try:
                 for agent in agents:
@@ -167,13 +169,14 @@ class Rig:
                 with shielded():
                     list(pool.map(Agent.stop, agents))
 
-    def _agent(self, spoke: Spoke, settings: Sequence[str]) -> Agent:
+    def _agent(self, spoke: Spoke, settings: Sequence[str], mirror_listen: str) -> Agent:
         self._agents += 1
         return Agent(
             self.directory / f"a{self._agents}",
             [self.supernode.url],
             inside=spoke.inside,
             peer_listen=f"{spoke.address}:{PEER_PORT}",
+            mirror_listen=mirror_listen,
             settings=settings,
         )
 

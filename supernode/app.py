@@ -257,7 +257,7 @@ async def _serve(
                 if metrics_listener is not None:
                     await _answer(metrics_application(parts), metrics_listener, servers)
                 servers.callback(tracker.close)
-                stopped_by = await _until(told_to_stop, holder, fetcher)
+                stopped_by = await _until(told_to_stop, holder, fetcher, blobs)
             for task in work:
                 task.cancel()
         return stopped_by
@@ -285,9 +285,11 @@ def _tell(told: asyncio.Future[int], number: int) -> None:
         told.set_result(number)
 
 
-async def _until(told_to_stop: asyncio.Future[int], holder: holder_client.Holder | None, fetcher: Fetcher) -> int:
+async def _until(
+    told_to_stop: asyncio.Future[int], holder: holder_client.Holder | None, fetcher: Fetcher, blobs: Blobs
+) -> int:
     """Say that we serve; return the signal that ends it. A holder that goes away is as good as one, and so is one that
-    asks us to make room, once no layer is being converted."""
+    asks us to make room, once no layer is being converted and no blob fetched."""
     if holder is None:
         daemon.announce_ready()
         return await told_to_stop
@@ -306,6 +308,7 @@ async def _until(told_to_stop: asyncio.Future[int], holder: holder_client.Holder
             async with asyncio.timeout(PATIENCE_S):
                 while jobs := list(fetcher.jobs.values()):
                     await jobs[0].over.wait()
+                await blobs.settled()
         _tell(told_to_stop, signal.SIGTERM)
 
     loop.add_reader(holder.fileno(), heard)

@@ -50,10 +50,8 @@ class Blobs:
         transfers.listen(self._here)
 
     async def size(self, blob: Reference, *, authorization: str | None = None) -> int:
-        """As BlobSource's."""
-        taking = self._takings.get(_checked(blob))
-        if taking is not None and taking.size is not None and taking.error is None:
-            return taking.size
+        """As BlobSource's; always asked of a supernode, which asks whether who shows `authorization` may have it."""
+        _checked(blob)
         return await self._supernodes.blob_size(blob, authorization)
 
     async def open(self, blob: Reference, *, authorization: str | None = None, size: int | None = None) -> NodeBlob:

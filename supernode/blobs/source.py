@@ -70,6 +70,11 @@ class Blobs:
         """Digests of the blobs on their way."""
         return self._downloads.keys()
 
+    async def settled(self) -> None:
+        """Until none is on its way."""
+        while self._downloads:
+            await next(iter(self._downloads.values())).over.wait()
+
     def learn(self, descriptors: Iterable[Descriptor]) -> None:
         """What a manifest says of the sizes of its blobs: it spares the registry a question each."""
         for descriptor in descriptors:
@@ -162,7 +167,12 @@ class Blobs:
         if self._tasks is None or len(self._downloads) >= DOWNLOADS_MAX:
             raise TemporaryError(f"blob {blob.digest}: too much is on its way already; come back", BUSY_S)
         download = _Download(blob, size if size is not None else self._sizes.get(blob.digest))
-        self._tasks.create_task(self._run(download))
+        running = self._run(download)
+        try:
+            self._tasks.create_task(running)
+        except RuntimeError:  # the group is closed
+            running.close()
+            raise TemporaryError(f"blob {blob.digest}: the supernode stops") from None
         self._downloads[blob.digest] = download
         return download
 

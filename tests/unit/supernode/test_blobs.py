@@ -221,6 +221,18 @@ async def test_what_only_a_conversion_read_goes_first(site: Site) -> None:
     assert site.reads == 2
 
 
+async def test_a_conversion_and_a_pull_read_the_registry_once_together(site: Site) -> None:
+    layer = site.blob(BLOB)
+
+    async def convert() -> bytes:
+        return b"".join([piece async for piece in site.blobs.read(layer, len(BLOB))])
+
+    assert await asyncio.gather(convert(), site.whole(layer), site.index(layer), convert())
+    await site.blobs.settled()
+    assert site.reads == 1
+    assert site.store.last_use(site.store.find(layer.digest or "", Kind.RAW) or "") > 0, "somebody wants it"
+
+
 async def test_the_chunks_of_a_pack_are_its_blob(site: Site) -> None:
     blob = site.blob(BLOB)
     index = Index.load(await site.index(blob))
