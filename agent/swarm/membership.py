@@ -103,8 +103,8 @@ class Membership:
         self,
         me: Identity,
         urls: Sequence[str],
-        key: ClusterKey | None = None,
         chance: Callable[[], float] = random.random,
+        key: ClusterKey | None = None,
     ) -> None:
         self._me = me
         self._key = key

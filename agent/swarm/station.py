@@ -55,7 +55,7 @@ class Station:
         self._transfers = transfers
         self._supernodes = supernodes
         self._tasks = tasks
-        self._membership = Membership(me, config.supernode, key)
+        self._membership = Membership(me, config.supernode, key=key)
         self._mesh = Mesh(me, transfers, connect, self._membership, limit=config.swarm.neighbours, key=key)
         self._presence = Presence(self._mesh, tasks)
         self._shelf = Shelf(self._presence.find, transfers.expects)
