@@ -33,6 +33,9 @@ log = logging.getLogger("imgdist.agent")
 
 SMALL_BYTES = 4 << 20
 """Layers below this are fetched whole and mounted locally: no view, no switch; most layers of most images."""
+COMING_BYTES = 16 << 20
+"""Of small layers that are fetched whole at once. Those beyond are shown by the view: else an image of 128 small layers
+would come whole before it starts."""
 
 _LAST_SWITCH_S = 2.0  # what a drain grants the switches that it has begun; each takes 13-52 ms unless a reader waits
 
@@ -70,6 +73,7 @@ class Catalog:
         self._layers: dict[str, Layer] = {}
         self._leaving: dict[str, Layer] = {}
         self._stranded: list[Layer] = []
+        self._coming_bytes = 0
         self._switching = Switching(mounter, transfers, self.all, idle_s=switch_idle_s)
 
     def all(self) -> list[Layer]:
@@ -222,7 +226,7 @@ class Catalog:
                 raise _gone(layer.pack_id)
             store = layer.store
             await self._prove(store)
-            if store.index.image_size < SMALL_BYTES and not store.is_complete:
+            if not store.is_complete and self._comes_whole(store):
                 await self._fetch_whole(store)
             if store.is_complete:
                 await asyncio.to_thread(store.complete)
@@ -264,12 +268,20 @@ class Catalog:
                 del self._leaving[layer.pack_id]
             return True
 
+    def _comes_whole(self, store: LayerStore) -> bool:
+        size = store.index.image_size
+        return size < SMALL_BYTES and self._coming_bytes + size <= COMING_BYTES
+
     async def _fetch_whole(self, store: LayerStore) -> None:
-        await asyncio.to_thread(self._transfers.add, store)
+        self._coming_bytes += store.index.image_size
         try:
-            await asyncio.wrap_future(self._transfers.fetch_now(store, store.missing_chunks()))
+            await asyncio.to_thread(self._transfers.add, store)
+            try:
+                await asyncio.wrap_future(self._transfers.fetch_now(store, store.missing_chunks()))
+            finally:
+                await asyncio.to_thread(self._transfers.remove, store.node)
         finally:
-            await asyncio.to_thread(self._transfers.remove, store.node)
+            self._coming_bytes -= store.index.image_size
 
     async def _mount_shown(self, layer: Layer) -> None:
         store = layer.store

@@ -80,7 +80,11 @@ class KnownImages:
         self._packs[layer_digest] = pack_id
         for image in self.all():
             if any(layer.digest == layer_digest and layer.pack_id != pack_id for layer in image.layers):
-                self.add(msgspec.structs.replace(image, layers=tuple(map(self._without_pack, image.layers))))
+                layers = tuple(
+                    msgspec.structs.replace(layer, pack_id=pack_id) if layer.digest == layer_digest else layer
+                    for layer in image.layers
+                )
+                self._write(msgspec.structs.replace(image, layers=layers))
 
     def forget_without(self, pack_ids: Collection[str], spared: Collection[str] = ()) -> None:
         """Forget the images none of whose packs is among `pack_ids`, those on this node; never one without packs, nor
@@ -107,9 +111,6 @@ class KnownImages:
     def with_pack(self, pack_id: str) -> list[KnownImage]:
         """Images that have a layer of this pack."""
         return [image for image in self.all() if any(layer.pack_id == pack_id for layer in image.layers)]
-
-    def _without_pack(self, layer: KnownLayer) -> KnownLayer:
-        return msgspec.structs.replace(layer, pack_id=None)
 
     def _write(self, image: KnownImage) -> None:
         path = self._path(image)

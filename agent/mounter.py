@@ -62,7 +62,7 @@ class Mounter:
 
     def directory(self, store: LayerStore) -> str:
         """Where the layer is mounted, or will be."""
-        return str(self._mounts / store.name)
+        return f"{self._mounts}/{store.name}"
 
     def show(self, store: LayerStore) -> None:
         """Have the view show the layer's image. Ends when the view knows it."""

@@ -106,12 +106,11 @@ def _go(version: str) -> Build:
     """Go's own tools, as the golang images have them below /usr/local/go."""
 
     def build(tree: Path, scratch: Path) -> None:
-        settings = {"GOTOOLCHAIN": f"go{version}", "GOMODCACHE": str(scratch), "GOFLAGS": "-modcacherw"}
-        command("go", "version", env={**os.environ, **settings})
-        architecture = GO_ARCHITECTURES[platform.machine()]
-        module = scratch / f"golang.org/toolchain@v0.0.1-go{version}.linux-{architecture}"
+        module = f"golang.org/toolchain@v0.0.1-go{version}.linux-{GO_ARCHITECTURES[platform.machine()]}"
+        settings = {"GOMODCACHE": str(scratch), "GOFLAGS": "-modcacherw"}
+        command("go", "mod", "download", module, env={**os.environ, **settings})
         (tree / "usr/local").mkdir(parents=True)
-        shutil.move(module, tree / "usr/local/go")
+        shutil.move(scratch / module, tree / "usr/local/go")
 
     return build
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_node import FakeNode, FakeStore
 
-from agent.catalog import Layer, State
+from agent.catalog import SMALL_BYTES, Layer, State
 from agent.layers.mount import BusyError
 from agent.mounter import Found
 from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
@@ -57,6 +57,20 @@ async def test_a_small_layer_is_fetched_whole_and_mounted_without_the_view() -> 
         assert made.steps.names() == ["add", "fetch_now", "remove", "mount_local"]
         assert (layer.state, layer.mounted, layer.shown) == (State.COMPLETE, True, False)
         assert layer.store.durable  # type: ignore[attr-defined]
+
+
+async def test_small_layers_beyond_so_many_bytes_on_their_way_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.catalog.COMING_BYTES", SMALL_BYTES // 2)  # one
+    async with node(*(FakeStore(number, small=True) for number in (5, 6, 7))) as made:
+        layers = [await made.catalog.adopt(bytes([number])) for number in (5, 6, 7)]
+        held = made.steps.hold("add")
+        first = asyncio.ensure_future(made.catalog.mount(layers[0]))
+        await until(made.steps.reached.is_set)
+        await made.catalog.mount(layers[1])
+        held.set()
+        await first
+        await made.catalog.mount(layers[2])
+        assert [layer.shown for layer in layers] == [False, True, False]
 
 
 async def test_one_mount_however_many_ask_and_it_is_the_same_layer_for_all() -> None:
