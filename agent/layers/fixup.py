@@ -4,6 +4,9 @@ containerd gives such a directory the mode, owner and xattrs of the same directo
 there is none; pkg/archive `mkparent`). A layer image cannot know them, so an image of `etc/` alone would show /etc
 with the wrong mode wherever a lower layer says otherwise. Where they differ, a small plain directory tree is put
 above the layer that holds just these directories. Times are exempt: containerd takes the time of unpacking.
+
+containerd looks into one layer after another, not into what overlayfs makes of them: opaque directories hide nothing
+from it, and symlinks are followed within each layer.
 """
 
 from __future__ import annotations
@@ -11,38 +14,61 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-OPAQUE = "trusted.overlay.opaque"
+from imgdist.erofs import acl, paths
+from imgdist.errors import DeclinedError
+
+_ACCESS, _DEFAULT = acl.ACCESS.decode(), acl.DEFAULT.decode()
+
+Below = Sequence[str]
+"""The directories of one layer below, top first: its fix-up lower, if it has one, and the layer."""
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """Of a directory: permission bits, owner and all xattrs but overlayfs' own (`trusted.*`)."""
+    """Of a directory: permission bits, owner, all xattrs but overlayfs' own (`trusted.*`), and its time, which does
+    not count when two are compared."""
 
     mode: int
     uid: int
     gid: int
     xattrs: tuple[tuple[str, bytes], ...]
+    mtime_ns: int = field(default=0, compare=False)
 
     def apply(self, path: bytes) -> None:
-        """Give them to a directory. The owner first: chown would clear set-id bits."""
+        """Give them to a directory, but for the time. The owner first: chown would clear set-id bits."""
         os.chown(path, self.uid, self.gid, follow_symlinks=False)
         os.chmod(path, self.mode)
         for name, value in self.xattrs:
             os.setxattr(path, name, value, follow_symlinks=False)
 
 
-def plan(implied: Iterable[bytes], layer: str, below: Sequence[str]) -> dict[bytes, Attributes]:
+def plan(implied: Iterable[bytes], layer: str, below: Sequence[Below]) -> dict[bytes, Attributes]:
     """What the fix-up lower of a layer must hold: path -> attributes, parents first; {} where nothing differs.
 
-    `implied` are paths without a leading slash, `layer` is where the layer is mounted, `below` the lower directories
-    under it, top first, their fix-up lowers included. OSError if a directory cannot be read.
+    `implied` are paths without a leading slash; with a trailing one, the layer describes the directory behind something
+    in it. `layer` is where the layer is mounted, `below` the layers under it, top first.
+
+    Raises:
+        DeclinedError: containerd refuses the layer over these, or more than the directories would differ.
+        OSError: a directory cannot be read.
     """
-    inherited = {path: found for path in sorted(implied) if (found := _visible(path, below)) is not None}
     wanted: dict[bytes, Attributes] = {}
-    for path, attributes in inherited.items():
-        if attributes == _read(_join(layer, path)):
+    inherited: dict[bytes, Attributes] = {}
+    for entry in sorted(implied):
+        path = entry.removesuffix(b"/")
+        found = _found(path, below)
+        own = _read(_join(layer, path))
+        if path != entry:
+            attributes = _described(own, found, path)
+        elif found is not None:
+            attributes = _implied(own, found, path)
+        else:
+            attributes = _made(own, inherited.get(os.path.dirname(path)))
+        inherited[path] = attributes
+        if attributes == own:
             continue
         # overlayfs takes a merged directory's attributes from the topmost lower that has it: so the way down to this
         # one must look as it would without us.
@@ -60,50 +86,75 @@ def create(directory: str, wanted: Mapping[bytes, Attributes]) -> None:
         target = _join(directory, path)
         os.mkdir(target)
         attributes.apply(target)
+    for path, attributes in reversed(list(wanted.items())):  # making a directory changes the time of the one around it
+        os.utime(_join(directory, path), ns=(attributes.mtime_ns, attributes.mtime_ns))
 
 
-def _visible(path: bytes, below: Sequence[str]) -> Attributes | None:
-    """The attributes that the merged view of `below` shows for a directory; None if it shows no directory there."""
-    parts = path.split(b"/")
-    candidates: Sequence[str] = below
-    for depth in range(1, len(parts) + 1):
-        candidates = _merged(b"/".join(parts[:depth]), candidates)
-        if not candidates:
-            return None
-    return _read(_join(candidates[0], path))
+def _made(own: Attributes, around: Attributes | None) -> Attributes:
+    """The attributes of an implied directory that the layers below do not have, in a directory of `around`."""
+    return replace(own, gid=around.gid) if around is not None and around.mode & stat.S_ISGID else own
 
 
-def _merged(path: bytes, lowers: Sequence[str]) -> list[str]:
-    """Those lowers, top first, whose directory at `path` takes part in the merged one (overlayfs rules: a whiteout or
-    anything that is no directory ends the search, an opaque directory ends it after itself)."""
-    merged: list[str] = []
-    for lower in lowers:
-        target = _join(lower, path)
-        try:
-            status = os.lstat(target)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if not stat.S_ISDIR(status.st_mode):
-            break
-        merged.append(lower)
-        if _xattr(target, OPAQUE) == b"y":
-            break
-    return merged
+def _described(own: Attributes, found: Attributes | None, path: bytes) -> Attributes:
+    """The attributes of a directory that was implied before it was described: xattrs of the layers below stay."""
+    if found is None:
+        return own
+    if {_ACCESS, _DEFAULT} & dict(found.xattrs).keys():
+        raise DeclinedError(f"layer: {path[:200]!r} is described behind something in it, and has an ACL below")
+    return replace(own, xattrs=tuple(sorted((dict(found.xattrs) | dict(own.xattrs)).items())))
+
+
+def _implied(own: Attributes, found: Attributes, path: bytes) -> Attributes:
+    """The attributes of an implied directory of which the layers below have `found`. `own` are those in the layer:
+    plain but for the ACLs that it inherits from a directory of the same layer."""
+    xattrs = dict(own.xattrs) | dict(found.xattrs)
+    if _DEFAULT in dict(found.xattrs):
+        raise DeclinedError(
+            f"layer: {path[:200]!r} is not described by it and has a default ACL in the layers below, which what the"
+            " layer puts there inherits when containerd unpacks it"
+        )
+    if _ACCESS in xattrs and _ACCESS not in dict(found.xattrs):
+        access = acl.with_mode(xattrs.pop(_ACCESS), found.mode)
+        if access is not None:
+            xattrs[_ACCESS] = access
+    return replace(found, xattrs=tuple(sorted(xattrs.items())), mtime_ns=own.mtime_ns)
+
+
+def _found(path: bytes, below: Sequence[Below]) -> Attributes | None:
+    """The attributes that containerd copies to a directory: those of the first layer that has something there, if
+    that is a directory."""
+    for directories in below:
+        place = paths.resolve(b"/" + path, partial(_look_up, directories))
+        for directory in directories:
+            target = _join(directory, place)
+            status = _status(target)
+            if status is not None:
+                return _read(target) if stat.S_ISDIR(status.st_mode) else None
+    return None
+
+
+def _look_up(directories: Below, path: bytes) -> bytes | bool | None:
+    """What `paths.resolve` asks of a layer."""
+    for directory in directories:
+        target = _join(directory, path)
+        status = _status(target)
+        if status is not None:
+            return os.readlink(target) if stat.S_ISLNK(status.st_mode) else stat.S_ISDIR(status.st_mode)
+    return None
+
+
+def _status(target: bytes) -> os.stat_result | None:
+    try:
+        return os.lstat(target)
+    except FileNotFoundError:
+        return None
 
 
 def _read(target: bytes) -> Attributes:
     status = os.lstat(target)
-    names = sorted(name for name in _xattr_names(target) if not name.startswith("trusted."))
+    names = sorted(name for name in os.listxattr(target, follow_symlinks=False) if not name.startswith("trusted."))
     xattrs = tuple((name, os.getxattr(target, name, follow_symlinks=False)) for name in names)
-    return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs)
-
-
-def _xattr_names(target: bytes) -> list[str]:
-    return os.listxattr(target, follow_symlinks=False)
-
-
-def _xattr(target: bytes, name: str) -> bytes | None:
-    return os.getxattr(target, name, follow_symlinks=False) if name in _xattr_names(target) else None
+    return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, xattrs, status.st_mtime_ns)
 
 
 def _join(directory: str, path: bytes) -> bytes:

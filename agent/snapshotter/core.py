@@ -190,7 +190,7 @@ class Snapshotter:
         try:
             if row.pack_id is not None:
                 chain = await self._store.do(self._metadata.chain, row.info.parent)
-                wanted = await self._packs.fixup_of(row.pack_id, await self._packs.lowers(chain))
+                wanted = await self._packs.fixup_of(row.pack_id, await self._packs.layered(chain))
                 await self._store.do(self._store.remake_fixup, row, wanted)
                 log.warning("snapshot %s had lost its directory %s: made again", name, place)
                 return True

@@ -106,7 +106,7 @@ class Layers(Protocol):
         ...
 
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
-        """Paths of directories that the layer only implies, without a leading slash. NotFoundError."""
+        """Directories that the layer implies, as `fixup.plan` takes them. NotFoundError."""
         ...
 
     async def starting(self, pack_ids: Sequence[str]) -> None:

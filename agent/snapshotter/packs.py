@@ -72,16 +72,19 @@ class Packs:
 
     async def lowers(self, chain: Sequence[Row]) -> list[str]:
         """Lower directories of a chain (top first), fix-up lowers above their layers, everything mounted."""
-        found: list[str] = []
+        return [directory for directories in await self.layered(chain) for directory in directories]
+
+    async def layered(self, chain: Sequence[Row]) -> list[list[str]]:
+        """The same, a list for each layer."""
+        found: list[list[str]] = []
         for row in chain:
-            if row.has_directory:
-                found.append(self._store.directories.place(row.id).upper)
+            found.append([self._store.directories.place(row.id).upper] if row.has_directory else [])
             if row.pack_id is not None:
-                found.append(await self.mounted(row.pack_id))
+                found[-1].append(await self.mounted(row.pack_id))
         return found
 
-    async def fixup_of(self, pack_id: str, below: Sequence[str]) -> Mapping[bytes, fixup.Attributes]:
-        """What the layer's fix-up lower over the lower directories `below` (top first) must hold."""
+    async def fixup_of(self, pack_id: str, below: Sequence[fixup.Below]) -> Mapping[bytes, fixup.Attributes]:
+        """What the layer's fix-up lower over the layers `below` (top first) must hold; raises as `fixup.plan` does."""
         directory = await self.mounted(pack_id)
         assert self.layers is not None
         implied = await self.layers.implied_directories(pack_id)

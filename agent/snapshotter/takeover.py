@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
-from agent.layers import fixup
+from agent.layers import first_layer, fixup
 from agent.snapshotter import labels
 from agent.snapshotter.metadata import Row
 from agent.snapshotter.model import LayerRequest, TakenLayer
@@ -99,14 +99,18 @@ class TakeOver:
                 f"pack {layer.pack_id} says diff ID {layer.diff_id}, which makes chain ID {expected} over"
                 f" {request.parent_chain_id or 'nothing'}; expected {request.chain_id}: not the layer of this image"
             )
-        below: Sequence[str] = []
+        below: Sequence[fixup.Below] = []
         if layer.implied_directories:
-            below = await self._packs.lowers(await self._store.do(self._store.metadata.chain, parent))
+            below = await self._packs.layered(await self._store.do(self._store.metadata.chain, parent))
         async with self._packs.lock(layer.pack_id):
             assert self._packs.layers is not None
             directory = await self._packs.layers.ensure_mounted(layer.pack_id)
             # In a thread of its own: reads of a lazy layer's directories may have to wait for their blocks.
-            wanted = await asyncio.to_thread(fixup.plan, layer.implied_directories, directory, below) if below else {}
+            wanted: Mapping[bytes, fixup.Attributes] = {}
+            if parent:
+                wanted = await asyncio.to_thread(fixup.plan, layer.implied_directories, directory, below)
+            else:
+                await asyncio.to_thread(first_layer.check, directory, layer.implied_directories)
             await self._store.do(
                 self._store.record_taken, request.chain_id, parent, request.labels, layer.pack_id, wanted
             )

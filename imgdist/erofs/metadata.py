@@ -61,8 +61,12 @@ class MetadataWriter:
         self._chunker.write(shared)
         end = self._chunker.finish()
         files = sum(1 for number in self._order if self._inodes.kind(number) == S_IFREG)
-        implied = sorted(item.path for item in self._directories.values() if item.implied and item.path)
-        return Region(first, end - first, xattr_block, len(self._order), files, tuple(implied))
+        return Region(first, end - first, xattr_block, len(self._order), files, self._implied())
+
+    def _implied(self) -> tuple[bytes, ...]:
+        """Name the directories that the layers below have a say in, as `LayerSummary` does."""
+        found = (item for item in self._directories.values() if item.path and (item.implied or item.described_late))
+        return tuple(sorted(item.path if item.implied else item.path + b"/" for item in found))
 
     def _number_xattrs(self) -> bytes:
         """Encode the shared area: each distinct (name, value) of a live inode once, sorted."""

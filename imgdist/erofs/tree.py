@@ -19,6 +19,7 @@ from imgdist.erofs.tar.whiteouts import PREFIX, hidden_name
 from imgdist.errors import DeclinedError
 
 NO_BODY = -1
+S_ISGID = 0o2000
 _UNCHANGED = 0xFFFFFFFF  # chown(2): leave this id
 _KINDS = {
     reader.REGULAR: S_IFREG,
@@ -30,16 +31,17 @@ _KINDS = {
 
 
 class Directory:
-    """A directory's names. `implied`: no member described it yet; `default_acl`: what new files in it inherit."""
+    """A directory's names. `implied`: no member has described it yet; `described_late`: it had to be there before one
+    did; `default_acl`: what new files in it inherit."""
 
-    __slots__ = ("default_acl", "implied", "inode", "names", "parent", "path")
+    __slots__ = ("default_acl", "described_late", "implied", "inode", "names", "parent", "path")
 
     def __init__(self, inode: int, path: bytes, parent: Directory | None) -> None:
         self.inode = inode
         self.path = path
         self.parent = parent or self
         self.names: dict[bytes, int] = {}
-        self.implied = True
+        self.implied, self.described_late = True, False
         self.default_acl: bytes | None = None
 
 
@@ -58,6 +60,7 @@ class Tree:
         self._limits = limits
         self._directories: dict[bytes, Directory] = {b"": self.root}  # by real path: no symlink in it
         self._listed: list[tuple[bytes, int, int]] = []  # directory members: their times are set again at the end
+        self._implies = False  # any directory, ever
         self._times_moved = False  # one of those paths may lead elsewhere by then
         self._metadata_bytes = self._link_steps = 0
 
@@ -143,7 +146,7 @@ class Tree:
         number = self.inodes.add(
             mode,
             0 if uid == _UNCHANGED else uid,
-            0 if gid == _UNCHANGED else gid,
+            self._group(parent) if gid == _UNCHANGED else gid,
             member.mtime_s,
             member.mtime_ns,
             size,
@@ -158,6 +161,7 @@ class Tree:
         if base in parent.names:
             directory = self.child(parent, base)
             self._change(directory.inode, member)
+            directory.described_late |= directory.implied
         else:
             directory = self._make_directory(parent, base, self._new(parent, base, member, S_IFDIR, 0, 0))
         directory.implied = False
@@ -196,15 +200,23 @@ class Tree:
     def _whiteout(self, parent: Directory, base: bytes, member: Member) -> None:
         name = hidden_name(base)
         if name is None:
-            if parent is not self.root:  # overlayfs does not look at the root's
-                xattrs = self._xattrs(parent.inode)
-                xattrs[OPAQUE] = b"y"
-                self.inodes.xattrs[parent.inode] = self.xattr_sets.number(xattrs)
+            self._make_opaque(parent)
             return
         if name in parent.names:
             raise DeclinedError(f"layer: whiteout {base!r} comes after its file or twice, as containerd refuses")
         marker = Member(reader.CHAR, name, b"", 0, member.uid, member.gid, member.mtime_s, member.mtime_ns, 0, 0)
         self._new(parent, name, marker, S_IFCHR, 0, 0)
+
+    def _make_opaque(self, directory: Directory) -> None:
+        if directory is not self.root:
+            xattrs = self._xattrs(directory.inode)
+            xattrs[OPAQUE] = b"y"
+            self.inodes.xattrs[directory.inode] = self.xattr_sets.number(xattrs)
+        elif self._implies:  # overlayfs does not look at the root's, so nothing would tell of it
+            raise DeclinedError(
+                "layer: it makes the root opaque behind members in directories that it does not describe: containerd"
+                " removes those if it is the first of an image, and only then"
+            )
 
     # Changing and removing files.
 
@@ -245,6 +257,10 @@ class Tree:
             xattrs[acl.DEFAULT] = parent.default_acl
         return xattrs
 
+    def _group(self, parent: Directory) -> int:
+        """Return the group of a new file in `parent`: root's, or that of a set-group-id directory."""
+        return self.inodes.gid[parent.inode] if self.inodes.mode[parent.inode] & S_ISGID else 0
+
     def _is_directory(self, parent: Directory, base: bytes) -> bool:
         return self.inodes.is_directory(parent.names[base])
 
@@ -281,7 +297,8 @@ class Tree:
 
     def _imply(self, parent: Directory, name: bytes) -> Directory:
         self._charge(len(name))
-        inode = self.inodes.add(S_IFDIR | 0o755, 0, 0, 0, 0)
+        self._implies = True
+        inode = self.inodes.add(S_IFDIR | 0o755, 0, self._group(parent), 0, 0)
         parent.names[name] = inode
         if parent.default_acl:
             self._set_xattrs(inode, self._inherited(parent, S_IFDIR), {})

@@ -29,7 +29,8 @@ class LayerSummary:
 
     `superblock` are the bytes of the image from 1024 on (block 0 is otherwise zero); `metadata_extents` are (first
     block, blocks); `image_size` in bytes counts block 0; `implied_directories` are paths without leading slash, sorted,
-    that no member described; `files` are the regular ones; `inodes` all.
+    that no member described, or, with a trailing slash, one only after something was in it; `files` are the regular
+    ones; `inodes` all.
     """
 
     superblock: bytes

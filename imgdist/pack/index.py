@@ -94,7 +94,7 @@ class Index:
         self.superblock = rest.superblock
         """The image's bytes from 1024 on."""
         self.implied_directories: tuple[bytes, ...] = tuple(rest.implied)
-        """Paths without a leading slash, sorted."""
+        """Paths without a leading slash, sorted; with a trailing one, of directories that the layer describes late."""
         self.tar_split = rest.tar_split
         """Digest and size of the tar-split stream."""
 

@@ -12,7 +12,8 @@ type  record       payload
 2     Chunk        varint blocks, u8 flags (1 all zero, 2 metadata), BLAKE3-256 of the raw chunk
 3     Metadata     varint first block, varint blocks: an extent of file-system metadata
 4     Superblock   the image's bytes from 1024 on
-5     Implied      path of a directory that the layer only implies, no leading slash
+5     Implied      path of a directory that the layer only implies, no leading slash; with a trailing one, of a
+                   directory that it describes behind something in it
 6     DiffId       sha256 of the uncompressed tar, raw
 7     TarSplit     BLAKE3-256 of the tar-split stream, varint its size in bytes
 9     Blob         sha256 of the blob, raw, varint its size in bytes
@@ -91,7 +92,7 @@ class Superblock:
 
 @dataclass(frozen=True, slots=True)
 class Implied:
-    """A directory that members of the layer need but no member describes."""
+    """A directory that members of the layer need before a member describes it; if one does, `path` ends in a slash."""
 
     path: bytes
 
@@ -242,7 +243,7 @@ def _decode(kind: int, payload: bytes) -> Record:
             _at_least(kind, payload, 1)
             return Superblock(payload)
         case 5:
-            if b"\0" in payload or any(part in (b"", b".", b"..") for part in payload.split(b"/")):
+            if b"\0" in payload or any(part in (b"", b".", b"..") for part in payload.removesuffix(b"/").split(b"/")):
                 raise ProtocolError(f"implied directory {payload!r} is not a clean relative path")
             return Implied(payload)
         case 6:

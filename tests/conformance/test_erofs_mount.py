@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from erofs_mounts import mounted
 from layer_image import Built, build_image
+from lazy_images import mounted
 from raw_tar import END, directory, file, hard_link, header, pax, record, symlink
 
 from imgdist.erofs import LayerWriter

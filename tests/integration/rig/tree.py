@@ -32,22 +32,28 @@ class Entry:
         return stat.S_ISREG(self.mode)
 
 
+PHANTOM = Entry(0, (0, 0), 0, 0, 0, "", (), ())
+"""A name that is listed and cannot be looked up: overlayfs shows a whiteout so where one layer has its directory."""
+
+
 def read(root: Path) -> dict[str, Entry]:
     """Every path below `root` ("" is the root itself) to what it is."""
     paths = sorted(_walk(str(root)))
     links: dict[tuple[int, int], list[str]] = {}
-    states = {path: os.lstat(root / path) for path in paths}
+    states = {path: _state(root / path) for path in paths}
     for path, state in states.items():
-        if not stat.S_ISDIR(state.st_mode) and state.st_nlink > 1:
+        if state and not stat.S_ISDIR(state.st_mode) and state.st_nlink > 1:
             links.setdefault((state.st_dev, state.st_ino), []).append(path)
-    return {path: _entry(root / path, state, links) for path, state in states.items()}
+    return {path: _entry(root / path, state, links) if state else PHANTOM for path, state in states.items()}
 
 
 def differences(ours: dict[str, Entry], theirs: dict[str, Entry], times_exempt: Iterable[str] = ()) -> list[str]:
-    """One line for each path and aspect in which the trees differ; times of `times_exempt` are not compared."""
+    """One line for each path and aspect in which the trees differ; times of `times_exempt` are not compared, and names
+    that only the others list and do not have."""
     exempt = {"", *times_exempt}
     found = [f"{path!r}: only with us" for path in sorted(ours.keys() - theirs.keys())]
-    found += [f"{path!r}: missing with us" for path in sorted(theirs.keys() - ours.keys())]
+    missing = sorted(theirs.keys() - ours.keys())
+    found += [f"{path!r}: missing with us" for path in missing if theirs[path] is not PHANTOM]
     for path in sorted(ours.keys() & theirs.keys()):
         for aspect in Entry.__dataclass_fields__:
             mine, other = getattr(ours[path], aspect), getattr(theirs[path], aspect)
@@ -79,6 +85,13 @@ def _walk(root: str) -> Iterable[str]:
     yield ""
     for top, directories, files in os.walk(root, onerror=_refuse):
         yield from (os.path.relpath(os.path.join(top, name), root) for name in (*directories, *files))
+
+
+def _state(path: Path) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _refuse(error: OSError) -> None:

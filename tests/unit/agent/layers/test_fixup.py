@@ -11,6 +11,7 @@ from parts import require
 
 from agent.layers import fixup
 from agent.layers.mount import mount, umount
+from imgdist.errors import DeclinedError
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ PLAIN = (0o755, 0)
 def test_nothing_where_nothing_differs(tmp_path: Path) -> None:
     below = tree(tmp_path / "below", etc=PLAIN)
     layer = tree(tmp_path / "layer", etc=PLAIN, new=PLAIN)
-    assert fixup.plan([b"etc", b"new"], layer, [below]) == {}
+    assert fixup.plan([b"etc", b"new"], layer, [[below]]) == {}
     assert fixup.plan([b"etc"], layer, []) == {}
 
 
@@ -48,7 +49,7 @@ def test_the_merged_view_has_the_lower_attributes(tmp_path: Path) -> None:
     os.setxattr(f"{below}/home/x", "user.note", b"mine")
     layer = tree(tmp_path / "layer", tmp=PLAIN, home=(0o711, 5), home__x=PLAIN)
     (Path(layer) / "home/x/file").write_text("new")
-    wanted = fixup.plan([b"home/x", b"tmp"], layer, [below])
+    wanted = fixup.plan([b"home/x", b"tmp"], layer, [[below]])
     assert list(wanted) == [b"home", b"home/x", b"tmp"]
     fix = tree(tmp_path / "fix")
     fixup.create(fix, wanted)
@@ -68,12 +69,14 @@ def test_the_merged_view_has_the_lower_attributes(tmp_path: Path) -> None:
         umount(str(merged))
 
 
-def test_the_topmost_lower_layer_counts_fix_ups_included(tmp_path: Path) -> None:
+def test_a_fix_up_lower_speaks_for_its_layer(tmp_path: Path) -> None:
     old = tree(tmp_path / "old", etc=(0o700, 0))
     fix = tree(tmp_path / "fix", etc=(0o750, 7))
-    layer = tree(tmp_path / "layer", etc=PLAIN)
-    found = fixup.plan([b"etc"], layer, [fix, old])
-    assert found == {b"etc": fixup.Attributes(0o750, 7, 0 + 7, ())}
+    fixed = tree(tmp_path / "fixed", etc=PLAIN)
+    (Path(fixed) / "link").symlink_to("etc")
+    layer = tree(tmp_path / "layer", etc=PLAIN, link=PLAIN)
+    expected = fixup.Attributes(0o750, 7, 7, ())
+    assert fixup.plan([b"etc", b"link"], layer, [[fix, fixed], [old]]) == {b"etc": expected, b"link": expected}
 
 
 def test_a_whiteout_or_a_file_hides_what_lies_below(tmp_path: Path) -> None:
@@ -83,25 +86,48 @@ def test_a_whiteout_or_a_file_hides_what_lies_below(tmp_path: Path) -> None:
     (Path(middle) / "b").write_text("a file now")
     whiteout(Path(middle) / "c")
     layer = tree(tmp_path / "layer", a=PLAIN, b=PLAIN, c=PLAIN, c__d=PLAIN)
-    assert fixup.plan([b"a", b"b", b"c", b"c/d"], layer, [middle, old]) == {}
+    assert fixup.plan([b"a", b"b", b"c"], layer, [[middle], [old]]) == {}
+    with pytest.raises(DeclinedError, match="which is no directory"):  # as containerd, which asks each layer for c/d
+        fixup.plan([b"c", b"c/d"], layer, [[middle], [old]])
 
 
-def test_an_opaque_directory_hides_what_lies_below_it(tmp_path: Path) -> None:
+def test_an_opaque_directory_hides_nothing_from_containerd(tmp_path: Path) -> None:
     old = tree(tmp_path / "old", a=(0o700, 0), a__b=(0o700, 0))
     middle = tree(tmp_path / "middle", a=(0o711, 0))
-    os.setxattr(f"{middle}/a", fixup.OPAQUE, b"y")
+    os.setxattr(f"{middle}/a", "trusted.overlay.opaque", b"y")
     layer = tree(tmp_path / "layer", a=PLAIN, a__b=PLAIN)
-    assert list(fixup.plan([b"a", b"a/b"], layer, [middle, old])) == [b"a"]
+    found = fixup.plan([b"a", b"a/b"], layer, [[middle], [old]])
+    assert {path: attributes.mode for path, attributes in found.items()} == {b"a": 0o711, b"a/b": 0o700}
+
+
+def test_a_directory_described_late_keeps_the_xattrs_below(tmp_path: Path) -> None:
+    below = tree(tmp_path / "below", d=(0o700, 3))
+    layer = tree(tmp_path / "layer", d=(0o711, 5))
+    os.setxattr(f"{below}/d", "user.a", b"below")
+    os.setxattr(f"{below}/d", "user.b", b"below")
+    os.setxattr(f"{layer}/d", "user.b", b"own")
+    expected = fixup.Attributes(0o711, 5, 5, (("user.a", b"below"), ("user.b", b"own")))
+    assert fixup.plan([b"d/"], layer, [[below]]) == {b"d": expected}
+
+
+def test_a_fix_up_lower_keeps_the_times_of_the_layer(tmp_path: Path) -> None:
+    below = tree(tmp_path / "below", d=PLAIN, d__e=(0o700, 0))
+    layer = tree(tmp_path / "layer", d=(0o711, 0), d__e=PLAIN)
+    for name, time_ns in (("d/e", 7), ("d", 1_000_000_000_000_000_001)):
+        os.utime(Path(layer, name), ns=(0, time_ns))
+    fix = tree(tmp_path / "fix")
+    fixup.create(fix, fixup.plan([b"d/e"], layer, [[below]]))
+    assert [os.stat(Path(fix, name)).st_mtime_ns for name in ("d", "d/e")] == [1_000_000_000_000_000_001, 7]
 
 
 def test_opaque_of_the_layer_itself_still_works_below_a_fix_up(tmp_path: Path) -> None:
     below = tree(tmp_path / "below", d=(0o1777, 0))
     (Path(below) / "d/old").write_text("hidden")
     layer = tree(tmp_path / "layer", d=PLAIN)
-    os.setxattr(f"{layer}/d", fixup.OPAQUE, b"y")
+    os.setxattr(f"{layer}/d", "trusted.overlay.opaque", b"y")
     (Path(layer) / "d/new").write_text("seen")
     fix = tree(tmp_path / "fix")
-    fixup.create(fix, fixup.plan([b"d"], layer, [below]))
+    fixup.create(fix, fixup.plan([b"d"], layer, [[below]]))
     merged = tmp_path / "merged"
     merged.mkdir()
     mount("overlay", str(merged), "overlay", data=f"lowerdir={fix}:{layer}:{below}")
