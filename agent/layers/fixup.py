@@ -57,6 +57,7 @@ def plan(implied: Iterable[bytes], layer: str, below: Sequence[Below]) -> dict[b
     """
     wanted: dict[bytes, Attributes] = {}
     inherited: dict[bytes, Attributes] = {}
+    undescribed: dict[bytes, Attributes] = {}
     for entry in sorted(implied):
         path = entry.removesuffix(b"/")
         found = _found(path, below)
@@ -64,9 +65,9 @@ def plan(implied: Iterable[bytes], layer: str, below: Sequence[Below]) -> dict[b
         if path != entry:
             attributes = _described(own, found, path)
         elif found is not None:
-            attributes = _implied(own, found, path)
+            attributes = undescribed[path] = _implied(own, found, path)
         else:
-            attributes = _made(own, inherited.get(os.path.dirname(path)))
+            attributes = undescribed[path] = _made(own, undescribed.get(os.path.dirname(path)))
         inherited[path] = attributes
         if attributes == own:
             continue
@@ -91,7 +92,7 @@ def create(directory: str, wanted: Mapping[bytes, Attributes]) -> None:
 
 
 def _made(own: Attributes, around: Attributes | None) -> Attributes:
-    """The attributes of an implied directory that the layers below do not have, in a directory of `around`."""
+    """The attributes of an implied directory that the layers below do not have, in an implied one of `around`."""
     return replace(own, gid=around.gid) if around is not None and around.mode & stat.S_ISGID else own
 
 
@@ -99,8 +100,10 @@ def _described(own: Attributes, found: Attributes | None, path: bytes) -> Attrib
     """The attributes of a directory that was implied before it was described: xattrs of the layers below stay."""
     if found is None:
         return own
-    if {_ACCESS, _DEFAULT} & dict(found.xattrs).keys():
-        raise DeclinedError(f"layer: {path[:200]!r} is described behind something in it, and has an ACL below")
+    if {_ACCESS, _DEFAULT} & dict(found.xattrs).keys() or found.mode & stat.S_ISGID:
+        raise DeclinedError(
+            f"layer: {path[:200]!r} is described behind something in it, and has an ACL or is set-group-id below"
+        )
     return replace(own, xattrs=tuple(sorted((dict(found.xattrs) | dict(own.xattrs)).items())))
 
 

@@ -272,6 +272,11 @@ class Tree:
             number = holder.names.pop(name)
             if self.inodes.is_directory(number):
                 directory = self._directories.pop(holder.path + b"/" + name if holder.path else name)
+                if directory.implied or directory.described_late:
+                    raise DeclinedError(
+                        f"layer: {directory.path[:200]!r} is replaced after something was put into it before it was"
+                        " described; whether containerd took that depends on the layers below"
+                    )
                 pending.extend((directory, child) for child in list(directory.names))
                 self._times_moved = True
             self.inodes.links[number] -= 1

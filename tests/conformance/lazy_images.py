@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -93,12 +94,14 @@ def shown(layers: Sequence[bytes]) -> Iterator[Shown]:
         undo.callback(shutil.rmtree, directory)
         converted, exempt = _ConvertedLayers(), set[str]()
         chain: list[str] = []
+        failed: Declined | None = None
         for number, blob in enumerate(layers):
             at = directory / str(number)
             try:
                 layer = _converted(blob, at.with_suffix(".image"))
             except (DeclinedError, CorruptError) as error:
-                raise Declined(number, str(error)) from error
+                failed = Declined(number, str(error))
+                break
             chain.append(labels.chain_id(chain[-1] if chain else None, layer.diff_id))
             converted.taken[chain[-1]] = layer
             converted.directories[layer.pack_id] = undo.enter_context(mounted(at.with_suffix(".image"), at))
@@ -106,10 +109,13 @@ def shown(layers: Sequence[bytes]) -> Iterator[Shown]:
         runner = undo.enter_context(asyncio.Runner())
         snapshotter = Snapshotter(directory / "s", converted)
         undo.callback(snapshotter.close)
-        options = ",".join(runner.run(_stacked(snapshotter, chain)).options)
+        wanted = runner.run(_stacked(snapshotter, chain, undo.enter_context(_heard())))
+        if failed is not None:
+            raise failed
+        assert wanted.type == "overlay", wanted
         root = directory / "m"
         root.mkdir()
-        mount.mount("overlay", str(root), "overlay", 0, options)
+        mount.mount("overlay", str(root), "overlay", 0, ",".join(wanted.options))
         undo.callback(mount.umount, str(root))
         yield Shown(root, exempt)
 
@@ -135,7 +141,24 @@ def _directories(root: Path) -> set[str]:
     return {os.path.relpath(top, root) for top, _, _ in os.walk(root)}
 
 
-async def _stacked(snapshotter: Snapshotter, chain: Sequence[str]) -> Mount:
+@contextmanager
+def _heard() -> Iterator[list[logging.LogRecord]]:
+    """What the snapshotter logs: why it declines a layer."""
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = said.append  # type: ignore[method-assign]
+    logger = logging.getLogger("imgdist.snapshotter")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+async def _stacked(snapshotter: Snapshotter, chain: Sequence[str], said: Sequence[logging.LogRecord]) -> Mount:
     """Offer every layer as containerd does, then ask for a container's mounts."""
     parent = ""
     for number, chain_id in enumerate(chain):
@@ -144,7 +167,7 @@ async def _stacked(snapshotter: Snapshotter, chain: Sequence[str]) -> Mount:
         except AlreadyExistsError:
             parent = chain_id
         else:
-            raise Declined(number, "by the snapshotter: its log says why")
+            assert said[-1].levelno == logging.INFO, said[-1].getMessage()  # an error that counts as a decline
+            raise Declined(number, said[-1].getMessage())
     (found,) = await snapshotter.prepare("container", parent, {})
-    assert found.type == "overlay", found
     return found

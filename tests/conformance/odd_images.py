@@ -273,6 +273,7 @@ ACCEPTED = {
 
 DECLINED = {
     "implied_default_acl": "what the layer puts into the directory inherits an ACL that only the layer below has",
+    "implied_listed_later": "files in the directory may have the group of a set-group-id directory below",
     "implied_listed_later_acl": "the directory keeps an ACL that only the layer below has",
     "first_whiteout": "a first layer's whiteouts act on the layer itself",
     "first_whiteout_of_own": "a first layer's whiteouts act on the layer itself",
