@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,11 +23,13 @@ from agent.figures import LayerFigures
 from agent.images import Images
 from agent.known_images import KnownImage, KnownLayer
 from agent.mirror.seen import SeenTag, SeenTags
-from agent.mounts import ImageMounts, mounted_at
+from agent.mounts import ImageMounts, user_of
+from agent.proving.figures import ProofFigures
 from agent.proving.prover import Prover
-from agent.snapshotter.model import Info
+from agent.revocations import Revocations
 from agent.space.keeper import SpaceKeeper
 from agent.swarm.station import Station
+from agent.withdrawal import Withdrawal
 from imgdist.errors import ImgdistError, NotFoundError, UnsupportedError, UsageError
 from imgdist.pack import BLOCK
 from imgdist.pack.kinds import Kind
@@ -73,6 +75,25 @@ class ProofRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """Who knows which packs are what their layers convert to."""
+
+    prover: Prover
+    withdrawal: Withdrawal
+    revocations: Revocations
+
+    def of(self, layer: Layer) -> dict[str, Any]:
+        """Whether the pack was proved here; why it is revoked, if it is, and who is built on it then."""
+        reason = self.revocations.reason(layer.pack_id)
+        proven = {"proven": self.prover.is_proven(layer), "revoked": reason}
+        return proven if reason is None else {**proven, "used_by": self.withdrawal.used_by.get(layer.pack_id, [])}
+
+    def revoked(self, layers: Iterable[Layer]) -> list[str]:
+        """The packs of those that are revoked."""
+        return [layer.pack_id for layer in layers if self.revocations.reason(layer.pack_id) is not None]
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """What a lazy agent's API speaks for."""
 
@@ -81,7 +102,7 @@ class Node:
     mounts: ImageMounts
     draining: Draining
     space: SpaceKeeper
-    prover: Prover
+    trust: Trust
     swarm: Station | None = None
 
 
@@ -164,6 +185,9 @@ class _Api:
         self._swarm = node.swarm if node else None
         self._figures = CollectorRegistry()
         self._figures.register(LayerFigures(node.catalog.all if node else list))
+        if node is not None:
+            count = lambda: len(node.trust.revoked(node.catalog.all()))  # noqa: E731
+            self._figures.register(ProofFigures(node.trust.prover, node.trust.withdrawal, count))
 
     async def status(self, request: web.Request) -> web.Response:
         """GET /v1/status"""
@@ -190,7 +214,10 @@ class _Api:
         if self._node is None:
             return _json([])
         digests = self._digests(self._node)
-        rows = [_row(layer, digests.get(layer.pack_id)) for layer in self._node.catalog.all()]
+        rows = [
+            {**_row(layer, digests.get(layer.pack_id)), **self._node.trust.of(layer)}
+            for layer in self._node.catalog.all()
+        ]
         rows += [
             {**_absent(layer, State.INDEXING), **_early(self._node.images.early.of(layer.digest))}
             for layer in self._node.images.indexing.values()
@@ -237,7 +264,7 @@ class _Api:
         digests = self._digests(self._node)
         drained = await self._node.draining.drain(asked.timeout_s, asked.leave_s)
         left = [
-            {**_row(layer, digests.get(layer.pack_id)), "used_by": [_user(info) for info in users]}
+            {**_row(layer, digests.get(layer.pack_id)), "used_by": [user_of(info) for info in users]}
             for layer, users in drained.left
         ]
         return _json({"switched": drained.switched, "left": left})
@@ -254,12 +281,12 @@ class _Api:
         layer = node.catalog.get(asked.pack_id)
         if layer is None:
             raise NotFoundError(f"pack {asked.pack_id} is not on this node")
-        node.prover.begin(layer)
-        return _json(node.prover.looks[asked.pack_id])
+        node.trust.prover.begin(layer)
+        return _json(node.trust.prover.looks[asked.pack_id])
 
     async def proof(self, request: web.Request) -> web.Response:
         """GET /v1/proofs/PACK: how far the latest look is; its verdict, once it has one."""
-        look = self._lazy().prover.looks.get(request.match_info["pack_id"])
+        look = self._lazy().trust.prover.looks.get(request.match_info["pack_id"])
         if look is None:
             raise NotFoundError(f"pack {request.match_info['pack_id']} was not looked at; ask for a proof first")
         return _json(look)
@@ -288,6 +315,7 @@ class _Api:
             "layers": [layer.digest for layer in image.layers],
             "size_bytes": sum(layer.store.index.image_size for layer in present),
             "present_bytes": sum(layer.store.present.count() * BLOCK for layer in present),
+            "revoked": self._node.trust.revoked(present),
             "complete": len(present) == len(found) and all(layer.store.is_complete for layer in present),
             "sources": dict(sum((layer.store.received for layer in present), Counter())),
         }
@@ -325,17 +353,9 @@ def _pulled(reference: str, seen: SeenTag, now: float) -> dict[str, Any]:
         "present_bytes": 0,
         "complete": False,
         "sources": {},
+        "revoked": [],
         "age_s": round(now - seen.confirmed_at),
     }
-
-
-def _user(info: Info) -> str:
-    """Who a snapshot is for, as people know it; containerd names its snapshots NAMESPACE/NUMBER/KEY."""
-    directory = mounted_at(info)
-    if directory is not None:
-        return f"mount {directory}"
-    namespace, _, rest = info.name.partition("/")
-    return f"container {namespace}/{rest.partition('/')[2]}" if "/" in rest else f"snapshot {info.name}"
 
 
 def _absent(layer: KnownLayer, state: State) -> dict[str, Any]:

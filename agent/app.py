@@ -160,6 +160,8 @@ async def _serve_sockets(
         tasks.create_task(node.catalog.switch_forever())
         tasks.create_task(node.keeper.run())
         tasks.create_task(node.space.run())
+        tasks.create_task(node.withdrawal.run())
+        tasks.create_task(node.idle_prover.run())
     server = await grpc.serve(snapshotter, socket.socket(fileno=holder.fds["socket:snapshotter"]))
     stack.push_async_callback(_close, server)
     await asyncio.to_thread(lambda: api.application)  # it is loaded now (agent/main.py), while containerd is answered
@@ -194,7 +196,8 @@ async def _serve_mirror(
 
 def _api_node(node: LazyNode, snapshotter: Snapshotter) -> api.Node:
     draining = Draining(node.catalog, node.layers, (snapshotter, node.own_snapshots))
-    return api.Node(node.catalog, node.images, node.mounts, draining, node.space, node.prover, node.swarm)
+    trust = api.Trust(node.prover, node.withdrawal, node.revocations)
+    return api.Node(node.catalog, node.images, node.mounts, draining, node.space, trust, node.swarm)
 
 
 async def _recover(node: LazyNode | None, snapshotter: Snapshotter) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from agent.catalog import Catalog, Layer
@@ -66,8 +66,11 @@ class Images:
         platform: str,
         traces: bool,
         prefetch: bool,
+        revoked: Callable[[str], str | None] = lambda pack_id: None,
+        suspect: Callable[[str], None] = lambda pack_id: None,
     ) -> None:
-        """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first."""
+        """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first. `revoked(pack_id)`:
+        why no layer may be that pack; None if it may. `suspect(pack_id)` is called for one that is another layer's."""
         self._supernodes = supernodes
         self._catalog = catalog
         self.early = early
@@ -78,6 +81,8 @@ class Images:
         self._platform = platform
         self._traces = traces
         self._prefetch = prefetch
+        self._revoked = revoked
+        self._suspect = suspect
         self._jobs: dict[tuple[str, str | None], SharedWork[ImageJob]] = {}
         self._opening: dict[str, SharedWork[Layer]] = {}
         self._renewing: set[str] = set()
@@ -94,11 +99,11 @@ class Images:
         # Single flight: the Prepares of one pull, and pulls of one image, find the job that the first one started.
         # A waiter sees the leader's error; the next caller tries anew.
         job = self._jobs.get(key)
-        if job is None or _is_stale(job) or (anew and job.result is not None):
+        if job is None or self._is_stale(job) or (anew and job.result is not None):
             job = self._jobs[key] = SharedWork(self._tasks, self._start(reference, manifest_digest))
         opened = await job.wait()
         by_digest = (reference, opened.image.manifest_digest)
-        if by_digest not in self._jobs or _is_stale(self._jobs[by_digest]):
+        if by_digest not in self._jobs or self._is_stale(self._jobs[by_digest]):
             self._jobs[by_digest] = job
         return opened
 
@@ -145,6 +150,13 @@ class Images:
         if image is not None and pack_id not in self._renewing:
             self._renewing.add(pack_id)
             SharedWork(self._tasks, self._renew(pack_id, image))
+
+    def give_up(self, pack_id: str) -> None:
+        """The pack is revoked: its layers are asked for anew when they are wanted."""
+        self.known.unseal(pack_id)
+        opened = {digest: opening.result for digest, opening in self._opening.items()}
+        for digest in [digest for digest, layer in opened.items() if layer is not None and layer.pack_id == pack_id]:
+            del self._opening[digest]
 
     def forget_without(self, pack_ids: Collection[str]) -> None:
         """As KnownImages has it; images under way are spared: their packs were here once, and come again."""
@@ -211,7 +223,18 @@ class Images:
     def _is_gone(self, opening: SharedWork[Layer]) -> bool:
         """A layer that was opened once and was unmounted or removed since."""
         layer = opening.result
-        return layer is not None and not layer.mounted
+        return layer is not None and (not layer.mounted or self._revoked(layer.pack_id) is not None)
+
+    def _is_stale(self, job: SharedWork[ImageJob]) -> bool:
+        """A finished job answers later callers only as long as each of its layers is mounted, about to be, or
+        declined."""
+        if job.failed:
+            return True
+        done = job.result
+        return done is not None and any(
+            (opening.failed and not isinstance(opening.error, DeclinedError)) or self._is_gone(opening)
+            for opening in done.layers.values()
+        )
 
     async def _open_layer(self, image: KnownImage, layer: KnownLayer, declined: str | None) -> Layer:
         try:
@@ -219,6 +242,7 @@ class Images:
                 raise DeclinedError(f"layer {layer.digest}: {declined or 'declined by the supernode'}")
             found = self._catalog.get(self.known.pack_of(layer.digest) or "") or await self._adopt(image, layer)
             await self._catalog.mount(found)
+            self._check_revoked(layer, found.pack_id)  # meanwhile
         except (ImgdistError, OSError) as error:
             self.plain[layer.digest] = PlainLayer(layer, str(error))
             raise
@@ -246,11 +270,17 @@ class Images:
                 image.reference, platform=self._platform, manifest_digest=image.manifest_digest
             )
             index, data = await self._supernodes.follow_index(layer.digest, early.progress)
+        self._check_revoked(layer, index.pack_id.hex())
         if index.diff_id != layer.diff_id:
+            self._suspect(index.pack_id.hex())
             raise CorruptError(
                 f"index of layer {layer.digest}: expected diff ID {layer.diff_id}, found {index.diff_id}"
             )
         return data
+
+    def _check_revoked(self, layer: KnownLayer, pack_id: str) -> None:
+        if (why := self._revoked(pack_id)) is not None:  # not for long: its supernode converts the layer again
+            raise TemporaryError(f"layer {layer.digest}: pack {pack_id} is revoked: {why}")
 
     async def _renew(self, pack_id: str, image: KnownImage) -> None:
         log.warning(
@@ -295,18 +325,6 @@ class Images:
 def _ended(job: SharedWork[ImageJob], before: float) -> bool:
     openings = job.result.layers.values() if job.result is not None else ()
     return job.ended_before(before) and all(opening.ended_before(before) for opening in openings)
-
-
-def _is_stale(job: SharedWork[ImageJob]) -> bool:
-    """A finished job answers later callers only as long as each of its layers is mounted, about to be, or declined."""
-    if job.failed:
-        return True
-    done = job.result
-    return done is not None and any(
-        (opening.failed and not isinstance(opening.error, DeclinedError))
-        or (opening.result is not None and not opening.result.mounted)
-        for opening in done.layers.values()
-    )
 
 
 def _known(reference: str, resolution: Resolution) -> KnownImage:

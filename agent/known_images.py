@@ -86,6 +86,14 @@ class KnownImages:
                 )
                 self._write(msgspec.structs.replace(image, layers=layers))
 
+    def unseal(self, pack_id: str) -> None:
+        """The pack is no layer's any more."""
+        for digest in [digest for digest, pack in self._packs.items() if pack == pack_id]:
+            del self._packs[digest]
+        for image in self.with_pack(pack_id):
+            layers = tuple(self._without_pack(layer) if layer.pack_id == pack_id else layer for layer in image.layers)
+            self._write(msgspec.structs.replace(image, layers=layers))
+
     def forget_without(self, pack_ids: Collection[str], spared: Collection[str] = ()) -> None:
         """Forget the images none of whose packs is among `pack_ids`, those on this node; never one without packs, nor
         those whose manifests are `spared`."""

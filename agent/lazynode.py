@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +19,13 @@ from agent.figures import FailedReads
 from agent.images import Images
 from agent.known_images import KnownImages
 from agent.launch import supernode_urls
+from agent.layer import Layer
 from agent.layerstore import LayerStore
 from agent.mounter import Mounter
 from agent.mounts import ImageMounts
+from agent.proving.idle import IdleProver
 from agent.proving.prover import Prover
+from agent.revocations import Revocations
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
 from agent.space.figures import SpaceFigures
@@ -40,12 +43,15 @@ from agent.transfer.gate import FillGate
 from agent.transfer.pace import Pace
 from agent.transfer.sources import ChunkSource
 from agent.transfer.transfers import Transfers
+from agent.withdrawal import Withdrawal
 from fuse.link import ViewLink
 from imgdist import holder_client
 from imgdist.config import AgentConfig
 from imgdist.oci.platform import Platform
+from imgdist.proving.verdict import Verdict
 from imgdist.space import Watermarks
 from imgdist.wire.clusterkey import open_key
+from imgdist.wire.tracker import Revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,9 @@ class LazyNode:
     keeper: TraceKeeper
     space: SpaceKeeper
     prover: Prover
+    idle_prover: IdleProver
+    withdrawal: Withdrawal
+    revocations: Revocations
     swarm: Station | None
     blobs: Blobs
 
@@ -76,6 +85,7 @@ class _Events:
     keeper: TraceKeeper
     space: SpaceKeeper
     transfers: Transfers
+    withdrawal: Withdrawal
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -100,8 +110,21 @@ class _Events:
     def refused(self, error: OSError, name: str) -> None:
         self._loop.call_soon_threadsafe(lambda: self.space.refused(error, name))
 
-    def wake_space(self) -> None:
+    def revoked(self, by: str, packs: Iterable[Revocation]) -> None:
+        self.withdrawal.told(by, packs)
+
+    def proved(self, layer: Layer, verdict: Verdict) -> None:
+        self.withdrawal.found(layer, verdict)
+
+    def suspect(self, pack_id: str) -> None:
+        self.withdrawal.suspect(pack_id)
+
+    def refused_pack(self, pack_id: str) -> str | None:
+        return self.withdrawal.refused(pack_id)
+
+    def released(self) -> None:
         self.space.wake()
+        self.withdrawal.wake()
 
     async def make_room(self, size_bytes: int) -> bool:
         return await self.space.make_room(size_bytes)
@@ -135,15 +158,28 @@ async def lazy_node(
     stack.callback(transfers.stop)
     swarm = None
     if listener is not None:
-        swarm = Station(config, socket.socket(fileno=listener), transfers, seeds, connect, tasks, key)
+        port = socket.socket(fileno=listener)
+        swarm = Station(config, port, transfers, seeds, connect, tasks, key, revoked=events.revoked)
         stack.push_async_callback(swarm.close)
 
     mounter = Mounter(root / "l", run / "view", link)
     catalog = events.catalog = _catalog(config, chunks, mounter, transfers, swarm, events, tasks)
-    images = events.images = _images(config, supernodes, catalog, chunks, transfers, swarm, recorder, tasks)
+    revocations = Revocations(root / "revoked")
+    images = events.images = _images(
+        config, supernodes, catalog, chunks, transfers, swarm, recorder, tasks, revocations, events
+    )
     blobs = events.blobs = Blobs(supernodes, catalog, chunks, transfers, tasks, swarm)
-    layers = NodeLayers(images, catalog, events.wake_space)
-    prover = Prover(supernodes, tasks)
+    layers = NodeLayers(images, catalog, events.released, events.refused_pack)
+    prover = Prover(supernodes, tasks, events.proved)
+    withdrawal = events.withdrawal = Withdrawal(
+        revocations,
+        images,
+        catalog,
+        sharing,
+        tasks,
+        block=config.verify.action == "block",
+        report=supernodes.prove,
+    )
     events.space = _space(config, catalog, chunks, images, sharing, swarm)
     own_snapshots = Snapshotter(
         root / "mounts",
@@ -174,8 +210,25 @@ async def lazy_node(
         events.keeper,
         events.space,
         prover,
+        _idle_prover(config, prover, catalog, revocations, swarm),
+        withdrawal,
+        revocations,
         swarm,
         blobs,
+    )
+
+
+def _idle_prover(
+    config: AgentConfig, prover: Prover, catalog: Catalog, revocations: Revocations, swarm: Station | None
+) -> IdleProver:
+    return IdleProver(
+        prover,
+        catalog.all,
+        config.verify.mode,
+        node=swarm.node if swarm is not None else "",
+        others=lambda layer: swarm.sharing(layer.store) if swarm is not None else (),
+        is_revoked=lambda pack_id: revocations.reason(pack_id) is not None,
+        delay_s=config.verify.delay_s,
     )
 
 
@@ -235,6 +288,8 @@ def _images(
     swarm: Station | None,
     recorder: TraceRecorder,
     tasks: asyncio.TaskGroup,
+    revocations: Revocations,
+    events: _Events,
 ) -> Images:
     # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
     takes_early = config.fill.mode == "full" and bool(config.supernode)
@@ -249,6 +304,8 @@ def _images(
         platform=str(Platform.of_this_machine()),
         traces=config.trace.enabled,
         prefetch=config.fill.mode != "none",
+        revoked=revocations.reason,
+        suspect=events.suspect,
     )
 
 

@@ -163,6 +163,15 @@ def mounted_at(info: Info) -> str | None:
     return info.labels.get(_ROOT_LABEL) if info.name.startswith(_KEY) else None
 
 
+def user_of(info: Info) -> str:
+    """Who a snapshot is for, as people know it; containerd names its snapshots NAMESPACE/NUMBER/KEY."""
+    directory = mounted_at(info)
+    if directory is not None:
+        return f"mount {directory}"
+    namespace, _, rest = info.name.partition("/")
+    return f"container {namespace}/{rest.partition('/')[2]}" if "/" in rest else f"snapshot {info.name}"
+
+
 async def _resolved(directory: str) -> str:
     """Without symlinks, as the kernel names it in mountinfo: by that name a restart finds the mount again."""
     return await asyncio.to_thread(os.path.realpath, directory)

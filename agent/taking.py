@@ -13,17 +13,25 @@ from agent.catalog import Catalog, Layer
 from agent.images import Images
 from agent.snapshotter.model import LayerRequest, TakenLayer, Usage
 from agent.space.disk import directory_bytes, is_full
-from imgdist.errors import DeclinedError, NotFoundError, TemporaryError
+from imgdist.errors import DeclinedError, DeniedError, NotFoundError, TemporaryError
 
 
 class NodeLayers:
     """Takes layers over where a supernode can be asked and does not decline; keeps them mounted while in use."""
 
-    def __init__(self, images: Images, catalog: Catalog, released: Callable[[], None] = lambda: None) -> None:
-        """`released` is called when a layer came out of use."""
+    def __init__(
+        self,
+        images: Images,
+        catalog: Catalog,
+        released: Callable[[], None] = lambda: None,
+        refused: Callable[[str], str | None] = lambda pack_id: None,
+    ) -> None:
+        """`released` is called when a layer came out of use. `refused(pack_id)`: why nothing new may be built on a
+        pack; None if it may."""
         self._images = images
         self._catalog = catalog
         self._released = released
+        self._refused = refused
         self._stopped = asyncio.Event()
         self._leaves_until = -math.inf
 
@@ -51,7 +59,12 @@ class NodeLayers:
 
     async def ensure_mounted(self, pack_id: str) -> str:
         """The layer's directory, mounted. A pack that is gone from this node's disk comes back; NotFoundError if nobody
-        knows where from."""
+        knows where from, DeniedError if it is revoked and that is to block."""
+        if (why := self._refused(pack_id)) is not None:
+            raise DeniedError(
+                f"pack {pack_id} is revoked and verify.action is block: {why}; pull the image again when its supernode"
+                " has another"
+            )
         if self._catalog.get(pack_id) is None:
             await self._images.bring_back(pack_id)
         return await self._catalog.ensure_mounted(pack_id)

@@ -237,6 +237,22 @@ class TraceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 30.0
 
 
+class VerifyConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a node proves, when it is idle, that its packs are what their layers convert to."""
+
+    mode: Annotated[
+        Literal["none", "some", "all"],
+        Meta(description="which nodes prove a pack: none, three of each swarm, each that has it"),
+    ] = "some"
+    action: Annotated[
+        Literal["report", "block"],
+        Meta(description="about a revoked pack: name and replace it; and let nothing new run on it meanwhile"),
+    ] = "report"
+    delay_s: Annotated[float, Meta(ge=0, description="seconds that a pack is whole before it is proved, or twice")] = (
+        60.0
+    )
+
+
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`imgdist agent`."""
 
@@ -285,6 +301,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     switch: SwitchConfig = field(default_factory=SwitchConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
 
 
 ConfigT = TypeVar("ConfigT", bound=SupernodeConfig | AgentConfig)

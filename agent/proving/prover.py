@@ -14,6 +14,7 @@ from typing import IO, Protocol
 from agent.layer import Layer
 from agent.work import SharedWork
 from imgdist.errors import ImgdistError
+from imgdist.pack.kinds import Kind
 from imgdist.proving.process import prove_aside
 from imgdist.proving.verdict import Verdict
 
@@ -100,7 +101,7 @@ class Prover:
             is_whole = layer.store.is_complete
         try:
             with tempfile.TemporaryFile(dir=directory.parent) as split:
-                if is_whole:
+                if is_whole and index.kind is Kind.LAYER:
                     most = index.tar_split.size + index.tar_split.size // 128 + _SLACK_BYTES
                     await self._splits.tar_split(layer.pack_id, split, most)
                     split.seek(0)

@@ -18,7 +18,8 @@ from fuse.present import PresentMap
 from imgdist.errors import CorruptError, ImgdistError
 from imgdist.pack import BLOCK, CHUNK_MAX
 from imgdist.pack.index import Index
-from imgdist.proving.proof import PartialError, RottenError, SplitError, VerifiedImage, prove
+from imgdist.pack.kinds import Kind
+from imgdist.proving.proof import PartialError, RottenError, SplitError, VerifiedImage, prove, prove_blob
 from imgdist.proving.worker import Progress, report
 
 
@@ -36,7 +37,10 @@ def main(directory: Path, split_fd: int) -> int:
             image.check(progress.looked, here)
             if len(here) < index.chunk_count:
                 raise PartialError(f"{len(here)} of {index.chunk_count} chunks are here, and are right")
-            _prove(image, split_fd, progress)
+            if index.kind is Kind.RAW:
+                prove_blob(image, progress.looked)
+            else:
+                _prove(image, split_fd, progress)
 
     return report(work)
 

@@ -254,6 +254,12 @@ class Metadata:
         )
         return [(pack_id, self.get(user).info) for pack_id, user in rows]
 
+    def replace_pack(self, pack_id: str, by: str) -> None:
+        """Snapshots of a pack are of another one from now on; the first is to be released."""
+        with self.transaction():
+            self._db.execute("UPDATE snapshots SET pack_id = ? WHERE pack_id = ?", (by, pack_id))
+            self.mark_unreferenced(pack_id)
+
     def is_first_of_pack(self, row: Row) -> bool:
         """True for the one snapshot, of all with this pack, that the pack's bytes are accounted to."""
         first = self._db.execute("SELECT MIN(id) FROM snapshots WHERE pack_id = ?", (row.pack_id,)).fetchone()

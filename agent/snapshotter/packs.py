@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from agent.layers import fixup
 from agent.snapshotter.metadata import Row
-from agent.snapshotter.model import Layers, Usage
+from agent.snapshotter.model import Info, Layers, Usage
 from agent.snapshotter.store import Store
 from imgdist.errors import TemporaryError, UnsupportedError
 
@@ -42,6 +42,20 @@ class Sharing:
             if await store.do(store.metadata.uses, pack_id):
                 return True
         return False
+
+    async def built_on(self) -> dict[str, list[Info]]:
+        """The active snapshots and views on each pack."""
+        found: dict[str, list[Info]] = {}
+        for store, _ in self._stores:
+            for pack_id, info in await store.do(store.metadata.users):
+                found.setdefault(pack_id, []).append(info)
+        return found
+
+    async def replace(self, pack_id: str, by: str) -> None:
+        """Snapshots of a pack are of another one from now on, of the same layer; what is mounted stays as it is."""
+        async with self.lock(by):
+            for store, _ in self._stores:
+                await store.do(store.metadata.replace_pack, pack_id, by)
 
     async def users(self) -> dict[str, list[str]]:
         """Every pack that a snapshot uses, with the kinds of its users."""

@@ -33,6 +33,8 @@ from imgdist.wire.tracker import (
     Peer,
     Peers,
     Refused,
+    Revocation,
+    Revoked,
     Share,
     Welcome,
     decode_from_tracker,
@@ -66,6 +68,9 @@ class Swarm(Protocol):
 
     def learn(self, peers: Iterable[Peer]) -> None:
         """The tracker names members."""
+
+    def revoked(self, by: str, packs: Iterable[Revocation]) -> None:
+        """The supernode at `by` has revoked packs."""
 
     def advertise(self, address: str) -> None:
         """Where others reach this node ("": nowhere)."""
@@ -189,6 +194,8 @@ class Membership:
                 swarm.advertise("" if told.reachable is False else told.address)
             elif isinstance(told, Peers):
                 swarm.learn(told.peers)
+            elif isinstance(told, Revoked):
+                swarm.revoked(tracker.url, told.packs)
             elif isinstance(told, Refused):
                 tracker.not_before = asyncio.get_running_loop().time() + REFUSED_S
                 log.error("the tracker of %s refuses this node: %s", tracker.url, told.reason)

@@ -153,6 +153,10 @@ class Mesh:
             for partner in self._company:
                 partner.send(self._hello)
 
+    def sharing(self, node: int) -> list[str]:
+        """The ids of neighbours that have, or take, chunks of this layer."""
+        return self._talk.sharing(node)
+
     def shares(self) -> list[Share]:
         """How far this node is in each swarm."""
         return self._talk.shares()

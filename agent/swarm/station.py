@@ -30,7 +30,7 @@ from imgdist.wire.messages import Priority
 from imgdist.wire.ratelimit import RateLimit
 from imgdist.wire.server import ChunkServer
 from imgdist.wire.slots import BUSY_AFTER_S
-from imgdist.wire.tracker import Peer, Share
+from imgdist.wire.tracker import Peer, Revocation, Share
 
 _STOP_S = 1.0
 
@@ -49,12 +49,16 @@ class Station:
         tasks: asyncio.TaskGroup,
         key: ClusterKey | None = None,
         registry: CollectorRegistry = REGISTRY,
+        *,
+        revoked: Callable[[str, Iterable[Revocation]], None] = lambda by, packs: None,
     ) -> None:
+        """`revoked(by, packs)`: the supernode at `by` has revoked packs."""
         me = identity(Path(config.root), config.zone, config.peer_advertise, listener)
         self.node = me.node
         self._transfers = transfers
         self._supernodes = supernodes
         self._tasks = tasks
+        self._revoked = revoked
         self._membership = Membership(me, config.supernode, key=key)
         self._mesh = Mesh(me, transfers, connect, self._membership, limit=config.swarm.neighbours, key=key)
         self._presence = Presence(self._mesh, tasks)
@@ -97,6 +101,10 @@ class Station:
         self._presence.hide(store)
         self._shelf.forget(store.node)
 
+    def sharing(self, store: LayerStore) -> list[str]:
+        """The ids of neighbours that have, or take, chunks of the layer, too."""
+        return self._mesh.sharing(store.node)
+
     def served_at(self, node: int) -> float | None:
         """When another agent last asked for chunks of a layer (seconds of the monotonic clock)."""
         return self._shelf.served_at(node)
@@ -116,6 +124,10 @@ class Station:
     def lacks(self) -> bool:
         """As membership.Swarm."""
         return self._mesh.lacks
+
+    def revoked(self, by: str, packs: Iterable[Revocation]) -> None:
+        """As membership.Swarm."""
+        self._revoked(by, packs)
 
     def shares(self) -> list[Share]:
         """As membership.Swarm."""

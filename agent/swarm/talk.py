@@ -110,6 +110,11 @@ class Talk:
         for own, _ in partner.heard.shared():
             self._catch_up(partner, own, {})
 
+    def sharing(self, node: int) -> list[str]:
+        """The ids of partners that are in a swarm of ours, too."""
+        own = self._swarms.get(node)
+        return [] if own is None else [one.hello.node for one in self._partners if one.heard.of(own) is not None]
+
     def use(self, partner: Partner) -> Use:
         """What it is good for."""
         shared = list(partner.heard.shared())

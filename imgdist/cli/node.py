@@ -87,7 +87,11 @@ def status(as_json: bool, run: str) -> int:
 def images(as_json: bool, run: str) -> int:
     """Images this node has seen since its agent was set up, and how long ago their registry confirmed their tags."""
     columns = ("reference", "manifest_digest", "size_bytes", "present_bytes", "complete", "sources", "age_s")
-    return _show(agent_api(run).get("/v1/images"), as_json, columns, "images")
+    document = agent_api(run).get("/v1/images")
+    for image in document:
+        for pack in image["revoked"]:
+            click.echo(f"{image['reference']}: pack {pack} is revoked; `imgdist layers` says why", err=True)
+    return _show(document, as_json, columns, "images")
 
 
 @click.command()
@@ -96,7 +100,12 @@ def images(as_json: bool, run: str) -> int:
 def layers(as_json: bool, run: str) -> int:
     """Layers of this node: state, how much is here, where it came from."""
     columns = ("digest", "state", "size_bytes", "present_bytes", "sources")
-    return _show(agent_api(run).get("/v1/layers"), as_json, columns, "layers")
+    document = agent_api(run).get("/v1/layers")
+    for layer in document:
+        if layer.get("revoked"):
+            users = ", ".join(layer["used_by"]) or "nothing"
+            click.echo(f"pack {layer['pack_id']} is revoked, {users} runs on it: {layer['revoked']}", err=True)
+    return _show(document, as_json, columns, "layers")
 
 
 @click.command()

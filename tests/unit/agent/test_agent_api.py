@@ -16,13 +16,14 @@ import pytest
 from aiohttp import web
 from fake_node import FakeStore
 
-from agent.api import Node, application
+from agent.api import Node, Trust, application
 from agent.catalog import Layer, State
 from agent.draining import Drained
 from agent.images import PlainLayer
 from agent.known_images import KnownImage, KnownLayer
 from agent.mirror.seen import SeenTags
 from agent.proving.prover import Look
+from agent.revocations import Revocation, Revocations
 from agent.snapshotter.model import Info, Kind
 from agent.space.keeper import Report
 from agent.space.policy import Kept, Victim, What
@@ -70,6 +71,10 @@ class FakeSpace:
 class FakeProver:
     def __init__(self) -> None:
         self.looks: dict[str, Look] = {}
+        self.outcomes = Counter(proven=3)
+
+    def is_proven(self, layer: Layer) -> bool:
+        return layer.store.node == 6
 
     def begin(self, layer: Layer) -> None:
         self.looks[layer.pack_id] = Look(1, 2)
@@ -96,7 +101,12 @@ class World:
         draining: Any = SimpleNamespace(drain=self.drain)
         self.space = FakeSpace()
         self.prover = FakeProver()
-        self.node = Node(catalog, self.images, self.mounts, draining, self.space, self.prover)  # type: ignore[arg-type]
+        self.revocations = Revocations(directory / "revoked")
+        withdrawal: Any = SimpleNamespace(used_by={})
+        self.used_by: dict[str, list[str]] = withdrawal.used_by
+        prover: Any = self.prover
+        self.trust = Trust(prover, withdrawal, self.revocations)
+        self.node = Node(catalog, self.images, self.mounts, draining, self.space, self.trust)  # type: ignore[arg-type]
         self.directory = directory
         self._api = JsonApi(f"unix://{directory}/s", "the agent", timeout_s=10)
 
@@ -163,6 +173,8 @@ async def test_layers_of_every_state_each_once(world: World) -> None:
         "size_bytes": filling.store.index.image_size,
         "present_bytes": 5 * 4096,
         "sources": {"supernode": 9},
+        "proven": False,
+        "revoked": None,
     }
     assert rows[1]["pack_id"] == unknown.pack_id
     assert (rows[2]["present_bytes"], rows[2]["sources"]) == (8192, {"peer": 3}), "before its seal"
@@ -334,3 +346,23 @@ async def test_a_proof_is_begun_and_told(world: World) -> None:
     assert told["verdict"] == {"outcome": "false", "reason": "it was altered"}
     with pytest.raises(NotFoundError, match="not on this node"):
         await world.post("/v1/proofs", {"pack_id": "0" * 64})
+
+
+async def test_revoked_packs_are_named_with_who_runs_on_them(world: World) -> None:
+    bad, good = world.layer(5, State.SWITCHED), world.layer(6, State.SWITCHED)
+    world.revocations.add(Revocation(bad.pack_id, "it lies", "this node", 0.0))
+    world.used_by[bad.pack_id] = ["container k8s.io/web"]
+    rows = {row["pack_id"]: row for row in await world.get("/v1/layers")}
+    assert [rows[bad.pack_id][key] for key in ("proven", "revoked", "used_by")] == [
+        False, "it lies", ["container k8s.io/web"],
+    ]  # fmt: skip
+    assert [rows[good.pack_id].get(key) for key in ("proven", "revoked", "used_by")] == [True, None, None]
+    world.known = [
+        KnownImage(reference="r", name="n", manifest_digest="m", platform="p", layers=(known(5, bad.pack_id),))
+    ]
+    (image,) = await world.get("/v1/images")
+    assert image["revoked"] == [bad.pack_id]
+    figures = await asyncio.to_thread(JsonApi(f"unix://{world.directory}/s", "the agent").text, "/metrics")
+    assert "imgdist_packs_revoked 1.0" in figures
+    assert "imgdist_revoked_users 1.0" in figures
+    assert 'imgdist_packs_proved_total{outcome="proven"} 3.0' in figures

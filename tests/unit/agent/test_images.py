@@ -56,6 +56,7 @@ class FakeSupernodes:
         self.indexes: dict[str, Any] = {}
         self.chains: dict[str, Chain] = {}
         self.traces: Any = None
+        self.packs: dict[int, int] = {}
         self.asked: list[str] = []
         self.going = asyncio.Event()
         self.going.set()
@@ -74,7 +75,7 @@ class FakeSupernodes:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return SimpleNamespace(diff_id=answer), bytes([number])
+        return SimpleNamespace(diff_id=answer, pack_id=bytes([self.packs.get(number, number)]) * 32), bytes([number])
 
     async def chain(self, chain_id: str) -> Chain | None:
         return self.chains.get(chain_id)
@@ -95,6 +96,8 @@ class World:
             started=lambda manifest, now: self.recorded.append(("started", manifest)),
         )
         self._tasks, self._directory = tasks, directory
+        self.revoked: dict[str, str] = {}
+        self.suspects: list[str] = []
         self.images = self.make()
 
     def make(self, traces: bool = True, prefetch: bool = True) -> Images:
@@ -109,6 +112,8 @@ class World:
             platform="linux/amd64",
             traces=traces,
             prefetch=prefetch,
+            revoked=self.revoked.get,
+            suspect=self.suspects.append,
         )
 
     def resolved(self) -> int:
@@ -370,3 +375,36 @@ async def test_a_pack_that_a_supernode_lost_has_its_image_resolved_again_once(
         made.images.lost(layer.pack_id)
         await asyncio.sleep(0)
         assert made.resolved() == 2
+
+
+async def test_a_revoked_pack_is_no_layer_until_another_comes(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        layer = await made.images.layer(REFERENCE, digest(5), MANIFEST)
+        made.revoked[layer.pack_id] = "it lies"
+        made.images.give_up(layer.pack_id)
+        for _ in range(2):
+            with pytest.raises(TemporaryError, match="is revoked: it lies"):
+                await made.images.layer(REFERENCE, digest(5), MANIFEST)
+        made.node.chunks.stores[bytes([5])] = FakeStore(6)
+        made.supernodes.packs[5] = 6
+        assert (await made.images.layer(REFERENCE, digest(5), MANIFEST)).store.node == 6
+        assert made.images.known.pack_of(digest(5)) == (bytes([6]) * 32).hex()
+
+
+async def test_a_pack_that_is_revoked_while_it_is_opened_is_not_taken(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        held = made.node.steps.hold("mount_shown")
+        opening = asyncio.create_task(made.images.layer(REFERENCE, digest(5), MANIFEST))
+        assert await asyncio.to_thread(made.node.steps.reached.wait, 10)
+        made.revoked[(bytes([5]) * 32).hex()] = "it lies"
+        held.set()
+        with pytest.raises(TemporaryError, match="is revoked"):
+            await opening
+
+
+async def test_a_pack_of_another_layer_is_told_to_the_supernodes(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.indexes[digest(5)] = ["sha256:" + "0" * 64]
+        with pytest.raises(CorruptError, match="expected diff ID"):
+            await made.images.layer(REFERENCE, digest(5), MANIFEST)
+        assert made.suspects == [(bytes([5]) * 32).hex()]

@@ -92,3 +92,17 @@ def test_the_event_loop_waits_for_no_disk_and_a_full_one_fails_no_pull(
     known.add(_image(2, _layer(2)))
     assert len(known.all()) == 2 and "No space left" in caplog.text
     assert [image.reference for image in KnownImages(tmp_path).all()] == ["host/image:1"]
+
+
+def test_a_pack_that_is_no_layers_any_more(tmp_path: Path) -> None:
+    known = KnownImages(tmp_path)
+    known.add(_image(1, _layer(1), _layer(2)))
+    known.sealed(_layer(1).digest, "11" * 32)
+    known.sealed(_layer(2).digest, "22" * 32)
+    known.unseal("11" * 32)
+    for read in (known, KnownImages(tmp_path)):
+        assert [one.pack_id for one in read.all()[0].layers] == [None, "22" * 32]
+        assert read.pack_of(_layer(1).digest) is None
+        assert read.with_pack("11" * 32) == []
+        chained = read.layer_of_chain(_layer(1).chain_id)
+        assert chained is not None and chained.pack_id is None

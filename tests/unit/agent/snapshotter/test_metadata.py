@@ -182,3 +182,13 @@ def test_who_uses_a_pack_are_containers_and_mounts_over_it(store: Metadata) -> N
     store.create(Kind.ACTIVE, "empty", "", {})
     found = [(pack_id, info.name) for pack_id, info in store.users()]
     assert found == [("p1", "container"), ("p1", "look"), ("p2", "container")]
+
+
+def test_a_pack_is_replaced_below_its_snapshots(store: Metadata) -> None:
+    store.create(Kind.COMMITTED, "a", "", {}, pack_id="old", has_directory=False)
+    store.create(Kind.COMMITTED, "b", "a", {}, pack_id="other", has_directory=False)
+    store.create(Kind.ACTIVE, "c", "b", {})
+    store.replace_pack("old", "new")
+    assert [row.pack_id for row in store.chain("c")] == [None, "other", "new"]
+    assert store.unreferenced() == ["old"]
+    assert {pack for pack, _ in store.users()} == {"new", "other"}

@@ -74,9 +74,13 @@ class Swarm:
         self.own: list[Share] = [Share(LAYER, 1, 9)]
         self.peers: set[str] = set()
         self.addresses: list[str] = []
+        self.revocations: list[tuple[str, str]] = []
 
     def shares(self) -> list[Share]:
         return self.own
+
+    def revoked(self, by: str, packs: Iterable[wire.Revocation]) -> None:
+        self.revocations += [(by, one.pack) for one in packs]
 
     def learn(self, peers: Iterable[Peer]) -> None:
         self.peers |= {peer.node for peer in peers}
@@ -290,3 +294,12 @@ async def test_the_address_may_be_a_unix_socket(world: World, tmp_path_factory: 
     finally:
         await agent.stop()
         await runner.cleanup()
+
+
+async def test_what_is_revoked_is_heard_with_who_says_so(world: World) -> None:
+    site = await world.site()
+    agent = world.agent(1, site)
+    await until(lambda: agent.membership.joined)
+    assert site.tracker is not None
+    await site.tracker.revoke("a" * 64, "it lies")
+    await until(lambda: agent.swarm.revocations == [(site.url, "a" * 64)])
