@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from agent.agreement import DisagreementError
 from agent.catalog import Catalog, Layer
 from agent.early import EarlyLayer, EarlyLayers
 from agent.known_images import KnownImage, KnownImages, KnownLayer
@@ -66,11 +67,13 @@ class Images:
         platform: str,
         traces: bool,
         prefetch: bool,
+        agreement: int = 1,
         revoked: Callable[[str], str | None] = lambda pack_id: None,
         suspect: Callable[[str], None] = lambda pack_id: None,
     ) -> None:
-        """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first. `revoked(pack_id)`:
-        why no layer may be that pack; None if it may. `suspect(pack_id)` is called for one that is another layer's."""
+        """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first. `agreement`: so
+        many supernodes must name the same pack for a layer. `revoked(pack_id)`: why no layer may be that pack; None if
+        it may. `suspect(pack_id)` is called for one that cannot be right."""
         self._supernodes = supernodes
         self._catalog = catalog
         self.early = early
@@ -81,6 +84,7 @@ class Images:
         self._platform = platform
         self._traces = traces
         self._prefetch = prefetch
+        self._agreement = agreement
         self._revoked = revoked
         self._suspect = suspect
         self._jobs: dict[tuple[str, str | None], SharedWork[ImageJob]] = {}
@@ -262,6 +266,7 @@ class Images:
 
     async def _index(self, image: KnownImage, layer: KnownLayer, early: EarlyLayer) -> bytes:
         """The layer's sealed index stream, rooted in the image's configuration by its diff ID."""
+        agreed = await self._agreed(image, layer) if self._agreement > 1 else None
         try:
             index, data = await self._supernodes.follow_index(layer.digest, early.progress)
         except NotFoundError:
@@ -271,12 +276,29 @@ class Images:
             )
             index, data = await self._supernodes.follow_index(layer.digest, early.progress)
         self._check_revoked(layer, index.pack_id.hex())
+        if agreed not in (None, index.pack_id.hex()):
+            raise CorruptError(f"index of layer {layer.digest}: expected pack {agreed}, found {index.pack_id.hex()}")
         if index.diff_id != layer.diff_id:
             self._suspect(index.pack_id.hex())
             raise CorruptError(
                 f"index of layer {layer.digest}: expected diff ID {layer.diff_id}, found {index.diff_id}"
             )
         return data
+
+    async def _agreed(self, image: KnownImage, layer: KnownLayer) -> str:
+        """The pack id that supernodes agree on: nothing of the layer is fetched before."""
+        try:
+            return await self._supernodes.agree(
+                layer.digest,
+                image.reference,
+                platform=self._platform,
+                manifest_digest=image.manifest_digest,
+                count=self._agreement,
+            )
+        except DisagreementError as error:
+            for pack_id in error.pack_ids:
+                self._suspect(pack_id)
+            raise
 
     def _check_revoked(self, layer: KnownLayer, pack_id: str) -> None:
         if (why := self._revoked(pack_id)) is not None:  # not for long: its supernode converts the layer again

@@ -68,6 +68,11 @@ def checked_plan(config: AgentConfig, given: Given) -> dict[str, Any]:
     for url in config.supernode:
         _check_url(url)
     open_key(config.access.key_file)
+    if config.require_agreement > max(1, len(set(config.supernode))):
+        raise ConfigError(
+            f"require_agreement = {config.require_agreement}: expected as many supernodes, found"
+            f" {len(set(config.supernode))}; name more by --supernode, or lower it"
+        )
     if shares(config):
         _check_peer_addresses(config)
     if config.mirror_listen:

@@ -304,6 +304,7 @@ def _images(
         platform=str(Platform.of_this_machine()),
         traces=config.trace.enabled,
         prefetch=config.fill.mode != "none",
+        agreement=config.require_agreement,
         revoked=revocations.reason,
         suspect=events.suspect,
     )

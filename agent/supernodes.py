@@ -12,6 +12,7 @@ from typing import IO, TypeVar
 
 import aiohttp
 
+from agent.agreement import agreed, ask_all
 from agent.supernode_client import OnProgress, SupernodeClient
 from agent.swarm.neighbours import SILENCE_S
 from imgdist.api import JsonApi
@@ -63,6 +64,11 @@ class Supernodes:
     async def follow_index(self, layer_digest: str, on_progress: OnProgress | None = None) -> tuple[Index, bytes]:
         """As SupernodeClient.follow_index. Another supernode means another follower, from the beginning."""
         return await self._ask(lambda client: client.follow_index(layer_digest, on_progress))
+
+    async def agree(self, layer_digest: str, reference: str, *, platform: str, manifest_digest: str, count: int) -> str:
+        """The pack id that `count` supernodes name for a layer; errors as of `agreement.agreed`."""
+        named = await ask_all(self._clients, layer_digest, reference, platform, manifest_digest, count)
+        return agreed(layer_digest, named, count)
 
     async def tar_split(self, pack_id: str, out: IO[bytes], most_bytes: int) -> None:
         """As SupernodeClient.tar_split, from the first that has it; `out` is written from its start."""

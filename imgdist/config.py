@@ -281,6 +281,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     zone: Annotated[str, Meta(description="rack or zone; agents of the same one are preferred")] = ""
     allow_plain: Annotated[bool, Meta(description="use addresses other than loopback without TLS")] = False
     log_format: Annotated[Literal["text", "json"], Meta(description="log lines on stderr")] = "text"
+    require_agreement: Annotated[
+        int, Meta(ge=1, le=16, description="supernodes that must name the same pack for a layer")
+    ] = 1
     stop_timeout_s: Annotated[
         float, Meta(ge=0, le=3600, description="seconds to complete layers in use on SIGTERM")
     ] = 30.0

@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,27 @@ class Lie:
         self._agents = 0
 
     def _supernode(self) -> Supernode:
-        made = Supernode(self._directory / "s", self._listen, plain_http=[self._registry])
+        return self._started("s", self._listen)
+
+    def _started(self, name: str, listen: str) -> Supernode:
+        made = Supernode(self._directory / name, listen, plain_http=[self._registry])
         return self._parts.enter_context(made)
+
+    def honest_supernode(self) -> Supernode:
+        """Another one, of its own root, that has converted nothing yet."""
+        return self._started("t", f"127.0.0.1:{free_port()}")
 
     def revoked(self) -> list[str]:
         """As the supernode tells."""
         return list(JsonApi(self.supernode.url, "supernode").get("/v1/revoked"))
 
-    def node(self, *settings: str) -> Node:
+    def node(self, *settings: str, supernodes: Sequence[Supernode] = ()) -> Node:
         """Started; nothing is mounted."""
         self._agents += 1
         quick = ["fill.quiet_s=0", "switch.idle_s=0.2", "stop_timeout_s=0", "verify.delay_s=0", *settings]
         directory = self._directory / f"a{self._agents}"
-        return Node(self._parts.enter_context(Agent(directory, [self.supernode.url], settings=quick)), self.image)
+        urls = [supernode.url for supernode in supernodes or (self.supernode,)]
+        return Node(self._parts.enter_context(Agent(directory, urls, settings=quick)), self.image)
 
 
 class Node:
@@ -149,6 +157,19 @@ def test_a_lie_is_found_by_hand_and_a_node_that_was_away_hears_of_it(lie: Lie) -
     late.wait(lambda: _can(late, "m"), "it is taken over")
     assert (late.agent.directory / "m/srv/data").read_bytes() == _RIGHT
     assert late.pack(lie.forged) is None
+
+
+def test_two_supernodes_that_disagree_are_both_named_and_the_lie_is_looked_into(lie: Lie) -> None:
+    honest = lie.honest_supernode()
+    node = lie.node("require_agreement=2", "verify.mode=none", supernodes=[lie.supernode, honest])
+    with pytest.raises(ImgdistError, match="expected the same of 2") as refused:
+        node.mount("m")
+    for words in (lie.supernode.url, lie.forged, honest.url, lie.honest):
+        assert words in str(refused.value)
+    assert node.agent.layers()[0]["state"] == "plain", "an ordinary pull is left to containerd"
+    node.wait(lambda: lie.revoked() == [lie.forged], "the supernode has looked for itself")
+    node.wait(lambda: _can(node, "again"), "they agree")
+    assert (node.agent.directory / "again/srv/data").read_bytes() == _RIGHT
 
 
 def _used_by(node: Node, lie: Lie) -> list[str]:

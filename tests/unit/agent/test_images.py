@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_node import FakeNode, FakeStore
 
+from agent.agreement import DisagreementError
 from agent.early import EarlyLayers
 from agent.images import Images
 from agent.known_images import KnownImages
@@ -57,6 +58,7 @@ class FakeSupernodes:
         self.chains: dict[str, Chain] = {}
         self.traces: Any = None
         self.packs: dict[int, int] = {}
+        self.agreed: str | Exception = (bytes([5]) * 32).hex()
         self.asked: list[str] = []
         self.going = asyncio.Event()
         self.going.set()
@@ -76,6 +78,12 @@ class FakeSupernodes:
         if isinstance(answer, Exception):
             raise answer
         return SimpleNamespace(diff_id=answer, pack_id=bytes([self.packs.get(number, number)]) * 32), bytes([number])
+
+    async def agree(self, layer_digest: str, reference: str, *, platform: str, manifest_digest: str, count: int) -> str:
+        self.asked.append(f"agree {count}")
+        if isinstance(self.agreed, Exception):
+            raise self.agreed
+        return self.agreed
 
     async def chain(self, chain_id: str) -> Chain | None:
         return self.chains.get(chain_id)
@@ -100,7 +108,7 @@ class World:
         self.suspects: list[str] = []
         self.images = self.make()
 
-    def make(self, traces: bool = True, prefetch: bool = True) -> Images:
+    def make(self, traces: bool = True, prefetch: bool = True, agreement: int = 1) -> Images:
         return Images(
             self.supernodes,
             self.node.catalog,
@@ -112,6 +120,7 @@ class World:
             platform="linux/amd64",
             traces=traces,
             prefetch=prefetch,
+            agreement=agreement,
             revoked=self.revoked.get,
             suspect=self.suspects.append,
         )
@@ -408,3 +417,19 @@ async def test_a_pack_of_another_layer_is_told_to_the_supernodes(tmp_path: Path)
         with pytest.raises(CorruptError, match="expected diff ID"):
             await made.images.layer(REFERENCE, digest(5), MANIFEST)
         assert made.suspects == [(bytes([5]) * 32).hex()]
+
+
+async def test_a_pack_is_taken_only_if_supernodes_agree_on_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        images = made.make(agreement=2)
+        made.supernodes.agreed = DisagreementError("a names this, b names that", ["1" * 64, "2" * 64])
+        with pytest.raises(DisagreementError):
+            await images.layer(REFERENCE, digest(5), MANIFEST)
+        assert made.suspects == ["1" * 64, "2" * 64]
+        assert not any(asked.startswith("index") for asked in made.supernodes.asked), "nothing is fetched before"
+        made.supernodes.agreed = "3" * 64
+        with pytest.raises(CorruptError, match="expected pack 333"):
+            await images.layer(REFERENCE, digest(5), MANIFEST)
+        made.supernodes.agreed = (bytes([5]) * 32).hex()
+        assert (await images.layer(REFERENCE, digest(5), MANIFEST)).store.node == 5
+        assert "agree 2" in made.supernodes.asked

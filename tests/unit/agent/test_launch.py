@@ -170,6 +170,8 @@ def test_modules_come_from_this_release_whatever_lies_in_the_current_directory(
         ({"mirror_listen": "7650"}, ConfigError, "--mirror-listen 7650"),
         ({"supernode": ("http://s:1",), "peer_advertise": "a:1"}, ConfigError, "--peer-advertise a:1"),
         ({"supernode": ("http://s:1",), "zone": "rack\n1"}, ConfigError, "--zone"),
+        ({"require_agreement": 2}, ConfigError, "require_agreement = 2: expected as many supernodes, found 0"),
+        ({"supernode": ("http://s:1", "http://s:1"), "require_agreement": 2}, ConfigError, "found 1"),
         ({"root": "/tmp/a:b"}, ConfigError, "without :"),
         ({"root": "/tmp/a,b"}, ConfigError, "without ,"),
         ({"root": "/proc/nothing"}, ImgdistError, "/proc/nothing: expected a writable directory"),
