@@ -161,7 +161,7 @@ async def _serve(
         catalog, chains = Catalog(database), Chains(database)
         freshness = Freshness.parse(config.tags.ttl_s, config.tags.stale_if_error_s, config.tags.rules)
         tags = Tags(registries, catalog, metrics.tag_asked)
-        resolver = Resolver(registries, catalog, chains, tags)
+        resolver = Resolver(registries, catalog, chains, tags, provenance.has if key else None)
         workers = await held.enter_async_context(Workers())
 
         def convert(origin: Origin) -> Conversion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -43,13 +44,24 @@ class Image:
 
 class Resolver:
     """Documents that have a digest come from the catalog once seen. A tag is asked for anew each time; while its
-    registry does not answer, what it named last stands."""
+    registry does not answer, what it named last stands.
 
-    def __init__(self, registries: Registries, catalog: Catalog, chains: Chains, tags: Tags) -> None:
+    `delivered(name, digest)`, where given: a document counts for a repository only once it has come from there.
+    """
+
+    def __init__(
+        self,
+        registries: Registries,
+        catalog: Catalog,
+        chains: Chains,
+        tags: Tags,
+        delivered: Callable[[str, str], Awaitable[bool]] | None = None,
+    ) -> None:
         self._registries = registries
         self._catalog = catalog
         self._chains = chains
         self._tags = tags
+        self._delivered = delivered
         self._documents: SingleFlight[tuple[str, bytes]] = SingleFlight()
 
     async def resolve(self, reference: Reference, platform: Platform) -> Image:
@@ -78,7 +90,7 @@ class Resolver:
 
     async def document(self, reference: Reference, digest: str) -> tuple[str, bytes]:
         """(media type, bytes) of the manifest or index with that digest in the reference's repository."""
-        return await self._documents.do(digest, partial(self._fetch_manifest, reference, digest))
+        return await self._documents.do((reference.name, digest), partial(self._fetch_manifest, reference, digest))
 
     async def _manifest(self, reference: Reference, digest: str, platform: Platform) -> Manifest:
         for _ in range(INDEX_DEPTH_MAX):
@@ -91,19 +103,25 @@ class Resolver:
 
     async def _config(self, reference: Reference, manifest: Manifest) -> ImageConfig:
         wanted = manifest.config
-        _, raw = await self._documents.do(wanted.digest, partial(self._fetch_config, reference, wanted))
+        key = (reference.name, wanted.digest)
+        _, raw = await self._documents.do(key, partial(self._fetch_config, reference, wanted))
         return parse_config(raw, manifest)
 
     async def _fetch_manifest(self, reference: Reference, digest: str) -> tuple[str, bytes]:
-        if known := await self._catalog.document(digest):
+        if known := await self._known(reference.name, digest):
             return known
         by_digest = Reference(reference.host, reference.repository, digest=digest)
         _, media_type, raw = await self._registries.client(reference.host).resolve(by_digest)
         await self._catalog.keep_document(digest, media_type, raw)
         return media_type, raw
 
+    async def _known(self, name: str, digest: str) -> tuple[str, bytes] | None:
+        if self._delivered is not None and not await self._delivered(name, digest):
+            return None
+        return await self._catalog.document(digest)
+
     async def _fetch_config(self, reference: Reference, descriptor: Descriptor) -> tuple[str, bytes]:
-        if known := await self._catalog.document(descriptor.digest):
+        if known := await self._known(reference.name, descriptor.digest):
             return known
         raw = await self._registries.client(reference.host).document(reference.repository, descriptor)
         await self._catalog.keep_document(descriptor.digest, descriptor.media_type, raw)

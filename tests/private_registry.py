@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import secrets
 import time
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from fake_registry import FakeRegistry, not_found
+from fake_registry import OCI_LAYER, FakeRegistry, not_found
 
+MARK = "token-of-a-tenant-"
 CUT_LEAST = 100_000
 """Bytes of what is cut."""
 
@@ -34,14 +36,15 @@ class PrivateRegistry(FakeRegistry):
     name: str = ""
     tokens: dict[str, tuple[str, str, float]] = field(default_factory=dict)
     urls: dict[str, tuple[str, float]] = field(default_factory=dict)
+    places: dict[str, set[str]] = field(default_factory=dict)
     statuses: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def secrets(self) -> set[str]:
-        """Everything that must not be found anywhere: passwords, tokens, and both as they are sent."""
+        """What must not be found anywhere: passwords, also as they are sent, and what each token begins with."""
         passwords = {password for password, _ in self.users.values()}
         sent = {self.basic(user).split()[1] for user in self.users}
-        return passwords | sent | set(self.tokens)
+        return passwords | sent | {MARK}
 
     def basic(self, user: str) -> str:
         """The Authorization header of a user."""
@@ -49,13 +52,28 @@ class PrivateRegistry(FakeRegistry):
 
     def token(self, user: str, repository: str) -> str:
         """A token that its server would give; "" is everybody."""
-        token = secrets.token_urlsafe(24)
+        token = MARK + secrets.token_urlsafe(24)
         self.tokens[token] = (user, repository, time.monotonic() + self.token_s)
         return token
 
     def bearer(self, user: str, repository: str) -> str:
         """The Authorization header of somebody who has just got a token."""
         return f"Bearer {self.token(user, repository)}"
+
+    def add_image(
+        self,
+        layers: list[bytes],
+        tag: str | None = None,
+        media_type: str = OCI_LAYER,
+        diff_ids: list[str] | None = None,
+        repository: str = "a/b",
+    ) -> str:
+        """As FakeRegistry's; what it is made of is in that repository alone."""
+        manifest = super().add_image(layers, tag, media_type, diff_ids, repository)
+        document = json.loads(self.manifests[manifest][1])
+        for digest in (manifest, *(blob["digest"] for blob in (document["config"], *document["layers"]))):
+            self.places.setdefault(digest, set()).add(repository)
+        return manifest
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         response = await self._answer(request)
@@ -76,6 +94,9 @@ class PrivateRegistry(FakeRegistry):
         if request.path != "/v2/" and not self._may_read(request.headers.get("Authorization", ""), repository):
             realm = f'Bearer realm="{self.scheme}://{self.host}/token",service="s",scope="repository:{repository}:pull"'
             return web.json_response({"errors": []}, status=401, headers={"WWW-Authenticate": realm})
+        places = self.places.get(request.path.rpartition("/")[2])
+        if places is not None and repository not in places and request.path != "/v2/":
+            return not_found()
         if "/blobs/" in request.path and self.url_s is not None:
             return self._elsewhere(request)
         if "/blobs/" in request.path and request.method == "GET":
