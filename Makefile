@@ -1,5 +1,5 @@
 # Everything is made from a checkout: `make setup` once (the other targets call it), then .venv/bin/imgdist.
-.PHONY: setup demo test soak fuzz kernels bench lint clean
+.PHONY: setup demo test clients soak fuzz kernels bench lint clean
 
 BIN := .venv/bin
 CODE := imgdist supernode agent fuse bench tests
@@ -28,6 +28,12 @@ TARGETS ?=
 fuzz: setup
 	$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: -r requirements-fuzz.lock
 	$(BIN)/python tests/fuzz --seconds $(SECONDS) $(TARGETS)
+
+# Every registry client that the mirror is tried with, and every way in which a mirror fails them.
+clients: setup
+	@scripts/parts clients
+	$(BIN)/python -m pip install --quiet oras==0.2.43
+	$(BIN)/python -m pytest --matrix full tests/integration/test_mirror_clients.py tests/integration/test_mirror_trouble.py
 
 # KERNELS="5.10 6.1" names others than the default.
 kernels: setup

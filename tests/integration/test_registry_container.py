@@ -1,15 +1,10 @@
-"""The supernode against a registry in a container, by testcontainers on an engine of its own.
-
-The engine gets its own data and exec roots, and neither bridge nor firewall: containers use the host's network, so that
-nothing of the machine's network changes (a default dockerd sets FORWARD to DROP and leaves its chains behind).
-"""
+"""The supernode against a registry in a container, by testcontainers on an engine of its own."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -18,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from parts import require
+from rig.engine import engine
 from supernode_rig import layer_tree, push_image, read_pack, supernode, url_of
 
 from agent.supernode_client import SupernodeClient
 from imgdist.demo.ports import free_port
-from imgdist.demo.processes import Process, wait_until
+from imgdist.demo.processes import wait_until
 from imgdist.demo.registry import answers
 
 IMAGE = "localhost/registry-test"
@@ -30,38 +26,11 @@ REGISTRY = "/usr/bin/docker-registry"
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Docker engine of this suite; yields DOCKER_HOST."""
-    require(os.geteuid() == 0, "root")
-    require(shutil.which("dockerd"), "dockerd (docker.io)")
+def docker_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An engine of this suite; yields DOCKER_HOST."""
     require(shutil.which(REGISTRY), "docker-registry")
-    directory = tmp_path_factory.mktemp("docker")
-    host = f"unix://{directory}/s"
-    (directory / "daemon.json").write_text("{}")
-    argv = ["dockerd", "--data-root", f"{directory}/root", "--exec-root", f"{directory}/exec", "-H", host]
-    argv += ["-p", f"{directory}/pid", "--config-file", f"{directory}/daemon.json"]
-    argv += ["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]
-    try:
-        with Process("dockerd", argv, directory / "log", stop_timeout_s=20) as process:
-            process.wait_until(lambda: (directory / "s").exists() and _pings(directory / "s"), 60)
-            yield host
-    finally:
-        for mount in _mounts_below(directory):
-            subprocess.run(["umount", mount], check=True)
-        shutil.rmtree(directory)
-
-
-def _pings(path: Path) -> bool:
-    done = subprocess.run(
-        ["curl", "-sf", "--unix-socket", path, "http://x/_ping"], capture_output=True, check=False, timeout=10
-    )
-    return done.stdout == b"OK"
-
-
-def _mounts_below(directory: Path) -> list[str]:
-    """Mount points below a directory, deepest first: the engine leaves its network namespace mounted."""
-    points = (line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines())
-    return sorted((point for point in points if point.startswith(f"{directory}/")), reverse=True)
+    with engine(tmp_path_factory.mktemp("docker")) as socket:
+        yield f"unix://{socket}"
 
 
 def _registry_tar(port: int) -> bytes:
@@ -91,12 +60,12 @@ def _registry_tar(port: int) -> bytes:
 
 @pytest.mark.timeout(300)
 async def test_read_once_then_without_the_container(
-    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    docker_host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require(importlib.util.find_spec("testcontainers"), "testcontainers (pip)")
     testcontainers = importlib.import_module("testcontainers.core.container")
     settings = importlib.import_module("testcontainers.core.config").testcontainers_config
-    monkeypatch.setenv("DOCKER_HOST", engine)
+    monkeypatch.setenv("DOCKER_HOST", docker_host)
     monkeypatch.setattr(settings, "ryuk_disabled", True)
     port = free_port()
     address = f"127.0.0.1:{port}"
