@@ -91,7 +91,10 @@ class KnownImages:
         for digest in [digest for digest, pack in self._packs.items() if pack == pack_id]:
             del self._packs[digest]
         for image in self.with_pack(pack_id):
-            layers = tuple(self._without_pack(layer) if layer.pack_id == pack_id else layer for layer in image.layers)
+            layers = tuple(
+                msgspec.structs.replace(layer, pack_id=None) if layer.pack_id == pack_id else layer
+                for layer in image.layers
+            )
             self._write(msgspec.structs.replace(image, layers=layers))
 
     def forget_without(self, pack_ids: Collection[str], spared: Collection[str] = ()) -> None:
