@@ -107,4 +107,5 @@ def _authority(url: URL, registry: str) -> str:
     """The name by which settings know a URL's host: docker.io for the hub, a port that is not the default."""
     if url.host == HUB and registry == "docker.io":
         return registry
-    return url.authority if url.explicit_port else (f"[{url.host}]" if ":" in (url.host or "") else url.host or "")
+    host = url.host_subcomponent or ""
+    return f"{host}:{url.explicit_port}" if url.explicit_port else host
