@@ -89,11 +89,9 @@ class Origin:
     @property
     def obstacle(self) -> str | None:
         """Why the layer is declined without a look at its bytes."""
-        if self.layer.kind is None:
-            return f"layers of media type {self.layer.media_type} are not taken over"
         if not is_sha256(self.layer.digest):
             return f"layer digest {self.layer.digest[:16]}... is not sha256"
-        return None
+        return self.layer.obstacle
 
 
 Converter = Callable[[Origin], Conversion]

@@ -29,14 +29,24 @@ CONFIG_TYPES = (
     "application/octet-stream",  # written by old versions of Docker
 )
 
-LAYER_KINDS: Mapping[str, str] = {
-    "application/vnd.oci.image.layer.v1.tar": "tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
-    "application/vnd.docker.image.rootfs.diff.tar": "tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
-}
+LAYER_TYPES = frozenset(
+    (
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    )
+)
+"""Of layers that are taken over. How one is compressed is told by its bytes, as containerd does."""
+_FOREIGN = (
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.oci.image.layer.nondistributable.",
+)
+_ENCRYPTED = "+encrypted"
+LAYERS_MAX = 500
+"""Layers of an image: as many as overlayfs stacks (OVL_MAX_STACK in fs/overlayfs/params.h)."""
 
 T = TypeVar("T")
 
@@ -51,9 +61,15 @@ class Descriptor(msgspec.Struct, frozen=True):
     annotations: Mapping[str, str] = {}
 
     @property
-    def kind(self) -> str | None:
-        """A layer's compression, "tar", "gzip" or "zstd"; None for media types that are not taken over."""
-        return LAYER_KINDS.get(self.media_type)
+    def obstacle(self) -> str | None:
+        """Why a layer of this media type is not taken over; None if it is."""
+        if self.media_type in LAYER_TYPES:
+            return None
+        if self.media_type.startswith(_FOREIGN):
+            return f"foreign layer ({self.media_type}): its registry need not have it"
+        if self.media_type.endswith(_ENCRYPTED):
+            return f"encrypted layer ({self.media_type}): only containerd has the key"
+        return f"layers of media type {self.media_type} are not taken over"
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -178,6 +194,8 @@ def parse_config(raw: bytes, manifest: Manifest) -> ImageConfig:
         raise DeclinedError(
             f"{what}: media type {manifest.config.media_type} is no image's; an artifact is not taken over"
         )
+    if len(manifest.layers) > LAYERS_MAX:
+        raise DeclinedError(f"{what}: {len(manifest.layers)} layers, overlayfs stacks {LAYERS_MAX}")
     document = _decode(raw, _Config, what)
     diff_ids = tuple(document.rootfs.diff_ids) if document.rootfs else ()
     if document.rootfs and document.rootfs.type != "layers":

@@ -54,7 +54,7 @@ def test_manifest() -> None:
     assert isinstance(parsed, Manifest)
     assert parsed.digest == "sha256:" + hashlib.sha256(raw).hexdigest()
     assert parsed.raw == raw
-    assert [(layer.kind, layer.size) for layer in parsed.layers] == [("gzip", 7)]
+    assert [(layer.obstacle, layer.size) for layer in parsed.layers] == [(None, 7)]
 
 
 @pytest.mark.parametrize(
@@ -140,18 +140,27 @@ def test_platform_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("media_type", "kind"),
+    ("media_type", "obstacle"),
     [
-        ("application/vnd.oci.image.layer.v1.tar", "tar"),
-        ("application/vnd.oci.image.layer.v1.tar+zstd", "zstd"),
-        ("application/vnd.docker.image.rootfs.diff.tar.gzip", "gzip"),
-        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", None),
-        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None),
-        ("application/wasm", None),
+        ("application/vnd.oci.image.layer.v1.tar", None),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", None),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", None),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "foreign"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "foreign"),
+        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "encrypted"),
+        ("application/wasm", "application/wasm"),
     ],
 )
-def test_layer_kinds(media_type: str, kind: str | None) -> None:
-    assert Descriptor(media_type, D1, 1).kind == kind
+def test_what_keeps_a_layer_from_being_taken_over(media_type: str, obstacle: str | None) -> None:
+    seen = Descriptor(media_type, D1, 1).obstacle
+    assert seen is None if obstacle is None else seen is not None and obstacle in seen
+
+
+def test_more_layers_than_overlayfs_stacks_are_declined() -> None:
+    parsed = parse_manifest(manifest(layers=[LAYER] * 501), OCI_MANIFEST)
+    assert isinstance(parsed, Manifest)
+    with pytest.raises(DeclinedError, match="501 layers"):
+        parse_config(config(*[D1] * 501), parsed)
 
 
 def config(*diff_ids: str, **fields: Any) -> bytes:
