@@ -196,7 +196,7 @@ def _supernode_command(config: AgentConfig) -> list[str]:
     command += ["--log-format", config.log_format]
     for registry in config.plain_http:
         command += ["--plain-http", registry]
-    for section in ("convert", "registry", "access", "tags"):
+    for section in ("convert", "limits", "registry", "access", "tags"):
         for key, value in msgspec.to_builtins(getattr(config, section)).items():
             command += ["--set", f"{section}.{key}={toml_value(value)}"]
     for key in ("high", "low"):  # its disk is ours

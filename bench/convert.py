@@ -28,9 +28,9 @@ from typing import Any
 from blake3 import blake3
 
 from bench.report import Report, Row, has_sha_ni
-from imgdist.erofs import LayerWriter
+from imgdist.erofs import DEFAULT_LIMITS, LayerWriter
 from imgdist.pack import codec
-from supernode.convert.decompress import LayerSource, OutputLimits, pieces
+from supernode.convert.decompress import LayerSource, pieces
 
 _ROOT = Path(__file__).parents[1]
 _SOURCES = ("/usr/lib/python3", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/bin")
@@ -162,7 +162,7 @@ def _time_parts(layer: Path) -> dict[str, float]:
                 step()
 
         writer = LayerWriter(emit, split=lambda data: None)
-        stream = pieces(LayerSource(file), OutputLimits())
+        stream = pieces(LayerSource(file), DEFAULT_LIMITS)
         while True:
             with clock.step("gunzip"):
                 piece = next(stream, b"")

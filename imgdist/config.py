@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from imgdist.errors import ConfigError
+from imgdist.limits import DEFAULT_LIMITS, Limits
 
 
 class ConvertConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +44,47 @@ class RegistryHost(Struct, frozen=True, forbid_unknown_fields=True):
     mirrors: tuple[str, ...] = ()
     rewrite: dict[str, str] = {}
     requests_per_s: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one layer may cost to convert; beyond it, containerd pulls the layer the ordinary way. docs/limits.md says
+    why each is what it is."""
+
+    tar_bytes: Annotated[int, Meta(ge=1, description="bytes of the uncompressed layer")] = DEFAULT_LIMITS.tar_bytes
+    image_bytes: Annotated[int, Meta(ge=1, description="bytes of the layer image")] = DEFAULT_LIMITS.image_bytes
+    free_bytes: Annotated[int, Meta(ge=0, description="bytes of tar below which `expansion` does not matter")] = (
+        DEFAULT_LIMITS.free_bytes
+    )
+    expansion: Annotated[int, Meta(ge=1, description="bytes of tar a byte of compressed layer")] = (
+        DEFAULT_LIMITS.expansion
+    )
+    hole_bytes: Annotated[int, Meta(ge=0, description="bytes of holes in sparse files")] = DEFAULT_LIMITS.hole_bytes
+    header_bytes: Annotated[int, Meta(ge=512, description="bytes of one extension header or sparse map")] = (
+        DEFAULT_LIMITS.header_bytes
+    )
+    members: Annotated[int, Meta(ge=1, description="members of the tar")] = DEFAULT_LIMITS.members
+    records: Annotated[
+        int, Meta(ge=1, description="extension headers, pax records, sparse segments; zstd frames and blocks")
+    ] = DEFAULT_LIMITS.records
+    metadata_bytes: Annotated[int, Meta(ge=1, description="bytes of memory for names, small files, xattrs")] = (
+        DEFAULT_LIMITS.metadata_bytes
+    )
+    implied_bytes: Annotated[int, Meta(ge=0, description="bytes of paths of directories that no member describes")] = (
+        DEFAULT_LIMITS.implied_bytes
+    )
+    link_steps: Annotated[int, Meta(ge=1, description="path components looked up behind symlinks")] = (
+        DEFAULT_LIMITS.link_steps
+    )
+    memory_bytes: Annotated[
+        int, Meta(ge=64 << 20, description="bytes of memory of the worker; 16 MiB more a thread beyond two")
+    ] = DEFAULT_LIMITS.memory_bytes
+    cpu_s: Annotated[int, Meta(ge=1, description="CPU-seconds of the worker, and one more a MiB of layer")] = (
+        DEFAULT_LIMITS.cpu_s
+    )
+
+    def limits(self) -> Limits:
+        """As the converter takes them."""
+        return Limits(**msgspec.structs.asdict(self))
 
 
 class RegistryConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,6 +214,7 @@ class SupernodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     access: AccessConfig = field(default_factory=AccessConfig)
     tags: TagsConfig = field(default_factory=TagsConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     space: SupernodeSpaceConfig = field(default_factory=SupernodeSpaceConfig)
     proof: ProofConfig = field(default_factory=ProofConfig)
@@ -298,6 +341,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     access: AccessConfig = field(default_factory=AccessConfig)
     tags: TagsConfig = field(default_factory=TagsConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     fill: FillConfig = field(default_factory=FillConfig)
     swarm: SwarmConfig = field(default_factory=SwarmConfig)

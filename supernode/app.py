@@ -158,7 +158,8 @@ async def _serve(
         provenance = Provenance(database)
         answering = Answering(metrics)
         registries = Registries(http, answering, settings, keychain(config.registry, http), witness=provenance)
-        catalog, chains = Catalog(database), Chains(database)
+        limits = config.limits.limits()
+        catalog, chains = Catalog(database, limits), Chains(database)
         freshness = Freshness.parse(config.tags.ttl_s, config.tags.stale_if_error_s, config.tags.rules)
         tags = Tags(registries, catalog, metrics.tag_asked)
         resolver = Resolver(registries, catalog, chains, tags, provenance.has if key else None)
@@ -172,6 +173,7 @@ async def _serve(
                 diff_id=origin.diff_id,
                 threads=config.convert.threads,
                 level=config.convert.level,
+                limits=limits,
             )
 
         blobs = Blobs(store, registries)

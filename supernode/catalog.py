@@ -6,6 +6,7 @@ import sqlite3
 from typing import NamedTuple
 
 import imgdist
+from imgdist.limits import DEFAULT_LIMITS, Limits
 from imgdist.pack import FORMAT_VERSION
 from supernode.database import Database
 
@@ -27,8 +28,10 @@ class KnownTag(NamedTuple):
 class Catalog:
     """Documents, tags and declined layers, kept in the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limits: Limits = DEFAULT_LIMITS) -> None:
+        """`limits`: what layers are declined by; what was declined by others is tried again."""
         self._database = database
+        self._terms = RELEASE if limits == DEFAULT_LIMITS else f"{RELEASE} {limits}"
 
     async def document(self, digest: str) -> tuple[str, bytes] | None:
         """(media type, bytes) of a manifest, index or configuration."""
@@ -68,12 +71,11 @@ class Catalog:
         await self._database.call(write)
 
     async def declined(self) -> dict[str, str]:
-        """Reasons by layer digest, of the layers that this release cannot convert."""
-        rows = await self._database.call(
-            lambda db: db.execute("SELECT layer_digest, reason FROM declined WHERE release = ?", (RELEASE,)).fetchall()
-        )
-        return dict(rows)
+        """Reasons by layer digest, of the layers that this release cannot convert within its limits."""
+        wanted = "SELECT layer_digest, reason FROM declined WHERE release = ?"
+        return dict(await self._database.call(lambda db: db.execute(wanted, (self._terms,)).fetchall()))
 
     async def keep_declined(self, layer_digest: str, reason: str) -> None:
         """Remember that a layer cannot be converted, and why."""
-        await self._database.write("INSERT OR REPLACE INTO declined VALUES (?, ?, ?)", (layer_digest, RELEASE, reason))
+        row = (layer_digest, self._terms, reason)
+        await self._database.write("INSERT OR REPLACE INTO declined VALUES (?, ?, ?)", row)

@@ -291,15 +291,16 @@ class Fetcher:
     async def _fail(self, job: Job, error: ImgdistError) -> None:
         digest = job.origin.layer.digest
         job.error = error
+        reason = str(error).removeprefix(f"layer {digest}: ")
         if isinstance(error, DeclinedError):
-            log.info("layer %s is declined: %s", digest, error)
-            self._declined[digest] = str(error)
+            log.info("layer %s is declined: %s", digest, reason)
+            self._declined[digest] = reason
             try:
-                await self._catalog.keep_declined(digest, str(error))
+                await self._catalog.keep_declined(digest, reason)
             except TemporaryError as problem:
                 log.warning("layer %s: the verdict holds for this run only: %s", digest, problem)
             return
-        log.warning("layer %s: %s", digest, error)
+        log.warning("layer %s: %s", digest, reason)
         count = self._failed[digest].count + 1 if digest in self._failed else 1
         hold_off_s = min(HOLD_OFF_MAX_S, HOLD_OFF_S * 2 ** (count - 1))
         self._failed[digest] = _Failed(error, count, self._clock() + hold_off_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imgdist.erofs.limits import DEFAULT_LIMITS, Limits
 from imgdist.erofs.writer import LayerSummary, LayerWriter
+from imgdist.limits import DEFAULT_LIMITS, Limits
 
 __all__ = ["DEFAULT_LIMITS", "LayerSummary", "LayerWriter", "Limits"]

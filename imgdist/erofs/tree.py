@@ -12,15 +12,21 @@ from imgdist.erofs import acl, attributes, paths
 from imgdist.erofs.attributes import OPAQUE, Xattrs, XattrSets
 from imgdist.erofs.inodes import INLINE_MAX, Inodes
 from imgdist.erofs.layout import NAME_MAX, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
-from imgdist.erofs.limits import Limits
 from imgdist.erofs.tar import reader
 from imgdist.erofs.tar.header import Member
 from imgdist.erofs.tar.whiteouts import PREFIX, hidden_name
 from imgdist.errors import DeclinedError
+from imgdist.limits import Limits
 
 NO_BODY = -1
 S_ISGID = 0o2000
 _UNCHANGED = 0xFFFFFFFF  # chown(2): leave this id
+# What stands in memory beside the bytes themselves, at the end of a conversion, when it is most. Measured with 100,000
+# of each: a file 210 to 340 bytes (all in one directory), a directory 640, one named again 150, a set of one xattr 520.
+_NAME_BYTES = 340
+_DIRECTORY_BYTES = 320
+_LISTED_BYTES = 150
+_XATTR_BYTES = 500
 _KINDS = {
     reader.REGULAR: S_IFREG,
     reader.SYMLINK: S_IFLNK,
@@ -140,7 +146,7 @@ class Tree:
         self.inodes.payload += target
 
     def _new(self, parent: Directory, base: bytes, member: Member, kind: int, size: int, place: int) -> int:
-        self._charge(len(base))
+        self._charge(_NAME_BYTES + len(base))
         uid, gid = member.uid & 0xFFFFFFFF, member.gid & 0xFFFFFFFF
         mode = kind | (0o777 if kind == S_IFLNK else member.mode & 0o7777)
         number = self.inodes.add(
@@ -170,11 +176,12 @@ class Tree:
             path = directory.path  # one object for both tables
         else:
             self._times_moved = True
+        self._charge(_LISTED_BYTES)
         self._listed.append((path, member.mtime_s, member.mtime_ns))
 
     def _make_directory(self, parent: Directory, base: bytes, inode: int) -> Directory:
         path = parent.path + b"/" + base if parent.path else base
-        self._charge(len(path))
+        self._charge(_DIRECTORY_BYTES + len(path))
         directory = self._directories[path] = Directory(inode, path, parent)
         directory.default_acl = parent.default_acl
         return directory
@@ -192,7 +199,7 @@ class Tree:
             )
         if self.inodes.is_directory(number):
             raise DeclinedError(f"layer: hard link {base!r} -> {member.link[:200]!r} is to a directory")
-        self._charge(len(base))
+        self._charge(_NAME_BYTES + len(base))
         parent.names[base] = number
         self.inodes.links[number] += 1
         self._change(number, member)
@@ -246,7 +253,7 @@ class Tree:
         known = len(self.xattr_sets.sets)
         self.inodes.xattrs[number] = self.xattr_sets.number(xattrs)
         if len(self.xattr_sets.sets) > known:
-            self._charge(sum(len(name) + len(value) for name, value in xattrs.items()))
+            self._charge(sum(_XATTR_BYTES + 2 * (len(name) + len(value)) for name, value in xattrs.items()))
 
     def _inherited(self, parent: Directory, mode: int) -> Xattrs:
         """Return the ACLs that the kernel gives a new file in `parent`."""
@@ -301,7 +308,7 @@ class Tree:
         return directory
 
     def _imply(self, parent: Directory, name: bytes) -> Directory:
-        self._charge(len(name))
+        self._charge(_NAME_BYTES + len(name))
         self._implies = True
         inode = self.inodes.add(S_IFDIR | 0o755, 0, self._group(parent), 0, 0)
         parent.names[name] = inode
@@ -346,7 +353,9 @@ class Tree:
     def _charge(self, count: int) -> None:
         self._metadata_bytes += count
         if self._metadata_bytes > self._limits.metadata_bytes:
-            raise DeclinedError(f"layer: names and small files exceed {self._limits.metadata_bytes} bytes")
+            raise DeclinedError(
+                f"layer: its names, small files and xattrs take more than {self._limits.metadata_bytes} bytes of memory"
+            )
 
     def _spend(self, steps: int) -> None:
         self._link_steps += steps

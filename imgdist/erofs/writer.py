@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from imgdist.erofs import layout
 from imgdist.erofs.inodes import INLINE_MAX, Inodes
-from imgdist.erofs.limits import DEFAULT_LIMITS, Limits
 from imgdist.erofs.metadata import ROOT_NID, MetadataWriter
 from imgdist.erofs.tar.header import Member
 from imgdist.erofs.tar.reader import Body, TarReader
 from imgdist.erofs.tar.split import SplitWriter
 from imgdist.erofs.tree import NO_BODY, Tree
 from imgdist.errors import DeclinedError
+from imgdist.limits import DEFAULT_LIMITS, Limits
 from imgdist.pack import BLOCK, records
 from imgdist.pack.chunker import Chunker
 
@@ -91,6 +91,8 @@ class LayerWriter:
         region = MetadataWriter(self._tree, self._chunker).write()
         blocks = region.first_block + region.blocks
         self._check_size(blocks)
+        if sum(map(len, region.implied)) > self._limits.implied_bytes:
+            raise DeclinedError(f"layer: paths of implied directories exceed {self._limits.implied_bytes} bytes")
         uuid = chunk_digest()[:16]
         superblock = layout.superblock(
             root_nid=ROOT_NID,

@@ -6,14 +6,16 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import time
 import weakref
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, TemporaryError
+from imgdist.limits import DEFAULT_LIMITS, Limits
 from imgdist.pack import codec, records
 from supernode.convert.workers import Worker, Workers
 from supernode.store.layout import INDEX
@@ -62,13 +64,14 @@ class Conversion:
         diff_id: str | None = None,
         threads: int = 2,
         level: int = codec.LEVEL_FAST,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """`diff_id`: what the image's configuration says the layer is; a layer that differs is not sealed."""
         self._store = store
         self._workers = workers
         self._layer_digest = layer_digest
         self._expected_diff_id = diff_id
-        self._settings = {"layer": layer_digest, "threads": threads, "level": level}
+        self._settings = {"layer": layer_digest, "threads": threads, "level": level, "limits": asdict(limits)}
         self._worker: Worker | None = None
         self._watcher: asyncio.Task[dict[str, Any]] | None = None
         self._index_fd: int | None = None
@@ -174,9 +177,9 @@ class Conversion:
         outcome = await asyncio.shield(self._watcher)
         reason = f"layer {self._layer_digest}: "
         if "declined" in outcome:
-            raise DeclinedError(reason + outcome["declined"])
+            raise DeclinedError(reason + outcome["declined"].removeprefix("layer: "))
         if "corrupt" in outcome:
-            raise CorruptError(reason + outcome["corrupt"])
+            raise CorruptError(reason + outcome["corrupt"].removeprefix("layer: "))
         if "done" not in outcome:
             raise TemporaryError(reason + outcome.get("failed", "the conversion worker ended without a result"))
         done: dict[str, Any] = outcome["done"]
@@ -195,9 +198,7 @@ class Conversion:
                 elif "ended" not in report:
                     outcome = report
                 elif not outcome:
-                    code = report["ended"]
-                    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-                    outcome = {"failed": f"the conversion worker ended {how}"}
+                    outcome = _ended(report["ended"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             worker.kill()
             await worker.reports.read()
@@ -238,3 +239,11 @@ class Conversion:
         self._workers.release(self._worker)
         if self._error is not None:
             await asyncio.to_thread(self._store.abandon, self._layer_digest)
+
+
+def _ended(code: int) -> dict[str, str]:
+    """The outcome of a worker that ended without telling one."""
+    if code == -signal.SIGXCPU:
+        return {"declined": "converting the layer takes more CPU time than is allowed (limits.cpu_s)"}
+    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+    return {"failed": f"the conversion worker ended {how}"}

@@ -13,15 +13,15 @@ from __future__ import annotations
 import hashlib
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from blake3 import blake3
 
 from imgdist.erofs import DEFAULT_LIMITS, LayerWriter, Limits
 from imgdist.pack import codec, records
-from supernode.convert.decompress import LayerSource, OutputLimits, pieces
+from supernode.convert.decompress import LayerSource, Readable, pieces
 from supernode.convert.encoder import OrderedEncoder
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -68,11 +68,10 @@ class Options:
     threads: int = 2
     level: int | None = codec.LEVEL_FAST
     """zstd level of chunk bodies; None: raw bodies."""
-    output: OutputLimits = field(default_factory=OutputLimits)
     limits: Limits = DEFAULT_LIMITS
 
 
-def convert(source: BinaryIO, sink: Sink, options: Options) -> Converted:
+def convert(source: Readable, sink: Sink, options: Options) -> Converted:
     """Convert the layer that `source` reads. `source` ends where the layer does; it is not closed.
 
     Raises `DeclinedError` for a layer that only an ordinary pull can handle, `CorruptError` for one that is broken;
@@ -87,10 +86,10 @@ def convert(source: BinaryIO, sink: Sink, options: Options) -> Converted:
 
 
 class _Run:
-    def __init__(self, source: BinaryIO, sink: Sink, options: Options) -> None:
+    def __init__(self, source: Readable, sink: Sink, options: Options) -> None:
         self._sink = sink
-        self._source = LayerSource(source)
-        self._pieces = pieces(self._source, options.output)
+        self._source = source if isinstance(source, LayerSource) else LayerSource(source)
+        self._pieces = pieces(self._source, options.limits)
         self._diff_id = _DiffId()
         self._split = _Split(sink)
         self._encoder = OrderedEncoder(options.threads, options.level, sink.add_chunk)

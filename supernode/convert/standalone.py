@@ -31,7 +31,7 @@ def convert_file(layer: Path, out: Path) -> dict[str, Any]:
     with open(layer, "rb", buffering=0) as file, _replacing(out / IMAGE) as image, _replacing(out / INDEX) as index:
         source = _HashingReader(file)
         sink = _ImageSink(image)
-        converted = convert(source, sink, Options(level=None))  # type: ignore[arg-type]
+        converted = convert(source, sink, Options(level=None))
         source_digest = f"sha256:{source.hash.hexdigest()}"
         index.write(sink.index(source_digest))
     return {

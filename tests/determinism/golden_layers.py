@@ -19,7 +19,7 @@ from raw_tar import END, directory, file, hard_link, header, long_name, padded, 
 
 from imgdist.pack import codec, records
 from imgdist.pack.index import IndexBuilder
-from supernode.convert.decompress import LayerSource, Readable
+from supernode.convert.decompress import Readable
 from supernode.convert.pipeline import Options, convert
 
 _X = b"SCHILY.xattr."
@@ -84,7 +84,7 @@ class _Sink:
 
 def pack_id(source: Readable, threads: int = 1, level: int | None = None) -> str:
     """The pack id of the layer that `source` gives."""
-    return convert(LayerSource(source), _Sink(), Options(threads=threads, level=level)).pack_id.hex()
+    return convert(source, _Sink(), Options(threads=threads, level=level)).pack_id.hex()
 
 
 def pack_ids() -> Iterator[tuple[str, str]]:

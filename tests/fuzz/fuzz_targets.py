@@ -33,7 +33,7 @@ from imgdist.pack import BLOCK, CHUNK_MAX, codec, records
 from imgdist.pack import index as pack_index
 from imgdist.wire import mesh, messages, numbers, requests, responses, tracker
 from imgdist.wire.address import Address
-from supernode.convert.decompress import LayerSource, OutputLimits, pieces
+from supernode.convert.decompress import LayerSource, pieces
 
 TAR_LIMITS = Limits(
     header_bytes=1 << 16,
@@ -43,7 +43,7 @@ TAR_LIMITS = Limits(
     metadata_bytes=1 << 20,
     link_steps=20_000,
 )
-LAYER_LIMITS = OutputLimits(tar_bytes=4 << 20, free_bytes=1 << 20, ratio=50)
+LAYER_LIMITS = Limits(tar_bytes=4 << 20, free_bytes=1 << 20, expansion=50)
 _AMD64 = Platform("linux", "amd64")
 HANG_S = 1.0
 """CPU-seconds of one input that count as a hang."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from imgdist.erofs.tar.header import Member, bounded_time
 from imgdist.errors import CorruptError
@@ -22,8 +23,8 @@ _SPARSE_00 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _TEXT = (b"path", b"linkpath", b"uname", b"gname")
 
 
-def parse_records(body: bytes) -> dict[bytes, bytes]:
-    """Decode "length key=value\\n" records; the last one of a key wins.
+def parse_records(body: bytes, spend: Callable[[int], None] = lambda records: None) -> dict[bytes, bytes]:
+    """Decode "length key=value\\n" records; the last one of a key wins. `spend(count)` accounts for them.
 
     Sparse format 0.0 repeats `GNU.sparse.offset` and `.numbytes`: they become one `GNU.sparse.map` as in 0.1.
 
@@ -32,15 +33,17 @@ def parse_records(body: bytes) -> dict[bytes, bytes]:
     """
     records: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
-    start, end = 0, len(body)
+    start, end, count = 0, len(body), 0
     while start < end:
         key, value, start = _record(body, start)
+        count += 1
         if key in _SPARSE_00:
             if (len(sparse) % 2 == 0) != (key == b"GNU.sparse.offset") or b"," in value:
                 raise CorruptError(f"pax header: sparse record {key!r} out of order")
             sparse.append(value)
         else:
             records[key] = value
+    spend(count)
     if sparse:
         records[SPARSE_MAP] = b",".join(sparse)
     return records

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from imgdist.erofs.limits import Limits
 from imgdist.erofs.tar import pax, sparse
 from imgdist.erofs.tar.header import HEADER_BYTES, Member, extension_size, parse_header
 from imgdist.erofs.tar.split import SplitWriter
 from imgdist.errors import CorruptError, DeclinedError
+from imgdist.limits import Limits
 
 REGULAR_V7, REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"\x000123456"
 PAX, PAX_GLOBAL, GNU_NAME, GNU_LINK, GNU_SPARSE = b"xgLKS"
@@ -49,7 +49,7 @@ class TarReader:
         self._limits = limits
         self._state: Callable[[memoryview, int, int], int] = self._header
         self._carry = bytearray()  # of a header, extension or sparse map that is not whole yet
-        self._read = self._members = self._holes = 0
+        self._read = self._members = self._holes = self._spent = 0
         self._zero_block = False
         self._body: Body
         self._told = 0  # of the piece that is fed, what the tar-split knows
@@ -162,17 +162,17 @@ class TarReader:
         return end
 
     def _sparse_map(self, view: memoryview, at: int, end: int) -> int:
-        after = min(at + min(HEADER_BYTES - len(self._carry) % HEADER_BYTES, self._stored), end)
+        after = min(at + min(HEADER_BYTES - len(self._carry), self._stored), end)
         self._carry += view[at:after]
         self._stored -= after - at
-        if len(self._carry) > self._limits.header_bytes:
-            raise DeclinedError(f"layer: a sparse map is larger than {self._limits.header_bytes} bytes")
-        if len(self._carry) % HEADER_BYTES == 0:
-            segments = sparse.map_from_body(bytes(self._carry))
+        if len(self._carry) == HEADER_BYTES:
+            segments = self._map.feed(self._carry)
+            self._carry.clear()
             if segments is not None:
-                self._carry.clear()
                 self._begin_sparse(segments)
                 return after
+            if self._map.size_bytes >= self._limits.header_bytes:
+                raise DeclinedError(f"layer: a sparse map is larger than {self._limits.header_bytes} bytes")
         if not self._stored:
             raise CorruptError("sparse member: its map is cut short")
         return after
@@ -234,6 +234,7 @@ class TarReader:
         if place == "header":
             self._begin_sparse(sparse.map_from_header(self._records))
         elif self._stored:
+            self._map = sparse.MapReader()
             self._state = self._sparse_map
         else:
             raise CorruptError("sparse member: its map is cut short")
@@ -244,6 +245,7 @@ class TarReader:
             raise CorruptError("layer: an extension header has a negative size")
         if size > self._limits.header_bytes:
             raise DeclinedError(f"layer: an extension header is larger than {self._limits.header_bytes} bytes")
+        self._spend(1)
         self._extension_kind, self._extension_size = kind, size
         self._padding = -size % HEADER_BYTES
         self._state = self._extension
@@ -270,13 +272,20 @@ class TarReader:
             self._long_link = body.split(b"\0", 1)[0]
         elif self._extension_kind == PAX:
             self._times = pax.only_times(body)
-            self._records = pax.parse_records(body) if self._times is None else {}
+            self._records = pax.parse_records(body, self._spend) if self._times is None else {}
         else:
             self._count()
             member = self._extended_header
-            member.name = pax.parse_records(body).get(b"path") or member.name
+            member.name = pax.parse_records(body, self._spend).get(b"path") or member.name
             self._begin(member).end()
             self._reset()
+
+    def _spend(self, records: int) -> None:
+        self._spent += records
+        if self._spent > self._limits.records:
+            raise DeclinedError(
+                f"layer: more than {self._limits.records} extension headers, records and sparse segments"
+            )
 
     def _count(self) -> None:
         self._members += 1
@@ -297,6 +306,7 @@ class TarReader:
 
     def _begin_sparse(self, segments: list[sparse.Segment]) -> None:
         member = self._sparse_member
+        self._spend(len(segments))
         sparse.check_map(segments, member.size, self._stored)
         self._holes += member.size - self._stored
         if self._holes > self._limits.hole_bytes:

@@ -34,20 +34,36 @@ def map_from_header(records: dict[bytes, bytes]) -> list[Segment]:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def map_from_body(body: bytes) -> list[Segment] | None:
-    """Decode the map of format 1.0 from the first blocks of the body; None while blocks are missing."""
-    first, newline, rest = body.partition(b"\n")
-    if not newline:
-        if len(body) > HEADER_BYTES:
-            raise CorruptError("sparse member: the map does not start with a number")
-        return None
-    count = integer(first)
-    if count < 0:
-        raise CorruptError("sparse member: negative number of segments")
-    if rest.count(b"\n") < 2 * count:
-        return None
-    numbers = [integer(number) for number in rest.split(b"\n", 2 * count)[: 2 * count]]
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
+class MapReader:
+    """Takes the map of format 1.0, decimal lines before the data, block by block."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._lines = 0
+        self._count: int | None = None  # of segments
+
+    @property
+    def size_bytes(self) -> int:
+        """What was fed so far."""
+        return len(self._text)
+
+    def feed(self, block: bytes | bytearray) -> list[Segment] | None:
+        """Take the body's next block; the segments once the last of their lines is in."""
+        self._text += block
+        self._lines += block.count(b"\n")
+        if self._count is None:
+            first, newline, _ = self._text.partition(b"\n")
+            if not newline:
+                if len(self._text) > HEADER_BYTES:
+                    raise CorruptError("sparse member: the map does not start with a number")
+                return None
+            self._count = integer(bytes(first))
+            if self._count < 0:
+                raise CorruptError("sparse member: negative number of segments")
+        if self._lines <= 2 * self._count:
+            return None
+        numbers = [integer(number) for number in bytes(self._text).split(b"\n", 2 * self._count + 1)[1:-1]]
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def check_map(segments: list[Segment], size: int, stored: int) -> None:

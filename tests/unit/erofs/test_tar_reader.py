@@ -124,6 +124,13 @@ def test_split_stream_with_a_short_image() -> None:
         (Limits(members=2), file(b"a") + file(b"b") + file(b"c")),
         (Limits(members=2), b"".join(pax({b"comment": b"x"}, b"g") for _ in range(3))),
         (Limits(header_bytes=100), pax({b"comment": b"x" * 100}) + file(b"f")),
+        (Limits(records=9), pax([(b"comment", b"%d" % n) for n in range(9)]) + file(b"f")),
+        (Limits(records=9), b"".join(pax({b"mtime": b"1600000000.5"}) for _ in range(10)) + file(b"f")),
+        (Limits(records=9), pax(_SPARSE) + file(b"s", padded(b"8\n" + b"0\n0\n" * 8))),
+        (Limits(implied_bytes=10), file(b"a/b/c/d/e", b"1")),
+        (Limits(metadata_bytes=6000), b"".join(directory(b"d") for _ in range(50))),
+        (Limits(metadata_bytes=6000), b"".join(hard_link(b"l%d" % n, b"l0") if n else file(b"l0") for n in range(30))),
+        (Limits(metadata_bytes=6000), b"".join(pax({b"SCHILY.xattr.user.a": b"%d" % n}) + header() for n in range(9))),
         (Limits(tar_bytes=1000), file(b"a", b"1")),
         (Limits(image_bytes=1 << 20), file(b"a", b"1" * (1 << 20))),
         (Limits(image_bytes=1 << 20), header(b"a", b"0", 1 << 60)),
@@ -136,6 +143,14 @@ def test_split_stream_with_a_short_image() -> None:
 def test_limits_decline(limits: Limits, tar: bytes) -> None:
     with pytest.raises(DeclinedError):
         convert([tar + END], limits)
+
+
+def test_a_sparse_map_beyond_the_limit_is_declined_and_one_within_it_is_not() -> None:
+    numbers = b"%d\n" % 300 + b"0\n0\n" * 300
+    tar = pax(_SPARSE) + file(b"s", padded(numbers)) + END
+    convert([tar], Limits(header_bytes=2048))
+    with pytest.raises(DeclinedError, match="sparse map"):
+        convert([tar], Limits(header_bytes=1024))
 
 
 def test_exabyte_of_holes_is_declined_at_once() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgdist.errors import CorruptError, DeclinedError
-from supernode.convert.decompress import PIECE, LayerSource, OutputLimits, pieces
+from imgdist.limits import Limits
+from supernode.convert.decompress import PIECE, LayerSource, pieces
 
 TAR = random.Random(1).randbytes(300_000) + bytes(500_000) + b"abc" * 100_000
 GZIP = gzip.compress(TAR)
@@ -31,8 +32,8 @@ class Dribble(io.RawIOBase):
         return self._data.read(min(size, self._step))
 
 
-def unpack(data: bytes, limits: OutputLimits | None = None, step: int = 100_000) -> bytes:
-    got = list(pieces(LayerSource(Dribble(data, step)), limits or OutputLimits()))  # type: ignore[arg-type]
+def unpack(data: bytes, limits: Limits | None = None, step: int = 100_000) -> bytes:
+    got = list(pieces(LayerSource(Dribble(data, step)), limits or Limits()))  # type: ignore[arg-type]
     assert all(0 < len(piece) <= PIECE for piece in got)
     return b"".join(got)
 
@@ -104,7 +105,7 @@ def test_a_bomb_is_declined_by_its_ratio_and_in_bounded_memory() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(DeclinedError, match="200-fold"):
-            for _ in pieces(LayerSource(io.BytesIO(bomb)), OutputLimits(free_bytes=8 << 20)):
+            for _ in pieces(LayerSource(io.BytesIO(bomb)), Limits(free_bytes=8 << 20)):
                 pass
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
@@ -112,9 +113,9 @@ def test_a_bomb_is_declined_by_its_ratio_and_in_bounded_memory() -> None:
 
 
 def test_a_layer_beyond_the_size_limit_is_declined() -> None:
-    assert unpack(GZIP, OutputLimits(tar_bytes=len(TAR))) == TAR
+    assert unpack(GZIP, Limits(tar_bytes=len(TAR))) == TAR
     with pytest.raises(DeclinedError, match="more than"):
-        unpack(GZIP, OutputLimits(tar_bytes=len(TAR) - 1))
+        unpack(GZIP, Limits(tar_bytes=len(TAR) - 1))
 
 
 def test_a_window_beyond_libzstd_s_own_limit_is_corrupt() -> None:
@@ -122,3 +123,17 @@ def test_a_window_beyond_libzstd_s_own_limit_is_corrupt() -> None:
     wide = b"\x28\xb5\x2f\xfd" + bytes((0b10_0_0_0_0_00, 20 << 3)) + (100).to_bytes(4, "little") + b"\x01\0\0"
     with pytest.raises(CorruptError, match="too much memory"):
         unpack(wide)
+
+
+def test_more_zstd_frames_and_blocks_than_allowed_are_declined() -> None:
+    block = b"\0\0\0"
+    frames = SKIPPABLE * 40 + b"\x28\xb5\x2f\xfd\x00\x58" + block * 58 + b"\x01\0\0"
+    assert unpack(frames, Limits(records=100)) == b""
+    for step in (1000, 7):
+        with pytest.raises(DeclinedError, match="zstd frames"):
+            unpack(frames, Limits(records=99), step)
+
+
+def test_a_gzip_name_that_never_ends_is_corrupt() -> None:
+    with pytest.raises(CorruptError, match="gzip"):
+        unpack(b"\x1f\x8b\x08\x08\0\0\0\0\0\xff" + b"n" * (1 << 20))

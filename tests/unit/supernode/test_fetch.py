@@ -12,6 +12,7 @@ import pytest
 from fake_registry import FakeRegistry, answer, serving
 
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.limits import Limits
 from imgdist.oci import transport
 from imgdist.oci.manifest import Descriptor
 from imgdist.oci.settings import RegistrySettings
@@ -215,6 +216,7 @@ async def test_declined_is_remembered_over_a_restart_with_its_reason(world: Worl
     database = Database(tmp_path / "db")
     try:
         assert await Catalog(database).declined() == {origin.layer.digest: "hard link to another layer"}
+        assert await Catalog(database, Limits(members=5)).declined() == {}, "other limits may allow it"
     finally:
         database.close()
 
