@@ -63,6 +63,21 @@ def test_containerd(site: Site, tmp_path: Path, major: int) -> None:
     assert {site.index, site.manifest, *site.blobs()} <= set(content) | ({*site.blobs()} if major == 1 else set())
 
 
+def test_a_snapshotter_that_is_told_nothing_but_chain_ids_takes_over_what_the_mirror_served(
+    site: Site, tmp_path: Path
+) -> None:
+    """Without any configuration but the snapshotter's: no annotations, and nobody has resolved the image before."""
+    install = _known(2)
+    require(install, "containerd 2.x")
+    assert install is not None
+    with Containerd(install, tmp_path / "c", snapshotter=site.agent.run / "snapshotter.sock") as containerd:
+        site.tell(containerd)
+        containerd.pull(f"{site.reference}:1")
+        states = site.agent.states()
+        containerd.ctr("images", "rm", "--sync", f"{site.reference}:1")
+    assert len(states) == 2 and not {"plain", "failed"} & set(states.values()), states
+
+
 def test_skopeo(site: Site, tmp_path: Path) -> None:
     require(shutil.which("skopeo"), "skopeo")
     settings = ["--insecure-policy", "--registries-conf", str(site.registries(tmp_path / "r.conf"))]

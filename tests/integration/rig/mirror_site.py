@@ -16,8 +16,11 @@ from fake_registry import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, FakeRe
 from rig.local_agent import LocalAgent
 from rig.registry_thread import registry_thread
 
+from imgdist.config import AgentConfig
 from imgdist.demo.containerd import Containerd
 from imgdist.demo.ports import free_port
+from imgdist.installation import clients
+from imgdist.installation.layout import Layout
 
 ZSTD_LAYER = "application/vnd.oci.image.layer.v1.tar+zstd"
 NAME = "library/image"
@@ -63,12 +66,13 @@ class Site:
 
     def tell(self, containerd: Containerd) -> None:
         """What `imgdist install` tells containerd, for all registries; those on loopback have no TLS for it."""
-        hosts = containerd.directory / "certs.d/_default/hosts.toml"
-        hosts.parent.mkdir(parents=True)
-        hosts.write_text(f'[host."http://{self.mirror}"]\ncapabilities = ["pull", "resolve"]\n')
+        place = Layout(containerd.directory, containerd.directory / "config.toml")
+        ((path, text),) = clients.wanted(place, AgentConfig(mirror_listen=self.mirror), with_containerd=True)
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
 
     def registries(self, path: Path) -> Path:
-        """What it tells Podman and its like, and that this registry has no TLS."""
+        """As `imgdist install` tells Podman and its like, and that this registry has no TLS."""
         location = f"{self.mirror}/{self.registry.host.replace(':', '_')}"
         path.write_text(
             f'[[registry]]\nprefix = "{self.registry.host}"\nlocation = "{self.registry.host}"\ninsecure = true\n'
