@@ -413,6 +413,7 @@ def _convert(kind: type[ConfigT], document: dict[str, Any], where: str) -> Confi
                 f"{where}: space.low = {converted.space.low}: expected less than space.high, which is"
                 f" {converted.space.high}"
             )
+        _check_registries(converted, where)
         return converted
     except msgspec.ValidationError as error:
         message = str(error)
@@ -421,27 +422,42 @@ def _convert(kind: type[ConfigT], document: dict[str, Any], where: str) -> Confi
         raise ConfigError(f"{where}: {_explain(kind, document, key, reason)}") from None
 
 
+def _check_registries(converted: SupernodeConfig | AgentConfig, where: str) -> None:
+    """What only the registry client understands: proxies, mirrors, lists. It is loaded for those who set any of it."""
+    if converted.registry == RegistryConfig() and converted.access == AccessConfig():
+        return
+    from imgdist.oci import settings
+
+    try:
+        settings.check(converted.registry)
+        settings.check_list(converted.access.shared, "access.shared")
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 def _explain(kind: type[Any], document: dict[str, Any], key: str, reason: str) -> str:
-    if "unknown field" in reason and not key.startswith("registry.hosts"):
+    if key.startswith("registry.hosts["):  # whose name the validator does not tell
+        return _explain_host(document["registry"]["hosts"])
+    if "unknown field" in reason:
         names = [name for name, _ in keys(kind) if name.rpartition(".")[0] == key]
         prefix = f"[{key}] " if key else ""
         return f"{prefix}{reason[0].lower()}{reason[1:]}; known: {', '.join(names)}"
     seen: Any = document
     for part in key.split("."):
         seen = seen.get(part) if isinstance(seen, dict) else seen
-    if key.startswith("registry.hosts") and isinstance(seen, dict):
-        return _explain_host(seen)
     return f"{key} = {seen!r}: {reason[0].lower()}{reason[1:]}"
 
 
 def _explain_host(hosts: dict[str, Any]) -> str:
-    """Which registry's settings are wrong: a validation error of a table does not name its key."""
+    """Which registry's settings are wrong, and how."""
     for host, settings in hosts.items():
         try:
             msgspec.convert(settings, RegistryHost)
         except msgspec.ValidationError as error:
+            reason, _, path = str(error).partition(" - at `$.")
             known = ", ".join(RegistryHost.__struct_fields__)
-            return f'[registry.hosts."{host}"] {str(error).replace(" - at `$.", " at `")}; known: {known}'
+            key = path.strip("`") or "keys"
+            return f'[registry.hosts."{host}"] {key}: {reason[0].lower()}{reason[1:]}; known: {known}'
     return "registry.hosts: expected tables of settings by host[:port]"
 
 

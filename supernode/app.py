@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import sqlite3
@@ -55,6 +56,8 @@ from supernode.tags import Tags
 from supernode.traces import Traces
 from supernode.tracker.session import Tracker
 
+log = logging.getLogger("imgdist.supernode")
+
 SHUTDOWN_S = 1.0
 """How long answers under way may take after SIGTERM. Who follows an index resumes at the next supernode."""
 
@@ -76,6 +79,7 @@ async def serve(config: SupernodeConfig) -> int:
     holder = holder_client.connect() if holder_client.under_holder() else None
     rootformat.check(Path(config.root))
     key = open_key(config.access.key_file)
+    _warn_of_lending(config, listen, key)
     fds = holder.fds if holder is not None else {}
     metrics = Metrics()
     chunk_process = ChunkProcess(
@@ -112,6 +116,18 @@ async def _stand_by(
     if not await asyncio.to_thread(holder.stand_by):
         raise ImgdistError("the holder is gone, or does without this supernode")
     return serving
+
+
+def _warn_of_lending(config: SupernodeConfig, listen: Address, key: ClusterKey | None) -> None:
+    """Say so where whoever reaches this port counts as a node, and gets what our credentials open."""
+    registry = config.registry
+    has_credentials = registry.docker_config or registry.pull_secrets or registry.kubernetes_secrets
+    if key is None and not listen.is_local and has_credentials:
+        log.warning(
+            "whoever reaches %s gets the images that the credentials of [registry] open: set access.key_file, or keep "
+            "everybody but nodes from it",
+            listen,
+        )
 
 
 def addresses(config: SupernodeConfig) -> tuple[Address, Address, Address | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import aiohttp
 
 from imgdist.oci.client import RegistryClient
@@ -9,6 +11,9 @@ from imgdist.oci.credentials import CredentialSource
 from imgdist.oci.seen import SeenCredentials
 from imgdist.oci.settings import RegistrySettings
 from imgdist.oci.transport import Meter, Witness
+
+CLIENTS_MAX = 1000
+"""Registries whose tokens and health are remembered: whoever may use a mirror can name any host."""
 
 
 class Registries:
@@ -33,11 +38,13 @@ class Registries:
         self._meter = meter
         self._credentials = credentials
         self._witness = witness
-        self._clients: dict[str, RegistryClient] = {}
+        self._clients: OrderedDict[str, RegistryClient] = OrderedDict()  # the last used at the end
 
     def client(self, host: str) -> RegistryClient:
         """The client of `host` ("docker.io" or "host[:port]")."""
-        if host not in self._clients:
+        if host in self._clients:
+            self._clients.move_to_end(host)
+        else:
             self._clients[host] = RegistryClient(
                 host,
                 self._http,
@@ -47,4 +54,6 @@ class Registries:
                 seen=self.seen,
                 witness=self._witness,
             )
+            while len(self._clients) > CLIENTS_MAX:
+                self._clients.popitem(last=False)
         return self._clients[host]

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -17,6 +18,8 @@ from imgdist.errors import ConfigError, DeniedError, ProtocolError
 from imgdist.oci.credentials import Credentials, CredentialSource
 from imgdist.oci.seen import SeenCredentials
 
+HEADERS_MAX = 10_000
+"""Repositories of a registry whose tokens are kept."""
 TOKEN_LIFE_S = 60.0
 """Seconds a token lives if its server does not say (token specification, "expires_in")."""
 
@@ -102,7 +105,7 @@ class Authorizer:
         self._seen = seen or SeenCredentials()
         self._clock = clock
         self._headers: dict[str, tuple[str, float]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def header(self, repository: str) -> str | None:
         """The header to send: a client's that the registry took, or ours that worked last, unless it has expired."""
@@ -114,14 +117,18 @@ class Authorizer:
         Single-flight: of many requests that get a 401 together, the first fetches a token and the others take it.
         If the first fails, the next one tries for itself.
         """
-        async with self._locks.setdefault(repository, asyncio.Lock()):
+        lock = self._locks.setdefault(repository, asyncio.Lock())
+        async with lock:
             if rejected is not None:
                 self._seen.refused(self._name(repository), rejected)
             current = self.header(repository)
             if current is not None and current != rejected:
                 return current
             value, expires = await self._answer(repository, challenges, rejected)
+            self._headers.pop(repository, None)
             self._headers[repository] = (value, expires)
+            while len(self._headers) > HEADERS_MAX:
+                del self._headers[next(iter(self._headers))]
             return value
 
     def is_ours(self, repository: str, header: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from yarl import URL
 
@@ -81,6 +81,8 @@ class RegistrySettings:
 
 def check(config: RegistryConfig) -> None:
     """Refuse what cannot be right with a ConfigError that names the key; files are looked at when they are needed."""
+    check_list(config.allow, "registry.allow")
+    check_list(config.deny, "registry.deny")
     _check_proxy(config.proxy, "registry.proxy")
     for name in config.kubernetes_secrets:
         if name.count("/") != 1 or not all(name.split("/")):
@@ -91,6 +93,11 @@ def check(config: RegistryConfig) -> None:
         _mirrors(host, settings)
         if settings.client_key and not settings.client_certificate:
             raise ConfigError(f"{where} client_key: expected client_certificate beside it")
+
+
+def check_list(patterns: Sequence[str], where: str) -> None:
+    """As `check`, of a list of images."""
+    Patterns(patterns, where)
 
 
 def _check_proxy(setting: str, where: str) -> None:

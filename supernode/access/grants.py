@@ -11,6 +11,9 @@ GRANTS_MAX = 100_000
 """Yeses kept, some 200 bytes each; the oldest go first, and cost one question each."""
 
 
+PUBLIC_OUTAGE_S = 86_400.0
+
+
 class Grants:
     """Who may read which repository, and until when that counts.
 
@@ -41,8 +44,12 @@ class Grants:
         return self._age(name, authorization, now) < self._remember_s
 
     def stands(self, name: str, authorization: str | None, now: float) -> bool:
-        """Whether it counts while the registry does not answer."""
-        return self._age(name, authorization, now) < self._outage_s
+        """Whether it counts while the registry does not answer. What everybody could read hides nothing from anybody:
+        for that a day, unless nothing is to stand."""
+        outage_s = self._outage_s
+        if authorization is None and outage_s:
+            outage_s = max(outage_s, PUBLIC_OUTAGE_S)
+        return self._age(name, authorization, now) < outage_s
 
     def _age(self, name: str, authorization: str | None, now: float) -> float:
         given = self._given.get(self._client(name, authorization))

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
@@ -287,6 +288,25 @@ def test_a_mirror_gives_each_client_what_its_registry_would(cluster: Cluster) ->
             assert status == 200 and raw == hard.blobs[layer]
     served = [path for path, status in hard.statuses if "/storage/" in path and status in (200, 206)]
     assert served, "what the mirror gave came from the registry"
+
+
+def test_what_a_client_showed_starts_its_image_lazily(cluster: Cluster) -> None:
+    """Without any credentials of the cluster's own; before the client came, the image is declined at once."""
+    hard, reference = cluster.hard, f"{cluster.hard.host}/{B}:1"
+    hard.add_image([tar_gz({"of b": CONTENT[:70_000]})], "1", repository=B)
+    began = time.monotonic()
+    with pytest.raises(ImgdistError, match="denied"):
+        cluster.nodes[0].mount(reference, cluster.directory / "early")
+    assert time.monotonic() - began < 3, "declined slowly"
+    hard.token_s = 20.0
+    url = f"/v2/{B}/manifests/1?ns={quote(hard.host)}"
+    assert ask(cluster.mirrors[0], "GET", url, hard.bearer("b", B))[0] == 200
+    place = cluster.nodes[1].directory / "of-b"
+    cluster.nodes[1].mount(reference, place)
+    try:
+        assert (place / "of b").read_bytes() == CONTENT[:70_000]
+    finally:
+        cluster.nodes[1].umount(place)
 
 
 def test_an_image_that_names_anothers_layer_is_left_to_containerd(cluster: Cluster) -> None:

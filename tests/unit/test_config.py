@@ -29,6 +29,11 @@ def test_flag_beats_setting_beats_file_beats_default(tmp_path: Path) -> None:
         ('log_format = "xml"', ["log_format", "xml"]),
         ("root = 3", ["root", "3", "str"]),
         ("root = ", ["TOML"]),
+        ('[registry]\nproxy = "http://u:p@x"', ["registry.proxy", "HTTPS_PROXY"]),
+        ('[registry.hosts."r:1"]\nplain = true', ['[registry.hosts."r:1"]', "plain", "plain_http"]),
+        ('[registry.hosts."r:1"]\nca = 1', ['[registry.hosts."r:1"]', "ca", "str"]),
+        ('[registry.hosts."r:1"]\nmirrors = ["ftp://x"]', ['[registry.hosts."r:1"]', "ftp://x"]),
+        ('[access]\nshared = ["a b"]', ["access.shared", "a b"]),
     ],
 )
 def test_mistakes_in_a_file_name_file_key_and_value(tmp_path: Path, text: str, words: list[str]) -> None:

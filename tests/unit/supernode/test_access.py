@@ -208,6 +208,8 @@ async def test_when_nobody_can_be_asked_nobody_new_gets_in(site: Site) -> None:
     registry.add_image([], "1", repository=A)
     shown = registry.bearer("a", A)
     assert await site.status(A, "manifests/1", shown) == 200
+    registry.add_image([], "1", repository="open/x")
+    assert await site.status("open/x", "manifests/1") == 200
     registry.is_down = True
     site.now += 61
     began = time.monotonic()
@@ -216,6 +218,7 @@ async def test_when_nobody_can_be_asked_nobody_new_gets_in(site: Site) -> None:
     assert await site.status(A, "manifests/1") == 503
     assert time.monotonic() - began < 5
     assert "outage" in site.answers
+    assert await site.status("open/x", "manifests/1") == 200, "everybody could read it"
     site.now += 600
     assert await site.status(A, "manifests/1", shown) == 503
 
