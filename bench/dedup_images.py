@@ -20,6 +20,7 @@ from imgdist.demo.image import GO_ARCHITECTURES, Image, ImageWriter, load_image
 from imgdist.demo.processes import command
 from imgdist.demo.recipe import LEAVE_OUT
 from imgdist.demo.tree import add_tree
+from imgdist.errors import UnsupportedError
 
 _RECIPE = 1
 """Part of the cache's names: raise it when a family changes."""
@@ -62,6 +63,11 @@ def _write(work: Path, build: Build) -> None:
     writer.finish(command=["/bin/true"])
 
 
+def _need(program: str) -> None:
+    if shutil.which(program) is None:
+        raise UnsupportedError(f"dedup: expected {program} in PATH, it is missing; name other families (--family)")
+
+
 def _debian(*, updated: bool) -> Build:
     """Debian 12 as its last point release has it; or with all security updates since."""
 
@@ -94,6 +100,7 @@ def _node(*packages: str) -> Build:
     """A web application's node_modules."""
 
     def build(tree: Path, scratch: Path) -> None:
+        _need("npm")
         command(
             "npm", "install", "--prefix", tree / "app", "--cache", scratch, "--ignore-scripts", "--no-audit",
             "--no-fund", *packages,
@@ -106,6 +113,7 @@ def _go(version: str) -> Build:
     """Go's own tools, as the golang images have them below /usr/local/go."""
 
     def build(tree: Path, scratch: Path) -> None:
+        _need("go")
         module = f"golang.org/toolchain@v0.0.1-go{version}.linux-{GO_ARCHITECTURES[platform.machine()]}"
         settings = {"GOMODCACHE": str(scratch), "GOFLAGS": "-modcacherw"}
         command("go", "mod", "download", module, env={**os.environ, **settings})
