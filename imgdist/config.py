@@ -7,6 +7,7 @@ allowed is refused when the daemon starts, naming file, key, value and what is a
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 import types
 import typing
@@ -142,12 +143,22 @@ class TagsConfig(Struct, frozen=True, forbid_unknown_fields=True):
         float, Meta(ge=0, le=31_536_000, description="seconds until the registry is asked about a tag again")
     ] = 60.0
     rules: Annotated[
-        tuple[Annotated[str, Meta(pattern=r"^\S+=[0-9]+(\.[0-9]+)?$")], ...],
+        tuple[str, ...],
         Meta(description='"PATTERN=SECONDS" for tags like host/repository:tag; * and ? fit, the first one counts'),
     ] = ()
     stale_if_error_s: Annotated[
         float, Meta(ge=0, description="seconds that a tag stands at most while its registry does not answer")
     ] = 86_400.0
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            if not re.fullmatch(r"\S+=[0-9]+(\.[0-9]+)?", rule):
+                raise ValueError(f"rule {rule!r}: expected PATTERN=SECONDS, such as 'docker.io/library/*:latest=10'")
+
+    @property
+    def ttls(self) -> tuple[tuple[str, float], ...]:
+        """The rules as (pattern, seconds)."""
+        return tuple((pattern, float(seconds)) for pattern, _, seconds in (rule.rpartition("=") for rule in self.rules))
 
 
 class TrackerConfig(Struct, frozen=True, forbid_unknown_fields=True):

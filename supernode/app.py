@@ -176,7 +176,7 @@ async def _serve(
         registries = Registries(http, answering, settings, keychain(config.registry, http), witness=provenance)
         limits = config.limits.limits()
         catalog, chains = Catalog(database, limits), Chains(database)
-        freshness = Freshness.parse(config.tags.ttl_s, config.tags.stale_if_error_s, config.tags.rules)
+        freshness = Freshness(config.tags.ttl_s, config.tags.stale_if_error_s, config.tags.ttls)
         tags = Tags(registries, catalog, metrics.tag_asked)
         resolver = Resolver(registries, catalog, chains, tags, provenance.has if key else None)
         workers = await held.enter_async_context(Workers())

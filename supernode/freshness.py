@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from imgdist.errors import ConfigError
 from imgdist.oci.reference import Reference
 
 
@@ -20,11 +18,6 @@ class Freshness:
     stale_if_error_s: float
     rules: tuple[tuple[str, float], ...] = ()
 
-    @classmethod
-    def parse(cls, ttl_s: float, stale_if_error_s: float, rules: Sequence[str]) -> Freshness:
-        """With rules as configured, "PATTERN=SECONDS". ConfigError names one that is none."""
-        return cls(ttl_s, stale_if_error_s, tuple(map(_rule, rules)))
-
     def of(self, reference: Reference) -> float:
         """Seconds that an answer about this tag stands."""
         name = f"{reference.name}:{reference.tag}"
@@ -35,14 +28,3 @@ def age_s(confirmed_at: float | None, now: float) -> float:
     """Seconds since a registry confirmed something; infinite if that is not known, or in the future (the clock was
     set back)."""
     return now - confirmed_at if confirmed_at is not None and confirmed_at <= now else math.inf
-
-
-def _rule(text: str) -> tuple[str, float]:
-    pattern, _, seconds = text.rpartition("=")
-    try:
-        value = float(seconds)
-    except ValueError:
-        value = math.nan
-    if not pattern or not value >= 0:
-        raise ConfigError(f"tags.rules: {text!r}: expected PATTERN=SECONDS, such as 'docker.io/library/*:latest=10'")
-    return pattern, value

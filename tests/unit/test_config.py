@@ -66,3 +66,10 @@ def test_the_low_watermark_is_below_the_high_one(kind: type[AgentConfig | Supern
     assert config.load(kind, None, ("space.high=0.6", "space.low=0.5")).space.high == 0.6
     with pytest.raises(ConfigError, match=r"space\.low = 0\.9: expected less than space\.high, which is 0\.8"):
         config.load(kind, None, ("space.low=0.9",))
+
+
+def test_rules_of_tags_are_read_or_named() -> None:
+    made = config.load(SupernodeConfig, settings=('tags.rules=["docker.io/*:latest=10", "a=b:1=0.5"]',))
+    assert made.tags.ttls == (("docker.io/*:latest", 10.0), ("a=b:1", 0.5))
+    with pytest.raises(ConfigError, match="rule 'x': expected PATTERN=SECONDS"):
+        config.load(SupernodeConfig, settings=('tags.rules=["x"]',))
