@@ -13,7 +13,7 @@ from imgdist.erofs.attributes import OPAQUE, Xattrs, XattrSets
 from imgdist.erofs.inodes import INLINE_MAX, Inodes
 from imgdist.erofs.layout import NAME_MAX, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from imgdist.erofs.tar import reader
-from imgdist.erofs.tar.header import Member
+from imgdist.erofs.tar.header import OUT_OF_RANGE, Member
 from imgdist.erofs.tar.whiteouts import PREFIX, hidden_name
 from imgdist.errors import DeclinedError
 from imgdist.limits import Limits
@@ -76,7 +76,8 @@ class Tree:
         if not path:
             return NO_BODY
         parent_path, _, base = path.rpartition(b"/")
-        parent = self._directories.get(parent_path) or self._parent(parent_path)
+        rooted = b"/" if member.name.startswith(b"/") else b""  # symlinks on the way are resolved in another way then
+        parent = self._directories.get(parent_path) or self._parent(rooted + parent_path)
         if len(base) > NAME_MAX:
             paths.check_name(base)
         if base.startswith(PREFIX):
@@ -136,6 +137,8 @@ class Tree:
 
     def _special(self, parent: Directory, base: bytes, member: Member, kind: int) -> None:
         if kind != S_IFLNK:
+            if member.device == OUT_OF_RANGE:
+                raise DeclinedError(f"layer: device {base!r} has a number beyond 32 bits, as containerd 2 refuses")
             self._new(parent, base, member, kind, 0, 0 if kind == S_IFIFO else member.device)
             return
         target = member.link

@@ -33,6 +33,9 @@ class Declined(Exception):
     layer: int
     reason: str
 
+    def __str__(self) -> str:
+        return f"layer {self.layer}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Shown:

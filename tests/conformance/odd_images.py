@@ -159,7 +159,7 @@ SHAPES: dict[str, list[bytes]] = {
     "below_own_symlink": [_LOWER, symlink(b"l", b"d/e") + file(b"l/f/new", b"1") + directory(b"l/g", mode=0o700, mtime=9)],
     "symlink_dotdot": [
         file(b"base"), directory(b"a/b") + symlink(b"s", b"a/b") + symlink(b"l", b"s/../x") + file(b"l/f", b"1") + symlink(b"m", b"/s/../y") + file(b"m/f", b"2")
-        + directory(b"q") + symlink(b"q/l", b"../s/../z") + file(b"q/l/f", b"3"),
+        + file(b"/l/g", b"1") + directory(b"/l/d", mtime=3) + directory(b"q") + symlink(b"q/l", b"../s/../z") + file(b"q/l/f", b"3"),
     ],
     "symlink_in_symlink": [
         file(b"base"), directory(b"a/b/c") + symlink(b"p", b"a") + symlink(b"a/q", b"b/../b") + symlink(b"r", b"p/q/c/../../w") + file(b"r/f", b"1") + hard_link(b"h", b"r/f"),

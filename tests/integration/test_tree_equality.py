@@ -19,6 +19,7 @@ _MAKERS = [
     makers.seventy_layers,
     makers.by_umoci,
     makers.debian,
+    makers.odd,
 ]
 
 

@@ -14,6 +14,8 @@ from zlib import adler32
 from imgdist.errors import CorruptError
 
 HEADER_BYTES = 512
+OUT_OF_RANGE = -1
+"""A device number whose major or minor part does not fit 32 bits."""
 _MAX_TIME = (9_223_372_036, 854_775_807)  # containerd's last time: 2^63 - 1 nanoseconds after 1970
 _OCTAL = re.compile(rb"[0-7]+")
 _FIELDS_CACHED = 4096  # a guess: tars have few owners and modes, some thousand sizes and times
@@ -23,7 +25,8 @@ _FIELDS_CACHED = 4096  # a guess: tars have few owners and modes, some thousand 
 class Member:
     """A tar member. `kind` is the type flag's code, `size` what follows in the tar (0 for kinds without a body).
 
-    `mtime_s`, `mtime_ns` are already bounded (see `bounded_time`); `device` is `makedev` as the kernel's 32 bits.
+    `mtime_s`, `mtime_ns` are already bounded (see `bounded_time`); `device` is `makedev` as the kernel's 32 bits, or
+    `OUT_OF_RANGE`.
     """
 
     kind: int
@@ -142,6 +145,8 @@ def _seconds(raw: bytes) -> int:
 def _device(raw: bytes) -> int:
     """Return `new_encode_dev` of major (12 bits) and minor (20 bits), cut as mknod(2) cuts them."""
     major, minor = parse_number(raw[:8]), parse_number(raw[8:])
+    if not (0 <= major < 1 << 32 and 0 <= minor < 1 << 32):
+        return OUT_OF_RANGE
     return (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & 0xFFF00) << 12
 
 

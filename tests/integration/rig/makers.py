@@ -10,6 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance.odd_images import IMAGES
 from parts import require
 from rig.images import LayerTar, Workshop, busybox_layer, chain_id
 
@@ -77,6 +78,17 @@ def seventy_layers(workshop: Workshop, work: Path) -> Made:
             layer.add(f"n/{number - 1}", b"changed", mode=0o600).add(f"n/.wh.{number - 2}")
         layers.append(layer.bytes())
     return _pushed(workshop, "deep", layers)
+
+
+_ODD = (
+    "implied_again_and_again implied_over_symlinks implied_in_sgid implied_listed_later_xattr opaque_then_merged"
+    " whiteout_of_each types_replaced hard_links names sparse times"
+)
+
+
+def odd(workshop: Workshop, work: Path) -> Made:
+    """Layers of legal and nasty members, each once, many with fix-up lowers."""
+    return _pushed(workshop, "odd", list(dict.fromkeys(layer for name in _ODD.split() for layer in IMAGES[name])))
 
 
 def by_umoci(workshop: Workshop, work: Path) -> Made:
