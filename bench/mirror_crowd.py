@@ -15,6 +15,7 @@ from imgdist.demo.image import Image
 from imgdist.demo.processes import command
 from imgdist.demo.push import push
 from imgdist.demo.star import goodput_bytes_per_s
+from imgdist.errors import ImgdistError
 from imgdist.pack.kinds import raw_chunks
 
 MIRROR = "127.0.0.1:7650"
@@ -65,5 +66,8 @@ def pull(rig: Rig, node: Node) -> float:
     """Copy the image by way of the node's mirror, digests checked by skopeo; when it was done (time.monotonic)."""
     source = f"docker://{MIRROR}/{rig.registry.replace(':', '_')}/crowd:bench"
     flags = ("--quiet", "--insecure-policy", "--src-tls-verify=false")
-    command(*node.spoke.inside, "skopeo", "copy", *flags, source, f"dir:{node.agent.directory / 'pulled'}")
+    try:
+        command(*node.spoke.inside, "skopeo", "copy", *flags, source, f"dir:{node.agent.directory / 'pulled'}")
+    except ImgdistError as error:
+        raise ImgdistError(f"{error}\n{node.agent.log} ends:\n{node.agent.log.read_text()[-2000:]}") from None
     return time.monotonic()

@@ -31,7 +31,7 @@ class ConvertConfig(Struct, frozen=True, forbid_unknown_fields=True):
     keep_blobs: Annotated[
         bool,
         Meta(description="also keep layers as the registry has them, so that pulls do not read them again"),
-    ] = False
+    ] = True
 
 
 class RegistryHost(Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 
 import aiohttp
 
@@ -10,7 +11,7 @@ from imgdist.oci.client import RegistryClient
 from imgdist.oci.credentials import CredentialSource
 from imgdist.oci.seen import SeenCredentials
 from imgdist.oci.settings import RegistrySettings
-from imgdist.oci.transport import Meter, Witness
+from imgdist.oci.transport import Meter, Unwitnessed, Witness
 
 CLIENTS_MAX = 1000
 """Registries whose tokens and health are remembered: whoever may use a mirror can name any host."""
@@ -37,7 +38,7 @@ class Registries:
         self._http = http
         self._meter = meter
         self._credentials = credentials
-        self._witness = witness
+        self._witness = witness or Unwitnessed()
         self._clients: OrderedDict[str, RegistryClient] = OrderedDict()  # the last used at the end
 
     def client(self, host: str) -> RegistryClient:
@@ -57,3 +58,7 @@ class Registries:
             while len(self._clients) > CLIENTS_MAX:
                 self._clients.popitem(last=False)
         return self._clients[host]
+
+    def reading(self, name: str, digest: str) -> AbstractContextManager[None]:
+        """As Witness.reading, for whoever says that a blob is on its way before its registry was asked."""
+        return self._witness.reading(name, digest)

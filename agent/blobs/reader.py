@@ -17,9 +17,12 @@ from imgdist.pack import BLOCK, CHUNK_MAX
 
 READ_MAX = 4 * CHUNK_MAX
 """Bytes of one read: 1 MiB, so that handing it to a thread is a small part of it."""
-STALL_S = 1.0
-"""How long a reader waits for its next chunk before that is asked for out of turn (a guess). Nodes that pull together
-fetch the rarest chunks first, and all are as fast as the link in the end; who asks in order takes from the others."""
+AHEAD_CHUNKS = 4
+"""What a reader asks for where nothing of its blob comes: 1 MiB, as much as a request or two bring (a guess)."""
+STALL_S, OVERDUE_S = 2.0, 10.0
+"""How long nothing of a blob came, or a reader's next chunk did not, before that is asked for out of turn (guesses).
+Nodes that pull together fetch the rarest chunks first, and all are as fast as the link in the end; who asks in order
+takes from the others."""
 _LOOK_S = 0.05  # while the first chunk is not known yet: nobody tells when a store has made room for it
 
 
@@ -34,6 +37,7 @@ class NodeBlob:
         self._taking = taking
         self._wanted: Future[None] | None = None
         self._patience_s = 0.0
+        self._is_started = False
         self._file: BlobFile | None = None
 
     async def __aenter__(self) -> Self:
@@ -78,15 +82,20 @@ class NodeBlob:
 
     async def _arrival(self, chunk: int) -> None:
         """Until the chunk is here; asked for out of turn if that takes long, and at once if it is the first."""
+        loop = asyncio.get_running_loop()
+        overdue_at = loop.time() + OVERDUE_S
         while not self._taking.has(chunk):
             changed = self._taking.changed
             self._check_wanted()
+            left_s = overdue_at - loop.time()
             try:
-                async with asyncio.timeout(None if self._wanted else self._patience_s):
+                async with asyncio.timeout(None if self._wanted else self._patience_s if left_s > 0 else _LOOK_S):
                     await changed.wait()
             except TimeoutError:
-                self._wanted = self._taking.want(chunk)
-                self._patience_s = STALL_S if self._wanted else _LOOK_S
+                is_stalled = self._is_started and left_s > 0
+                self._wanted = self._taking.want(chunk, AHEAD_CHUNKS if is_stalled else 1)
+                self._is_started |= self._wanted is not None
+                self._patience_s = STALL_S if self._is_started else _LOOK_S
 
     def _check_wanted(self) -> None:
         """Forget what was asked for once that is answered. TemporaryError if no source served it in time."""

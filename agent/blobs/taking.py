@@ -23,8 +23,6 @@ from imgdist.pack.kinds import Kind, early_name, raw_chunks
 
 log = logging.getLogger("imgdist.agent")
 
-AHEAD_CHUNKS = 8
-"""What a reader that waits asks for at once, from where it is: 2 MiB, as much as two requests bring (a guess)."""
 SMALL_BYTES = 4 << 20
 """A blob up to this size is asked for at once and whole: no crowd takes long to pass it on."""
 
@@ -131,13 +129,13 @@ class Taking:
         with store.use() as usable:
             return usable and store.has(chunk)
 
-    def want(self, chunk: int) -> Future[None] | None:
-        """Ask for a chunk, and some behind it, before others; ends when they are here. None if that cannot be yet."""
+    def want(self, chunk: int, count: int) -> Future[None] | None:
+        """Ask for so many chunks from this one on before others; ends when they are here. None: that cannot be yet."""
         store = self.store
         if store is None or chunk >= self._known():
             return None
         whole = (self.size or 0) <= SMALL_BYTES
-        behind = range(self._known()) if whole else range(chunk, min(chunk + AHEAD_CHUNKS, self._known()))
+        behind = range(self._known()) if whole else range(chunk, min(chunk + count, self._known()))
         try:
             wanted = self._transfers.fetch_now(store, behind)
         except NotFoundError:  # it is changing hands at the seal, or just growing

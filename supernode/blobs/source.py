@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Iterable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 
 from imgdist.errors import DeclinedError, ImgdistError, TemporaryError
@@ -45,6 +45,7 @@ class _Download:
     is_wanted: bool = False
     spool: Spool | None = None
     error: ImgdistError | None = None
+    reading: ExitStack = field(default_factory=ExitStack)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -174,6 +175,7 @@ class Blobs:
             running.close()
             raise TemporaryError(f"blob {blob.digest}: the supernode stops") from None
         self._downloads[blob.digest] = download
+        download.reading.enter_context(self._registries.reading(blob.name, blob.digest))
         return download
 
     async def _run(self, download: _Download) -> None:
@@ -193,6 +195,7 @@ class Blobs:
         finally:
             assert blob.digest is not None
             del self._downloads[blob.digest]
+            download.reading.close()
             download.begun.set()
             download.over.set()
 

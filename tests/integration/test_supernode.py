@@ -167,7 +167,8 @@ async def test_a_diff_id_that_is_not_the_layers_is_refused(tmp_path: Path) -> No
                 resolved = await client.resolve(f"{fake.host}/a/b:1")
                 with pytest.raises(CorruptError, match="sha256:0000"):
                     await client.follow_index(resolved.layers[0].digest)
-                assert list((tmp_path / "sn/packs").iterdir()) == []
+                kept = [path.name for path in (tmp_path / "sn/layers").iterdir()]
+                assert kept == [f"{resolved.layers[0].digest[7:]}-v10000"], "the blob is as its registry has it"
 
 
 async def test_what_is_no_tar_and_what_is_unknown(tmp_path: Path) -> None:

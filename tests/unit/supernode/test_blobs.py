@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ BLOB = random.Random(1).randbytes(3 * CHUNK_MAX + 12_345)
 ENDS_WITH_CHUNK = random.Random(2).randbytes(2 * CHUNK_MAX)
 
 
+class Witness:
+    """Counts who reads what."""
+
+    def __init__(self) -> None:
+        self.reads: Counter[tuple[str, str]] = Counter()
+
+    @contextmanager
+    def reading(self, name: str, digest: str) -> Iterator[None]:
+        self.reads[name, digest] += 1
+        yield
+        self.reads[name, digest] -= 1
+
+    def delivered(self, name: str, digest: str) -> None:
+        pass
+
+
 class Site:
     """A store, a registry, and the blobs between them."""
 
@@ -38,7 +55,9 @@ class Site:
         self.registry = registry
         self.store = LocalStore(root)
         self.store.recover()
-        self.blobs = Blobs(self.store, Registries(http, Metrics(), RegistrySettings(plain_http=[registry.host])))
+        self.witness = Witness()
+        settings = RegistrySettings(plain_http=[registry.host])
+        self.blobs = Blobs(self.store, Registries(http, Metrics(), settings, witness=self.witness))
 
     def blob(self, raw: bytes) -> Reference:
         return Reference(self.registry.host, "a/b", digest=self.registry.add_blob(raw))
@@ -106,6 +125,20 @@ async def test_parts_of_a_blob(site: Site) -> None:
             assert b"".join([piece async for piece in pieces]) == BLOB[CHUNK_MAX - 10 : CHUNK_MAX + 10]
         assert await opened.read(len(BLOB), 10) == b""
         assert (await opened.read(5, 7)) == BLOB[5:12]
+
+
+async def test_where_a_blob_comes_from_is_known_as_long_as_it_is_on_its_way(site: Site) -> None:
+    """Else who asks meanwhile whether it is this registry's is told no (supernode/access)."""
+    blob = site.blob(BLOB)
+    pulling = asyncio.create_task(site.whole(blob))
+    seen = set()
+    while not pulling.done():
+        seen.add((bool(site.blobs.under_way), site.witness.reads[blob.name, blob.digest or ""] > 0))
+        await asyncio.sleep(0)
+    assert await pulling == BLOB
+    await site.blobs.settled()
+    assert (True, False) not in seen and (True, True) in seen
+    assert site.witness.reads.total() == 0
 
 
 async def test_readers_get_bytes_while_the_registry_still_sends(site: Site) -> None:
