@@ -23,10 +23,14 @@ from fake_registry import digest_of, serving, tar_gz
 from parts import require
 from private_registry import PrivateRegistry
 
+from imgdist.config import AgentConfig
 from imgdist.demo import leftovers
 from imgdist.demo.agent import Agent, Supernode
+from imgdist.demo.containerd import Containerd, installs
 from imgdist.demo.ports import free_port
 from imgdist.errors import ImgdistError
+from imgdist.installation import clients
+from imgdist.installation.layout import Layout
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.clusterkey import FIELD, ClusterKey, control
@@ -111,6 +115,7 @@ class Cluster:
         background.serve(self.hard, "::1", certificates.server())
         self.poor = background.serve(PrivateRegistry(users=users, cuts=2, ranges=False))
         self.poor.name = f"registry.invalid:{self.poor.host.rpartition(':')[2]}"
+        self.plain = background.serve(PrivateRegistry(users=users, token_s=30.0))
         self.lying = background.serve(PrivateRegistry(public={"evil/x"}))
         self.key = directory / "key"
         self.key.write_text(os.urandom(32).hex())
@@ -145,6 +150,8 @@ class Cluster:
                 "plain_http = true",
                 f'proxy = "http://{proxy}"',
                 f'[registry.hosts."{self.lying.host}"]',
+                "plain_http = true",
+                f'[registry.hosts."{self.plain.host}"]',
                 "plain_http = true",
                 "[access]",
                 f'key_file = "{self.key}"',
@@ -309,6 +316,32 @@ def test_what_a_client_showed_starts_its_image_lazily(cluster: Cluster) -> None:
         cluster.nodes[1].umount(place)
 
 
+def test_containerd_pulls_with_its_users_credentials_through_the_mirror(cluster: Cluster, tmp_path: Path) -> None:
+    install = next((install for install in installs() if install.major == 2), None)
+    require(install, "containerd 2.x")
+    assert install is not None
+    layer = tar_gz({"of a": CONTENT[:80_000]})
+    cluster.plain.add_image([layer], "1", repository=A)
+    reference = f"{cluster.plain.host}/{A}:1"
+    with Containerd(install, tmp_path / "c") as containerd:
+        place = Layout(containerd.directory, containerd.directory / "config.toml")
+        told = clients.wanted(place, AgentConfig(mirror_listen=cluster.mirrors[0]), with_containerd=True)
+        ((path, text),) = told
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+
+        def pull(user: str) -> str:
+            login = f"{user}:{cluster.plain.users[user][0]}"
+            return containerd.ctr("images", "pull", "--hosts-dir", str(path.parent.parent), "--user", login, reference)
+
+        with pytest.raises(ImgdistError):
+            pull("b")
+        pull("a")
+        assert digest_of(layer) in containerd.ctr("content", "list", "--quiet")
+    blobs = [asked for asked in cluster.plain.log if "/blobs/" in asked.path or "/storage/" in asked.path]
+    assert all(asked.headers["User-Agent"].startswith("imgdist/") for asked in blobs), "read past the mirror"
+
+
 def test_an_image_that_names_anothers_layer_is_left_to_containerd(cluster: Cluster) -> None:
     """A registry of a tenant's own, which says that it has the layer and does not."""
     layer = cluster.nodes[0].layers()[0]
@@ -322,6 +355,6 @@ def test_an_image_that_names_anothers_layer_is_left_to_containerd(cluster: Clust
 
 def test_no_secret_is_left_anywhere(cluster: Cluster) -> None:
     """The last one: of everything that the others did."""
-    secrets = cluster.hard.secrets | cluster.poor.secrets | {cluster.key.read_text()}
+    secrets = cluster.hard.secrets | cluster.poor.secrets | cluster.plain.secrets | {cluster.key.read_text()}
     assert cluster.found({str(cluster.directory / "s")}), "the look finds what is there"
     assert [place for place in cluster.found(secrets) if place != str(cluster.key)] == []
