@@ -23,7 +23,8 @@ from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.model import AlreadyExistsError, LayerRequest, Mount, TakenLayer, Usage
 from imgdist.errors import CorruptError, DeclinedError
-from supernode.convert.decompress import LayerSource, OutputLimits, pieces
+from imgdist.limits import Limits
+from supernode.convert.decompress import LayerSource, pieces
 
 
 @dataclass
@@ -132,7 +133,7 @@ def _converted(blob: bytes, image: Path) -> TakenLayer:
     sha256 = hashlib.sha256()
 
     def tar() -> Iterator[bytes]:
-        for piece in pieces(LayerSource(BytesIO(blob)), OutputLimits()):
+        for piece in pieces(LayerSource(BytesIO(blob)), Limits()):
             sha256.update(piece)
             yield piece
 

@@ -258,6 +258,8 @@ COMPRESSED: dict[str, list[bytes]] = {
     "zstd_no_size": [_zstd(_TAR, write_content_size=False, write_checksum=True)],
     "zstd_rle": [zstandard.compress(_TAR[: -1024]) + _zstd(bytes(300_000))],
     "zstd_rle_block": [zstandard.compress(_TAR) + _RLE * 4],
+    "zstd_window_128m": [_zstd(_TAR, window_log=27, write_content_size=False)],
+    "zstd_only_skippable": [_skippable(b"no tar"), file(b"f", b"1")],
     "zstd_window_8m": [_zstd(_TAR, window_log=23, write_content_size=False)],
     "zstd_cut": [zstandard.compress(_TAR)[:-3]],
     "zstd_garbage_behind": [zstandard.compress(_TAR) + b"garbage"],
