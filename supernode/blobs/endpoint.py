@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
@@ -40,7 +41,17 @@ class _Endpoint:
         start = _number(request, "from") or 0
         blob = await self._allowed(request)
         async with aclosing(self._blobs.index(blob, start, _number(request, "size"))) as stream:
-            return await send_stream(request, stream)
+            return await send_stream(request, self._still_allowed(request, stream))
+
+    async def _still_allowed(
+        self, request: web.Request, stream: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The same, unless another registry has begun to deliver it since it was allowed: then it is that one's."""
+        first = await anext(stream, b"")
+        await self._allowed(request)
+        yield first
+        async for piece in stream:
+            yield piece
 
     async def _allowed(self, request: web.Request) -> Reference:
         blob = _blob(request)

@@ -83,8 +83,13 @@ class PullThrough:
 
     async def blob(self, request: Request, authorization: str | None) -> Blob:
         """As Registry.blob. A configuration comes from where lazy pulls have it, too: it is read once for both."""
-        where = request.where
-        await self._check(where, f"blobs/{where.digest}", authorization)
+        await self._check(request.where, f"blobs/{request.where.digest}", authorization)
+        opened = await self._open(request.where, authorization)
+        # Once more: another registry may have begun to deliver it meanwhile, or be done, and then it is that one's.
+        await self._check(request.where, f"blobs/{request.where.digest}", authorization)
+        return opened
+
+    async def _open(self, where: Reference, authorization: str | None) -> Blob:
         assert where.digest is not None
         await self._learning.settled(where.digest)
         if document := await self._catalog.document(where.digest):

@@ -360,3 +360,20 @@ async def test_the_node_knows_which_tags_were_pulled_and_how_old_they_are(site: 
         await ask.get("a/b/manifests/1")
     ((reference, seen),) = site.seen.all().items()
     assert (str(reference), seen.digest, seen.confirmed_at) == (f"{site.registry.host}/a/b:1", digest, 1000.0)
+
+
+@FRONTS
+async def test_what_became_anothers_while_it_was_opened_is_not_handed_out(
+    site: Fronts, front: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first word and the bytes another registry may have delivered them."""
+    blob = site.registry.add_blob(LAYERS[0])
+    words = iter([Verdict()])
+
+    async def once(name: str, reference: str, authorization: str | None) -> Verdict:
+        return next(words, Verdict(404, reason="another registry's"))
+
+    monkeypatch.setattr(site.access, "allowed", once)
+    async with aiohttp.ClientSession() as http:
+        response, raw = await Client(http, site.url(front), site.registry.host).get(f"a/b/blobs/{blob}")
+    assert response.status == 404 and LAYERS[0][:100] not in raw
