@@ -72,7 +72,12 @@ def test_the_supernode_of_its_own_understands_what_it_is_told(tmp_path: Path, be
         run=str(tmp_path),
         plain_http=("a", "b:1"),
         log_format="json",
-        registry=config.RegistryConfig(docker_config='/x "y".json'),
+        registry=config.RegistryConfig(
+            docker_config='/x "y".json',
+            allow=("a/*", "b"),
+            hosts={"r:1": config.RegistryHost(plain_http=True, mirrors=("https://m/p",), rewrite={'a "b"': "c/"})},
+        ),
+        access=config.AccessConfig(shared=("a/*",), outage_s=0),
         convert=config.ConvertConfig(threads=5),
         space=config.SpaceConfig(high=0.5, low=0.4),
     )
@@ -88,6 +93,7 @@ def test_the_supernode_of_its_own_understands_what_it_is_told(tmp_path: Path, be
             **{flag[2:].replace("-", "_"): value for flag, value in flags if flag not in ("--set", "--plain-http")},
         },
     )
+    assert told.access == settings.access
     assert (told.registry, told.convert, told.plain_http) == (settings.registry, settings.convert, ("a", "b:1"))
     assert (told.space.high, told.space.low) == (0.5, 0.4)
     assert told.listen == f"unix://{tmp_path}/supernode.sock" and told.root == f"{tmp_path}/supernode"
