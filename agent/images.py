@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from agent import rooted
 from agent.agreement import DisagreementError
 from agent.catalog import Catalog, Layer
 from agent.early import EarlyLayer, EarlyLayers
@@ -23,6 +24,7 @@ from agent.tracing import TraceRecorder, unpack
 from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.oci.reference import parse
 from imgdist.wire.control import Resolution
 
 log = logging.getLogger("imgdist.agent")
@@ -135,6 +137,28 @@ class Images:
         if opening is None:
             raise DeclinedError(f"image {reference} has no layer {layer_digest}")
         return await opening.wait()
+
+    async def check_rooted(self, reference: str, image: KnownImage) -> None:
+        """Hold what a supernode said of an image against the image's own documents, for who has nobody else's word.
+
+        A reference with a digest is held against that, once, one with a tag while a supernode answers. CorruptError if
+        a supernode said otherwise, and what asking for the documents raises.
+        """
+        parsed = parse(reference)
+        digest = parsed.digest or image.manifest_digest
+        known = self.known.get(image.manifest_digest)
+        if known is not None and digest in known.rooted_in:
+            return
+        asked = None if parsed.digest else image.manifest_digest
+        try:
+            documents = await self._supernodes.documents(reference, platform=self._platform, manifest_digest=asked)
+        except TemporaryError as error:
+            if parsed.digest:
+                raise
+            log.warning("%s: not held against its manifest, a tag is its supernode's word: %s", reference, error)
+            return
+        rooted.check(parsed, image, documents)
+        self.known.rooted(image.manifest_digest, digest)
 
     async def bring_back(self, pack_id: str) -> None:
         """Have a pack on this node again that is gone from its disk while snapshots need it, and mount it.

@@ -38,6 +38,7 @@ class KnownImage(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     layers: tuple[KnownLayer, ...]
     confirmed_at: float | None = None
+    rooted_in: tuple[str, ...] = ()
 
 
 class KnownImages:
@@ -68,7 +69,10 @@ class KnownImages:
         return self._images.get(manifest_digest)
 
     def add(self, image: KnownImage) -> None:
-        """Record an image, keeping pack ids that are known already."""
+        """Record an image, keeping what is known already: pack ids, and what its layers were held against."""
+        before = self._images.get(image.manifest_digest)
+        if before is not None and list(map(_named, before.layers)) == list(map(_named, image.layers)):
+            image = msgspec.structs.replace(image, rooted_in=before.rooted_in)
         layers = tuple(
             layer if layer.pack_id else msgspec.structs.replace(layer, pack_id=self._packs.get(layer.digest))
             for layer in image.layers
@@ -85,6 +89,12 @@ class KnownImages:
                     for layer in image.layers
                 )
                 self._write(msgspec.structs.replace(image, layers=layers))
+
+    def rooted(self, manifest_digest: str, digest: str) -> None:
+        """The image's layers were held against the document of that digest."""
+        image = self._images.get(manifest_digest)
+        if image is not None and digest not in image.rooted_in:
+            self._write(msgspec.structs.replace(image, rooted_in=(*image.rooted_in, digest)))
 
     def unseal(self, pack_id: str) -> None:
         """The pack is no layer's any more."""
@@ -142,3 +152,7 @@ class KnownImages:
             self._chains[layer.chain_id] = layer
             if layer.pack_id:
                 self._packs[layer.digest] = layer.pack_id
+
+
+def _named(layer: KnownLayer) -> tuple[str, str, str]:
+    return layer.digest, layer.diff_id, layer.chain_id

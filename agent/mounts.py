@@ -88,6 +88,7 @@ class ImageMounts:
     async def _opened(self, reference: str) -> KnownImage:
         """The image, each of its layers mounted: without the lock, as a layer's conversion may take minutes."""
         job = await self._images.open(reference, anew=True)
+        await self._images.check_rooted(reference, job.image)
         for digest, opening in job.layers.items():
             try:
                 await opening.wait()

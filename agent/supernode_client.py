@@ -93,10 +93,16 @@ class SupernodeClient:
             await self._session.close()
 
     async def resolve(
-        self, reference: str, *, platform: str = "", manifest_digest: str | None = None, convert: bool = True
+        self,
+        reference: str,
+        *,
+        platform: str = "",
+        manifest_digest: str | None = None,
+        convert: bool = True,
+        documents: bool = False,
     ) -> Resolution:
         """The image that a reference names (see ResolveRequest); starts its conversion unless told not to."""
-        asked = ResolveRequest(reference, platform, manifest_digest, convert)
+        asked = ResolveRequest(reference, platform, manifest_digest, convert, documents)
         found = await self._call(Resolution, "POST", "/v1/resolve", msgspec.json.encode(asked))
         digests = [found.manifest_digest, found.config_digest]
         digests += [text for layer in found.layers for text in (layer.digest, layer.diff_id, layer.chain_id)]

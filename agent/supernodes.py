@@ -23,7 +23,7 @@ from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
 from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers
 from imgdist.wire.clusterkey import ClusterKey
-from imgdist.wire.control import Chain, Resolution, Trace
+from imgdist.wire.control import Chain, Document, Resolution, Trace
 from imgdist.wire.messages import Priority
 
 log = logging.getLogger("imgdist.agent")
@@ -48,6 +48,15 @@ class Supernodes:
         return await self._ask(
             lambda client: client.resolve(reference, platform=platform, manifest_digest=manifest_digest)
         )
+
+    async def documents(self, reference: str, *, platform: str, manifest_digest: str | None) -> Sequence[Document]:
+        """What leads from a reference to an image's configuration, as Resolution has it."""
+        found = await self._ask(
+            lambda client: client.resolve(
+                reference, platform=platform, manifest_digest=manifest_digest, convert=False, documents=True
+            )
+        )
+        return found.documents
 
     async def chain(self, chain_id: str) -> Chain | None:
         """As SupernodeClient.chain."""

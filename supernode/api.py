@@ -144,7 +144,8 @@ class _Api:
         self._parts.fetcher.learn(origins)
         if asked.convert:
             self._parts.fetcher.start(origins)
-        return _json(await self._resolution(image, request, unproven))
+        resolution = await self._resolution(image, request, unproven)
+        return _json(msgspec.structs.replace(resolution, documents=image.documents if asked.documents else ()))
 
     async def layer(self, request: web.Request) -> web.Response:
         """GET /v1/layers/DIGEST"""

@@ -19,7 +19,7 @@ from imgdist.oci.manifest import (
 )
 from imgdist.oci.platform import Platform
 from imgdist.oci.reference import Reference
-from imgdist.wire.control import Chain
+from imgdist.wire.control import Chain, Document
 from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.registries import Registries
@@ -33,13 +33,15 @@ INDEX_DEPTH_MAX = 3
 @dataclass(frozen=True, slots=True)
 class Image:
     """A resolved image; `chain_ids` and the configuration's diff IDs are parallel to the manifest's layers. Its tag, if
-    it was asked for by one, was confirmed `age_s` seconds ago."""
+    it was asked for by one, was confirmed `age_s` seconds ago. `documents`: from what it was named by to its
+    configuration, if it was resolved."""
 
     reference: Reference
     manifest: Manifest
     config: ImageConfig
     chain_ids: tuple[str, ...]
     age_s: float = 0.0
+    documents: tuple[Document, ...] = ()
 
 
 class Resolver:
@@ -73,13 +75,16 @@ class Resolver:
         if (refusal := self._registries.settings.refusal(reference.name)) is not None:
             raise refusal
         named = Tagged(reference.digest) if reference.digest else await self._tags.digest(reference)
-        image = await self.image(reference, await self._manifest(reference, named.digest, platform))
-        return replace(image, age_s=named.age_s)
+        manifest, path = await self._manifest(reference, named.digest, platform)
+        image = await self.image(reference, manifest)
+        return replace(image, age_s=named.age_s, documents=(*path, *image.documents))
 
     async def image(self, reference: Reference, manifest: Manifest) -> Image:
         """The image of a manifest; its chain IDs are registered. Raises as `resolve`."""
-        config = await self._config(reference, manifest)
-        image = Image(reference, manifest, config, tuple(chain_ids(config.diff_ids)))
+        raw = await self._config(reference, manifest)
+        config = parse_config(raw, manifest)
+        document = Document(manifest.config.media_type, raw)
+        image = Image(reference, manifest, config, tuple(chain_ids(config.diff_ids)), documents=(document,))
         await self._chains.keep(
             [
                 Chain(chain, layer.digest, diff_id, reference.name, manifest.digest, str(config.platform))
@@ -92,20 +97,25 @@ class Resolver:
         """(media type, bytes) of the manifest or index with that digest in the reference's repository."""
         return await self._documents.do((reference.name, digest), partial(self._fetch_manifest, reference, digest))
 
-    async def _manifest(self, reference: Reference, digest: str, platform: Platform) -> Manifest:
+    async def _manifest(
+        self, reference: Reference, digest: str, platform: Platform
+    ) -> tuple[Manifest, tuple[Document, ...]]:
+        """The platform's manifest, and the documents that lead to it, itself the last."""
+        path: list[Document] = []
         for _ in range(INDEX_DEPTH_MAX):
             media_type, raw = await self.document(reference, digest)
+            path.append(Document(media_type, raw))
             document = parse_manifest(raw, media_type)
             if not isinstance(document, Index):
-                return document
+                return document, tuple(path)
             digest = choose(document, platform).digest
         raise ProtocolError(f"{reference}: more than {INDEX_DEPTH_MAX} indexes inside each other")
 
-    async def _config(self, reference: Reference, manifest: Manifest) -> ImageConfig:
+    async def _config(self, reference: Reference, manifest: Manifest) -> bytes:
         wanted = manifest.config
         key = (reference.name, wanted.digest)
         _, raw = await self._documents.do(key, partial(self._fetch_config, reference, wanted))
-        return parse_config(raw, manifest)
+        return raw
 
     async def _fetch_manifest(self, reference: Reference, digest: str) -> tuple[str, bytes]:
         if known := await self._known(reference.name, digest):

@@ -19,7 +19,8 @@ from imgdist.proving.proof import FalsePackError, PartialError
 from imgdist.proving.verdict import Verdict
 
 MEMORY_BYTES = 2 << 30
-"""Address space: the tree of a layer is held in memory while it is converted; one of 300,000 files takes 0.4 GB."""
+"""Address space: the tree of a layer is held in memory while it is converted. Measured: 28 MiB resident, 83 with 300,000
+files."""
 _SAY_EVERY_S = 0.1
 
 

@@ -30,12 +30,20 @@ TRACE_LAYERS_MAX = 1_024
 
 class ResolveRequest(Struct, frozen=True, omit_defaults=True):
     """POST /v1/resolve. `platform` is empty for the supernode's own; `manifest_digest` wins over the reference's
-    tag and digest; `convert` starts the conversion of every layer that is not there."""
+    tag and digest; `convert` starts the conversion of every layer that is not there; `documents` asks for them."""
 
     reference: str
     platform: str = ""
     manifest_digest: str | None = None
     convert: bool = True
+    documents: bool = False
+
+
+class Document(Struct, frozen=True):
+    """An index, manifest or configuration as its registry has it."""
+
+    media_type: str
+    raw: bytes
 
 
 class Layer(Struct, frozen=True):
@@ -54,7 +62,8 @@ class Layer(Struct, frozen=True):
 
 class Resolution(Struct, frozen=True):
     """One platform's image. `chunks` is the address of the chunk bodies; `trace` says if there is one to fetch; `age_s`
-    how long ago the registry confirmed the tag, if it was asked for by one."""
+    how long ago the registry confirmed the tag, if it was asked for by one; `documents`, if they were asked for, from
+    the one that the reference names to the platform's manifest and its configuration."""
 
     reference: str
     name: str
@@ -68,6 +77,7 @@ class Resolution(Struct, frozen=True):
     trace: bool
     layers: tuple[Layer, ...]
     age_s: float = 0.0
+    documents: tuple[Document, ...] = ()
 
 
 class LayerStatus(Struct, frozen=True):

@@ -12,13 +12,13 @@ import pytest
 
 from agent import mounts as module
 from agent.known_images import KnownImage, KnownLayer
-from agent.layers import mount
+from agent.layers import first_layer, mount
 from agent.mounts import ImageMounts
 from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.model import LayerRequest, TakenLayer, Usage
 from agent.work import SharedWork
-from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError, UsageError
+from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError, UsageError
 from imgdist.mountinfo import MountEntry
 
 REFERENCE = "reg.test/app:1"
@@ -75,11 +75,17 @@ class World:
         self.image = image(1, 2, 3)
         self.failed: dict[int, Exception] = {}
         self.plain: dict[str, Any] = {}
+        self.unrooted: Exception | None = None
         self._tasks = tasks
         self.mounts = ImageMounts(self, self.snapshotter)  # type: ignore[arg-type]
         monkeypatch.setattr(mount, "mount", self._mount)
+        monkeypatch.setattr(first_layer, "check", lambda directory, implied: None)  # there is nothing to look at
         monkeypatch.setattr(mount, "umount", self._umount)
         monkeypatch.setattr(module.mountinfo, "find", self._find)
+
+    async def check_rooted(self, reference: str, image: KnownImage) -> None:
+        if self.unrooted is not None:
+            raise self.unrooted
 
     async def open(self, reference: str, *, anew: bool) -> Any:
         assert anew
@@ -289,3 +295,11 @@ async def test_a_start_clears_away_what_a_kill_cut_short(world: World) -> None:
     await world.snapshotter.prepare("extract something", job.image.layers[-1].chain_id, {})
     await world.mounts.recover()
     assert await world.names() == []
+
+
+async def test_an_image_that_is_not_its_manifests_is_not_mounted(world: World) -> None:
+    world.unrooted = CorruptError("its supernode gives other layers")
+    with pytest.raises(CorruptError):
+        await world.mounts.mount(REFERENCE, "/mnt", writable=False)
+    assert world.calls == []
+    assert await world.snapshotter.walk() == []

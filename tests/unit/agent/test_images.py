@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fake_node import FakeNode, FakeStore
 
+from agent import rooted
 from agent.agreement import DisagreementError
 from agent.early import EarlyLayers
 from agent.images import Images
@@ -84,6 +85,12 @@ class FakeSupernodes:
         if isinstance(self.agreed, Exception):
             raise self.agreed
         return self.agreed
+
+    async def documents(self, reference: str, *, platform: str, manifest_digest: str | None) -> Any:
+        self.asked.append(f"documents {reference} {manifest_digest}")
+        if isinstance(self.traces, Exception):
+            raise self.traces
+        return ()
 
     async def chain(self, chain_id: str) -> Chain | None:
         return self.chains.get(chain_id)
@@ -433,3 +440,25 @@ async def test_a_pack_is_taken_only_if_supernodes_agree_on_it(tmp_path: Path) ->
         made.supernodes.agreed = (bytes([5]) * 32).hex()
         assert (await images.layer(REFERENCE, digest(5), MANIFEST)).store.node == 5
         assert "agree 2" in made.supernodes.asked
+
+
+async def test_an_image_is_held_against_its_documents_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(rooted, "check", lambda reference, image, documents: checked.append(str(reference)))
+    pinned = f"reg.test/app@{digest(9)}"
+    async with world(tmp_path) as made:
+        image = (await made.images.open(REFERENCE, MANIFEST)).image
+        made.supernodes.traces = TemporaryError("no supernode")
+        await made.images.check_rooted(REFERENCE, image)
+        with pytest.raises(TemporaryError):
+            await made.images.check_rooted(pinned, image)
+        made.supernodes.traces = None
+        for _ in range(2):
+            await made.images.check_rooted(pinned, image)
+            await made.images.check_rooted(REFERENCE, image)
+        assert checked == [pinned, REFERENCE]
+        await made.images.open(REFERENCE, MANIFEST, anew=True)
+        await made.make().check_rooted(pinned, image)
+        assert checked == [pinned, REFERENCE], "nor after another pull, or a restart"
+        asked = [words for words in made.supernodes.asked if words.startswith("documents")]
+        assert asked[-2:] == [f"documents {pinned} None", f"documents {REFERENCE} {MANIFEST}"]

@@ -25,6 +25,7 @@ from imgdist.errors import (
     UsageError,
 )
 from imgdist.oci import transport
+from imgdist.oci.manifest import digest_of
 from imgdist.oci.patterns import Patterns
 from imgdist.oci.settings import RegistrySettings
 from imgdist.pack import records
@@ -183,6 +184,12 @@ async def test_resolve_names_everything_and_starts_the_conversion(world: World) 
     async with world.client() as client:
         resolved = await client.resolve(reference, platform="linux/amd64", convert=False)
         assert world.fetcher.started == []
+        assert resolved.documents == ()
+        asked = await client.resolve(reference, platform="linux/amd64", convert=False, documents=True)
+        assert digest_of(asked.documents[0].raw) == digest
+        assert [digest_of(document.raw) for document in asked.documents[-2:]] == [
+            resolved.manifest_digest, resolved.config_digest,
+        ]  # fmt: skip
         again = await client.resolve(reference, platform="linux/amd64", manifest_digest=digest)
     assert again.layers == resolved.layers
     assert [origin.layer.size for origin in world.fetcher.started] == [len(layer) for layer in layers]
