@@ -21,7 +21,9 @@ _OWN_MOUNTS = pytest.StashKey[bool]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
-    group.addoption("--matrix", choices=("quick", "full"), default="quick", help="how much of what takes minutes is run")
+    group.addoption(
+        "--matrix", choices=("quick", "full"), default="quick", help="how much of what takes minutes is run"
+    )
     group.addoption("--soak", type=float, default=6.0, metavar="SECONDS", help="how long the soak lasts")
 
 
