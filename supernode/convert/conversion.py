@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
+import sys
 import time
-import weakref
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -16,14 +15,12 @@ from typing import Any, Self
 
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, TemporaryError
 from imgdist.limits import DEFAULT_LIMITS, Limits
-from imgdist.pack import codec, records
+from imgdist.pack import codec
 from supernode.convert.workers import Worker, Workers
-from supernode.store.layout import INDEX
+from supernode.store.growing import GrowingPack
 from supernode.store.local import LocalStore
 
 log = logging.getLogger("imgdist.convert")
-_READ_MAX = 256 * 1024
-"""Bytes of index that a follower gets at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +71,34 @@ class Conversion:
         self._settings = {"layer": layer_digest, "threads": threads, "level": level, "limits": asdict(limits)}
         self._worker: Worker | None = None
         self._watcher: asyncio.Task[dict[str, Any]] | None = None
-        self._index_fd: int | None = None
+        self._growing: GrowingPack | None = None
+        self._fed_bytes = 0
         self._started = time.monotonic()
-        self._state = Progress(0, 0, 0)
-        self._ended = False
-        self._error: ImgdistError | None = None
-        self._changed = asyncio.Event()
 
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        return self._state
+        growing = self._growing
+        return Progress(self._fed_bytes, *((growing.chunks, growing.index_bytes) if growing else (0, 0)))
 
     async def __aenter__(self) -> Self:
-        self._part = await asyncio.to_thread(self._store.begin, self._layer_digest)
+        part = await asyncio.to_thread(self._store.begin, self._layer_digest)
+        self._growing = GrowingPack(part)
         try:
-            self._worker = await self._workers.start(self._settings | {"part": str(self._part)})
+            self._worker = await self._workers.start(self._settings | {"part": str(part)})
         except ImgdistError:
             await asyncio.to_thread(self._store.abandon, self._layer_digest)
             raise
-        self._watcher = asyncio.create_task(self._watch(self._worker))
+        self._watcher = asyncio.create_task(self._watch(self._worker, self._growing))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._ended:
-            self._end(error if isinstance(error, ImgdistError) else self._abandoned())
-        await asyncio.shield(self._clean_up())
+        assert self._growing is not None
+        if not self._growing.is_over:
+            self._growing.fail(error if isinstance(error, ImgdistError) else self._abandoned())
+        await asyncio.shield(self._clean_up(self._growing))
 
     async def feed(self, data: bytes) -> None:
         """Give the worker the next bytes of the compressed layer. Waits while it has enough to do.
@@ -115,7 +112,7 @@ class Conversion:
         except (BrokenPipeError, ConnectionResetError):
             await self._outcome()
             raise
-        self._state = Progress(self._state.fed_bytes + len(data), self._state.chunks, self._state.index_bytes)
+        self._fed_bytes += len(data)
 
     async def finish(self) -> Result:
         """All of the layer was fed, and its digest is right: wait for the worker, check the diff ID, seal the pack.
@@ -123,7 +120,7 @@ class Conversion:
         Raises `DeclinedError` where only an ordinary pull will do, `CorruptError` for a layer that is not what it
         should be, `TemporaryError` if the worker died or the disk is full. Nothing is kept then.
         """
-        assert self._worker is not None
+        assert self._worker is not None and self._growing is not None
         try:
             if not self._worker.layer.is_closing():
                 self._worker.layer.write_eof()
@@ -133,13 +130,12 @@ class Conversion:
                     f"layer {self._layer_digest} unpacks to {done['diff_id']}, "
                     f"but the image's configuration says {self._expected_diff_id}"
                 )
-            index_fd = self._open_index()
+            self._growing.advance(done["chunks"], sys.maxsize)
             await asyncio.to_thread(self._store.seal, self._layer_digest, bytes.fromhex(done["pack_id"]))
         except ImgdistError as error:
-            self._end(error)
+            self._growing.fail(error)
             raise
-        self._advance(done["chunks"], os.fstat(index_fd).st_size)
-        self._end(None)
+        self._growing.seal()
         return Result(
             pack_id=done["pack_id"],
             diff_id=done["diff_id"],
@@ -155,21 +151,9 @@ class Conversion:
 
         Raises the conversion's error if it fails. Usable after the `async with` block has ended, too.
         """
-        offset = None if start else 0
-        while True:
-            changed, ended, size = self._changed, self._ended, self._state.index_bytes
-            if self._error is not None:
-                raise self._error
-            if offset is None and size:
-                offset = records.offset_of(os.pread(self._open_index(), size, 0), start)
-            if offset is not None and offset < size:
-                piece = os.pread(self._open_index(), min(size - offset, _READ_MAX), offset)
-                offset += len(piece)
-                yield piece
-            elif ended:
-                return
-            else:
-                await changed.wait()
+        assert self._growing is not None
+        async for piece in self._growing.follow(start):
+            yield piece
 
     async def _outcome(self) -> dict[str, Any]:
         """What the worker ended with; raises its error."""
@@ -185,7 +169,7 @@ class Conversion:
         done: dict[str, Any] = outcome["done"]
         return done
 
-    async def _watch(self, worker: Worker) -> dict[str, Any]:
+    async def _watch(self, worker: Worker, growing: GrowingPack) -> dict[str, Any]:
         """Read the worker's reports until it is gone. Returns its outcome, or that it ended without one."""
         outcome: dict[str, Any] = {}
         try:
@@ -194,7 +178,7 @@ class Conversion:
                 if not isinstance(report, dict):
                     raise TypeError("no object")
                 if "progress" in report:
-                    self._follow_to(report["progress"]["chunks"], report["progress"]["index_bytes"])
+                    growing.advance(report["progress"]["chunks"], report["progress"]["index_bytes"])
                 elif "ended" not in report:
                     outcome = report
                 elif not outcome:
@@ -205,39 +189,16 @@ class Conversion:
             outcome = {"failed": f"the conversion worker made no sense: {error!r}"}
         return outcome or {"failed": "the process that conversion workers are forked from ended"}
 
-    def _follow_to(self, chunks: int, index_bytes: int) -> None:
-        """Let followers see what the worker says that it wrote, if it did."""
-        self._advance(chunks, min(index_bytes, os.fstat(self._open_index()).st_size))
-
-    def _advance(self, chunks: int, index_bytes: int) -> None:
-        self._state = Progress(self._state.fed_bytes, chunks, index_bytes)
-        self._notify()
-
-    def _open_index(self) -> int:
-        """The index file, once the worker has made it; followers keep it whatever becomes of the part directory."""
-        if self._index_fd is None:
-            self._index_fd = os.open(self._part / INDEX, os.O_RDONLY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, self._index_fd)
-        return self._index_fd
-
-    def _end(self, error: ImgdistError | None) -> None:
-        self._ended, self._error = True, error
-        self._notify()
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
     def _abandoned(self) -> ImgdistError:
         return TemporaryError(f"conversion of layer {self._layer_digest} was abandoned")
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, growing: GrowingPack) -> None:
         assert self._worker is not None
         assert self._watcher is not None
         self._worker.kill()
         await self._watcher
         self._workers.release(self._worker)
-        if self._error is not None:
+        if growing.error is not None:
             await asyncio.to_thread(self._store.abandon, self._layer_digest)
 
 
