@@ -33,7 +33,7 @@ class Limits:
     """Memory for the file tree: names, paths of directories, symlink targets, small files, xattrs and their keeping."""
     implied_bytes: int = 16 << 20
     """Paths of directories that are only implied: they stand in the index, which every node loads."""
-    link_steps: int = 10_000_000
+    link_steps: int = 5_000_000
     """Path components looked up because of symlinks or of directories that are not there yet, over the whole layer."""
     memory_bytes: int = 256 << 20
     """Private memory of the worker, with two threads; each further one may take 16 MiB more."""

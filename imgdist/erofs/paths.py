@@ -70,6 +70,7 @@ def _walk(path: bytes, look_up: LookUp, spend: Callable[[int], None], links: int
         if not part:
             continue
         below, here = here, _clean(here + b"/" + part)
+        spend(1 + len(here) // 64)
         if here == b"/":
             found, first = True, False
             continue
@@ -78,8 +79,7 @@ def _walk(path: bytes, look_up: LookUp, spend: Callable[[int], None], links: int
         if found is False and part not in (b".", b".."):
             raise DeclinedError(f"layer: path {path[:200]!r} goes through {below[1:200]!r}, which is no directory")
         check_name(here.rpartition(b"/")[2])
-        spend(here.count(b"/"))
-        found = _stat(here[1:], look_up) if followed else look_up(here[1:])
+        found = _stat(here[1:], look_up, spend) if followed else look_up(here[1:])
         if isinstance(found, bytes):
             followed += 1
             here = found if first or found.startswith(b"/") else _clean(below + b"/" + found)
@@ -87,10 +87,11 @@ def _walk(path: bytes, look_up: LookUp, spend: Callable[[int], None], links: int
     return here, followed
 
 
-def _stat(path: bytes, look_up: LookUp) -> bytes | bool | None:
+def _stat(path: bytes, look_up: LookUp, spend: Callable[[int], None]) -> bytes | bool | None:
     """What lstat(2) finds at a path that may have symlinks on its way; nothing where they lead out of the root."""
     pending, done, links = _parts(path), b"", 0
     while pending:
+        spend(1)
         part = pending.pop()
         if part == b"..":
             if not done:
