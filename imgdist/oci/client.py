@@ -61,7 +61,7 @@ AUTH_ATTEMPTS = HEADERS_MAX + 2
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
-_BRIEF = Retry(attempts=2, connect_attempts=1, busy_attempts=2, retry_after_max_s=2.0)
+_BRIEF = Retry(attempts=3, connect_attempts=1, busy_attempts=10, retry_after_max_s=2.0)
 """For what a client waits for that can go elsewhere."""
 _YES = frozenset({200, 206}) | REDIRECT_STATUS
 """Who may have it, or is sent on to storage."""
@@ -252,7 +252,6 @@ class RegistryClient:
             if offset < descriptor.size:
                 failures = 1 if offset - started >= PROGRESS else failures + 1
                 await self._pause(failures, problem)
-                self._transport.retried("expired_url" if isinstance(problem, ExpiredError) else "cut")
         if running.hexdigest() != descriptor.digest.partition(":")[2]:
             for mirror in self._upstreams.mirrors:  # one of them, if any took part
                 mirror.failed(time.monotonic(), lied=True)
@@ -327,7 +326,6 @@ class RegistryClient:
             except Interrupted as error:
                 failures += 1
                 await self._transport.pause(failures, error)
-                self._transport.retried("cut")
 
     async def _read_document(self, repository: str, name: str) -> tuple[str, str, bytes]:
         what = f"{self.host}/{repository}: manifest {name}"

@@ -105,7 +105,9 @@ async def test_manifest_and_blob(registry: FakeRegistry, connect: Connect, meter
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-async def test_a_body_cut_three_times_is_resumed(registry: FakeRegistry, connect: Connect, ranges: bool) -> None:
+async def test_a_body_cut_three_times_is_resumed(
+    registry: FakeRegistry, connect: Connect, meter: Counted, ranges: bool
+) -> None:
     digest = registry.add_blob(BLOB)
     registry.ranges = ranges
 
@@ -131,6 +133,8 @@ async def test_a_body_cut_three_times_is_resumed(registry: FakeRegistry, connect
     starts = [asked.headers.get("Range") for asked in registry.log]
     assert starts[0] is None
     assert all(start is not None for start in starts[1:])
+    assert meter.reasons.count("cut") == len(starts) - 1
+    assert meter.reasons.count("no_range") == (0 if ranges else len(starts) - 1)
 
 
 async def test_a_registry_that_always_cuts_is_given_up(registry: FakeRegistry, connect: Connect) -> None:
@@ -177,7 +181,9 @@ async def test_without_a_content_length_the_size_is_checked_all_the_same(
         await read(connect(), digest, size)
 
 
-async def test_busy_registry_is_asked_again_after_its_pause(registry: FakeRegistry, connect: Connect) -> None:
+async def test_busy_registry_is_asked_again_after_its_pause(
+    registry: FakeRegistry, connect: Connect, meter: Counted
+) -> None:
     digest = registry.add_image([], "1")
     registry.faults = [answer(429, Retry_After="1"), answer(503), answer(500)]
     client = connect()
@@ -185,6 +191,7 @@ async def test_busy_registry_is_asked_again_after_its_pause(registry: FakeRegist
     assert await client.digest_of_tag("a/b", "1") == digest
     assert time.monotonic() - started >= 0.99
     assert len(registry.log) == 4
+    assert meter.reasons == ["busy", "server", "server"]
 
 
 async def test_a_pause_that_is_too_long_is_handed_on(registry: FakeRegistry, connect: Connect) -> None:
