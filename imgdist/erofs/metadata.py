@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgdist.erofs import layout
+from imgdist.erofs.directories import Directory
 from imgdist.erofs.layout import INODE, INODE_BYTES, S_IFDIR, S_IFMT, S_IFREG, SLOT
-from imgdist.erofs.tree import Directory, Tree
+from imgdist.erofs.tree import Tree
 from imgdist.pack import BLOCK
 from imgdist.pack.chunker import Chunker
 
@@ -85,15 +86,15 @@ class MetadataWriter:
     # Pass 1: places.
 
     def _place_all(self) -> None:
-        tree, inodes = self._tree, self._inodes
-        self._place_directory(tree.root)
-        pending = [tree.root]
+        directories, inodes = self._tree.directories, self._inodes
+        self._place_directory(directories.root)
+        pending = [directories.root]
         for directory in pending:
             for name, number in directory.names.items():
                 if self._nids[number]:
                     continue  # a hard link to what stands already
                 if inodes.is_directory(number):
-                    child = tree.child(directory, name)
+                    child = directories.child(directory, name)
                     self._place_directory(child)
                     pending.append(child)
                 else:
@@ -152,7 +153,7 @@ class MetadataWriter:
             directory = self._directories[number]
             payload = layout.directory(list(self._entries(directory)))
             size = len(payload)
-            links = 2 + len(self._tree.subdirectories(directory))
+            links = 2 + len(self._tree.directories.below(directory))
         else:
             payload = inodes.kept_payload(number)
             links = inodes.links[number]

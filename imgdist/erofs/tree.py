@@ -6,10 +6,11 @@ holds this file to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from imgdist.erofs import acl, attributes, paths
 from imgdist.erofs.attributes import OPAQUE, Xattrs, XattrSets
+from imgdist.erofs.directories import Directories, Directory
 from imgdist.erofs.inodes import INLINE_MAX, Inodes
 from imgdist.erofs.layout import NAME_MAX, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG
 from imgdist.erofs.tar import reader
@@ -36,21 +37,6 @@ _KINDS = {
 }
 
 
-class Directory:
-    """A directory's names. `implied`: no member has described it yet; `described_late`: it had to be there before one
-    did; `default_acl`: what new files in it inherit."""
-
-    __slots__ = ("default_acl", "described_late", "implied", "inode", "names", "parent", "path")
-
-    def __init__(self, inode: int, path: bytes, parent: Directory | None) -> None:
-        self.inode = inode
-        self.path = path
-        self.parent = parent or self
-        self.names: dict[bytes, int] = {}
-        self.implied, self.described_late = True, False
-        self.default_acl: bytes | None = None
-
-
 class Tree:
     """Takes members in tar order with `apply`, then `finish`.
 
@@ -61,14 +47,14 @@ class Tree:
     def __init__(self, place: Callable[[int], int], limits: Limits) -> None:
         self.inodes = Inodes()
         self.xattr_sets = XattrSets()
-        self.root = Directory(self.inodes.add(S_IFDIR | 0o755, 0, 0, 0, 0), b"", None)
+        self.directories = Directories(self.inodes, limits.link_steps)
+        self._by_path = self.directories.by_path
         self._place = place
         self._limits = limits
-        self._directories: dict[bytes, Directory] = {b"": self.root}  # by real path: no symlink in it
         self._listed: list[tuple[bytes, int, int]] = []  # directory members: their times are set again at the end
         self._implies = False  # any directory, ever
         self._times_moved = False  # one of those paths may lead elsewhere by then
-        self._metadata_bytes = self._link_steps = 0
+        self._metadata_bytes = 0
 
     def apply(self, member: Member) -> int:
         """Do what unpacking `member` does; return the inode that takes its data, or NO_BODY."""
@@ -77,7 +63,7 @@ class Tree:
             return NO_BODY
         parent_path, _, base = path.rpartition(b"/")
         rooted = b"/" if member.name.startswith(b"/") else b""  # symlinks on the way are resolved in another way then
-        parent = self._directories.get(parent_path) or self._parent(rooted + parent_path)
+        parent = self._by_path.get(parent_path) or self._parent(rooted + parent_path)
         if len(base) > NAME_MAX:
             paths.check_name(base)
         if base.startswith(PREFIX):
@@ -104,27 +90,10 @@ class Tree:
             for path, seconds, nanoseconds in self._listed:
                 self._touch(path, seconds, nanoseconds)
         inodes = self.inodes
-        for directory in reversed(list(self.directories())):
+        for directory in reversed(list(self.directories.walk())):
             if directory.implied and directory.names:
                 newest = max((inodes.mtime_s[child], inodes.mtime_ns[child]) for child in directory.names.values())
                 inodes.mtime_s[directory.inode], inodes.mtime_ns[directory.inode] = newest
-
-    def directories(self) -> Iterator[Directory]:
-        """Yield every directory, parents first."""
-        pending = [self.root]
-        for directory in pending:
-            yield directory
-            pending.extend(self.subdirectories(directory))
-
-    def subdirectories(self, directory: Directory) -> list[Directory]:
-        """Return the directories in `directory`, in the order of its names."""
-        prefix = directory.path + b"/" if directory.path else b""
-        is_directory = self.inodes.is_directory
-        return [self._directories[prefix + name] for name, child in directory.names.items() if is_directory(child)]
-
-    def child(self, directory: Directory, name: bytes) -> Directory:
-        """Return the directory that `name` is in `directory`."""
-        return self._directories[directory.path + b"/" + name if directory.path else name]
 
     # Making files.
 
@@ -168,7 +137,7 @@ class Tree:
 
     def _directory(self, parent: Directory, base: bytes, path: bytes, member: Member) -> None:
         if base in parent.names:
-            directory = self.child(parent, base)
+            directory = self.directories.child(parent, base)
             self._change(directory.inode, member)
             directory.described_late |= directory.implied
         else:
@@ -185,16 +154,13 @@ class Tree:
     def _make_directory(self, parent: Directory, base: bytes, inode: int) -> Directory:
         path = parent.path + b"/" + base if parent.path else base
         self._charge(_DIRECTORY_BYTES + len(path))
-        directory = self._directories[path] = Directory(inode, path, parent)
+        directory = self._by_path[path] = Directory(inode, path, parent)
         directory.default_acl = parent.default_acl
         return directory
 
     def _link(self, parent: Directory, base: bytes, member: Member) -> None:
         above, _, name = member.link.rpartition(b"/")
-        target = paths.clean(self._resolve(above) + b"/" + name)
-        directory, _, name = target.rpartition(b"/")
-        holder = self._directories.get(directory)
-        number = holder.names.get(name) if holder else None
+        number = self.directories.inode(paths.clean(self.directories.resolve(above) + b"/" + name))
         if number is None:
             raise DeclinedError(
                 f"layer: hard link {base!r} -> {member.link[:200]!r}: no such file in this layer before it; "
@@ -218,7 +184,7 @@ class Tree:
         self._new(parent, name, marker, S_IFCHR, 0, 0)
 
     def _make_opaque(self, directory: Directory) -> None:
-        if directory is not self.root:
+        if directory is not self.directories.root:
             xattrs = self._xattrs(directory.inode)
             xattrs[OPAQUE] = b"y"
             self.inodes.xattrs[directory.inode] = self.xattr_sets.number(xattrs)
@@ -281,7 +247,7 @@ class Tree:
             holder, name = pending.pop()
             number = holder.names.pop(name)
             if self.inodes.is_directory(number):
-                directory = self._directories.pop(holder.path + b"/" + name if holder.path else name)
+                directory = self._by_path.pop(holder.path + b"/" + name if holder.path else name)
                 if directory.implied or directory.described_late:
                     raise DeclinedError(
                         f"layer: {directory.path[:200]!r} is replaced after something was put into it before it was"
@@ -295,12 +261,12 @@ class Tree:
 
     def _parent(self, path: bytes) -> Directory:
         """Return the directory at `path`, following this layer's symlinks and making what is missing."""
-        path = self._resolve(path)
-        directory = self.root
+        path = self.directories.resolve(path)
+        directory = self.directories.root
         done = b""
         for part in path.split(b"/") if path else ():
             done = done + b"/" + part if done else part
-            below = self._directories.get(done)
+            below = self._by_path.get(done)
             if below is None:
                 if part in directory.names:
                     raise DeclinedError(f"layer: a member lies below {done[:200]!r}, which is no directory")
@@ -319,36 +285,10 @@ class Tree:
             self._set_xattrs(inode, self._inherited(parent, S_IFDIR), {})
         return self._make_directory(parent, name, inode)
 
-    def _resolve(self, path: bytes) -> bytes:
-        if path in self._directories:
-            return path
-        return paths.resolve(path, self._look_up, self._spend)
-
-    def _look_up(self, path: bytes) -> bytes | bool | None:
-        if path in self._directories:
-            return True
-        above, _, name = path.rpartition(b"/")
-        directory = self._directories.get(above)
-        number = directory.names.get(name) if directory else None
-        if number is None:
-            return None
-        if self.inodes.kind(number) != S_IFLNK:
-            return False
-        payload = self.inodes.kept_payload(number)
-        assert payload is not None
-        return bytes(payload)
-
     def _touch(self, path: bytes, seconds: int, nanoseconds: int) -> None:
         """Set the time at the end of the path of a directory member, whatever is there now."""
-        path = self._resolve(path)
-        directory = self._directories.get(path)
-        number: int | None
-        if directory is not None:
-            number = directory.inode
-        else:
-            above, _, name = path.rpartition(b"/")
-            holder = self._directories.get(above)
-            number = holder.names.get(name) if holder else None
+        path = self.directories.resolve(path)
+        number = self.directories.inode(path)
         if number is None:
             raise DeclinedError(f"layer: directory {path[:200]!r} was replaced by what leads nowhere, as refused")
         self.inodes.mtime_s[number], self.inodes.mtime_ns[number] = seconds, nanoseconds
@@ -359,8 +299,3 @@ class Tree:
             raise DeclinedError(
                 f"layer: its names, small files and xattrs take more than {self._limits.metadata_bytes} bytes of memory"
             )
-
-    def _spend(self, steps: int) -> None:
-        self._link_steps += steps
-        if self._link_steps > self._limits.link_steps:
-            raise DeclinedError(f"layer: following symlinks takes more than {self._limits.link_steps} steps")

@@ -274,6 +274,7 @@ ACCEPTED = {
 """Images that this project takes and these containerds refuse, with the reason."""
 
 DECLINED = {
+    "opaque_replaced": "containerd refuses what the layer replaces if something in a layer below is in its way",
     "implied_default_acl": "what the layer puts into the directory inherits an ACL that only the layer below has",
     "implied_listed_later": "files in the directory may have the group of a set-group-id directory below",
     "implied_listed_later_acl": "the directory keeps an ACL that only the layer below has",
