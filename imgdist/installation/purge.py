@@ -16,7 +16,7 @@ from imgdist.errors import ImgdistError
 
 _LOCK = ".lock"
 _DATABASES = {f"{name}{part}" for name in ("snapshots.db", "agent.db", "agent.db.bad") for part in ("", "-wal", "-shm")}
-_DIRECTORIES = {"packs", "l", "snapshots", "mounts", "images", "supernode"}
+_DIRECTORIES = {"packs", "l", "snapshots", "mounts", "images", "revoked", "supernode"}
 _OWN = _DIRECTORIES | _DATABASES | {"ballast", "format", "format.new", "node-id", _LOCK}
 """Everything that an agent makes in its ROOT (docs/design.md, "Agent's disk"); nothing else is touched."""
 _ORPHANS = re.compile(r"snapshots\.\d+\.bad")

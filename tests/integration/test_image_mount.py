@@ -32,7 +32,18 @@ _BIG = random.Random(3).randbytes(6_000_000)
 _LAZY = ("--set", "fill.mode=none", "--set", "trace.enabled=false")
 _QUICK = ("--set", "fill.quiet_s=0", "--set", "switch.idle_s=0.1")
 _NOBODY = ("--supernode", "http://127.0.0.1:9")  # the discard port: nobody listens
-LAYER_KEYS = {"digest", "diff_id", "pack_id", "state", "size_bytes", "present_bytes", "sources"}
+LAYER_KEYS = {
+    "digest",
+    "kind",
+    "diff_id",
+    "pack_id",
+    "state",
+    "size_bytes",
+    "present_bytes",
+    "sources",
+    "proven",
+    "revoked",
+}
 
 LAYERS = [
     busybox_layer(("etc/gone", b"x"), ("etc/stays", b"y")),

@@ -15,7 +15,16 @@ from imgdist.installation import purge
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     root = tmp_path / "root"
-    for path in ("packs/aa", "packs/bb", "l/a", "snapshots/1/fs", "snapshots/2/fs", "snapshots/2/work", "images"):
+    for path in (
+        "packs/aa",
+        "packs/bb",
+        "l/a",
+        "snapshots/1/fs",
+        "snapshots/2/fs",
+        "snapshots/2/work",
+        "images",
+        "revoked",
+    ):
         (root / path).mkdir(parents=True)
     (root / "packs/aa/image").write_bytes(bytes(1 << 20))
     for name in ("snapshots.db", "agent.db", "agent.db.bad-wal", "ballast", "format", "node-id", ".lock"):

@@ -81,6 +81,18 @@ async def test_a_layer_with_all_chunks_is_complete_for_others_too(world: Rig) ->
     assert one.knows(two, 5) is None and not one.mesh.lacks and two.mesh.lacks
 
 
+async def test_who_has_a_layer_too_is_known_by_its_id(world: Rig) -> None:
+    one, two, other = world.node(1), world.node(2), world.node(3)
+    for node, layer in ((one, 7), (two, 7), (other, 8)):
+        node.mesh.open(5, name(layer), pack(layer), 8, 0xFF)
+    for neighbour in (two, other):
+        one.mesh.learn([neighbour.peer])
+    await until(lambda: one.neighbours == {"n2", "n3"} and one.mesh.sharing(5) == [node_id(2)])
+    two.mesh.close(5)
+    await until(lambda: one.mesh.sharing(5) == [])
+    assert one.mesh.sharing(6) == []
+
+
 async def test_of_two_connections_one_stays_on_both_sides(world: Rig) -> None:
     one, two = world.node(1), world.node(2)
     for node in (one, two):
