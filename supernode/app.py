@@ -17,7 +17,6 @@ from aiohttp import web
 
 from imgdist import daemon, holder_client, rootformat
 from imgdist.config import SupernodeConfig
-from imgdist.distribution.inorder import InOrder
 from imgdist.distribution.server import PullApi
 from imgdist.errors import ImgdistError, UsageError
 from imgdist.oci import transport
@@ -259,7 +258,8 @@ async def _serve(
             resolver,
             freshness,
             access,
-            InOrder(blobs, DirectBlobs(registries)),
+            blobs,
+            DirectBlobs(registries),
             lambda digest: store.find(digest, Kind.RAW) is not None,
             answering,
             learning,

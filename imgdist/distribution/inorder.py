@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from imgdist.errors import DeclinedError
+from imgdist.errors import DeclinedError, NotFoundError
 from imgdist.oci.blobs import Blob, BlobSource
 from imgdist.oci.reference import Reference
 
 
 class InOrder:
-    """A `BlobSource`: what one declines is asked of the next, the last one's word stands."""
+    """A `BlobSource`: what one declines or does not have is asked of the next, the last one's word stands."""
 
     def __init__(self, *sources: BlobSource) -> None:
         *self._others, self._last = sources
@@ -18,7 +18,7 @@ class InOrder:
         for source in self._others:
             try:
                 return await source.size(blob, authorization=authorization)
-            except DeclinedError:
+            except (DeclinedError, NotFoundError):
                 continue
         return await self._last.size(blob, authorization=authorization)
 
@@ -27,6 +27,6 @@ class InOrder:
         for source in self._others:
             try:
                 return await source.open(blob, authorization=authorization, size=size)
-            except DeclinedError:
+            except (DeclinedError, NotFoundError):
                 continue
         return await self._last.open(blob, authorization=authorization, size=size)

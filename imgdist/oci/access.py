@@ -19,12 +19,14 @@ class Verdict:
 
     `challenges` are the registry's WWW-Authenticate headers, to be sent with a 401 as they are. `reason` is one line
     without secrets. `retry_after_s` comes with a 503: the registry could not be asked, so nobody new gets in.
+    `is_elsewhere` comes with a 404: the client may read it from its own registry, and what is here came from another.
     """
 
     status: int = 200
     challenges: tuple[str, ...] = ()
     reason: str = ""
     retry_after_s: float | None = None
+    is_elsewhere: bool = False
 
     @property
     def is_allowed(self) -> bool:
@@ -54,3 +56,6 @@ class Authoriser(Protocol):
         `reference` is what follows the repository in the distribution protocol: "manifests/1.36",
         "manifests/sha256:...", "blobs/sha256:...", "tags/list", "referrers/sha256:...". Never raises ImgdistError.
         """
+
+    async def shown(self, name: str, digest: str) -> None:
+        """Return when the registry of `name` has shown a blob that came from elsewhere first, or has failed to."""

@@ -81,6 +81,10 @@ class Access:
             verdict = Verdict(404 if isinstance(error, NotFoundError) else 403, reason=str(error))
         return self._counted(verdict)
 
+    async def shown(self, name: str, digest: str) -> None:
+        """As Authoriser.shown."""
+        await self._proofs.settled(name.partition("/")[0], digest)
+
     async def is_public(self, name: str) -> bool:
         """Whether everybody may read a repository, as far as is remembered or its registry says now."""
         try:
@@ -177,7 +181,8 @@ class Access:
             await self._registries.client(host).resolve(where)
             return Verdict()
         self._proofs.begin(where, None)
-        return Verdict(404, reason=f"{name}: {reference} came from another registry; this one is asked for it first")
+        words = f"{name}: {reference} came from another registry; this one is asked for it first"
+        return Verdict(404, reason=words, is_elsewhere=True)
 
     async def _is_from(self, host: str, digest: str) -> bool:
         """Whether what is here under a digest, or on its way, came from that registry; or nothing is here."""

@@ -24,6 +24,7 @@ class Proofs:
     def __init__(self, registries: Registries) -> None:
         self._registries = registries
         self._waiting: dict[tuple[str, str], tuple[Reference, int | None]] = {}
+        self._over: dict[tuple[str, str], asyncio.Event] = {}
         self._changed = asyncio.Event()
 
     def begin(self, blob: Reference, size: int | None) -> None:
@@ -37,6 +38,11 @@ class Proofs:
         """Registries that are still to show that they have it."""
         return {host for host, waiting in self._waiting if waiting == digest}
 
+    async def settled(self, host: str, digest: str) -> None:
+        """Return when a registry has shown a blob, or failed to; at once if nobody has asked it to."""
+        if (host, digest) in self._waiting:
+            await self._over.setdefault((host, digest), asyncio.Event()).wait()
+
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
@@ -48,6 +54,8 @@ class Proofs:
                     log.info("%s: its registry has not shown it: %s", blob, error)
                 finally:
                     self._waiting.pop(key, None)
+                    if over := self._over.pop(key, None):
+                        over.set()
             if not self._waiting:
                 await self._changed.wait()
 

@@ -1,4 +1,5 @@
-"""Blobs straight from their registry, for digests that no pack is made of (sha512)."""
+"""Blobs straight from their registry: of digests that no pack is made of (sha512), and such as came from another
+registry and are not shown by the client's own yet."""
 
 from __future__ import annotations
 

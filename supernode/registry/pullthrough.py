@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from imgdist.distribution import accept as accepting
+from imgdist.distribution.inorder import InOrder
 from imgdist.distribution.registry import Document
 from imgdist.distribution.request import Request, link
 from imgdist.errors import NotFoundError, TemporaryError
@@ -26,6 +29,9 @@ from supernode.tags import Tags
 
 log = logging.getLogger("imgdist.registry")
 
+SHOWN_S = 5.0
+"""How long a client waits for its registry to show what is here already (a guess: some 100 MB on a fast link)."""
+
 
 class PullThrough:
     """A `Registry`. Who may have something is asked of `access` first, also for what is here."""
@@ -39,18 +45,20 @@ class PullThrough:
         freshness: Freshness,
         access: Authoriser,
         blobs: BlobSource,
+        direct: BlobSource,
         held: Callable[[str], bool],
         answering: Answering,
         learning: Learning,
     ) -> None:
-        """`held(digest)`: the whole blob is on this disk."""
+        """`direct` keeps nothing. `held(digest)`: the whole blob is on this disk."""
         self._registries = registries
         self._catalog = catalog
         self._tags = tags
         self._resolver = resolver
         self._freshness = freshness
         self._access = access
-        self._blobs = blobs
+        self._blobs = InOrder(blobs, direct)
+        self._direct = direct
         self._held = held
         self._answering = answering
         self._learning = learning
@@ -76,18 +84,21 @@ class PullThrough:
     async def blob_size(self, request: Request, authorization: str | None) -> int:
         """As Registry.blob_size."""
         where = request.where
-        await self._check(where, f"blobs/{where.digest}", authorization)
+        source = self._direct if await self._is_elsewhere(where, authorization) else self._blobs
         assert where.digest is not None
         known = self._learning.size(where.digest)
-        return known if known is not None else await self._blobs.size(where, authorization=authorization)
+        return known if known is not None else await source.size(where, authorization=authorization)
 
     async def blob(self, request: Request, authorization: str | None) -> Blob:
         """As Registry.blob. A configuration comes from where lazy pulls have it, too: it is read once for both."""
-        await self._check(request.where, f"blobs/{request.where.digest}", authorization)
-        opened = await self._open(request.where, authorization)
-        # Once more: another registry may have begun to deliver it meanwhile, or be done, and then it is that one's.
-        await self._check(request.where, f"blobs/{request.where.digest}", authorization)
-        return opened
+        where = request.where
+        if not await self._is_elsewhere(where, authorization):
+            opened = await self._open(where, authorization)
+            # Once more: another registry may have begun to deliver it meanwhile, or be done, and then it is that one's.
+            if not await self._is_elsewhere(where, authorization):
+                return opened
+        size = self._learning.size(where.digest or "")
+        return await self._direct.open(where, authorization=authorization, size=size)
 
     async def _open(self, where: Reference, authorization: str | None) -> Blob:
         assert where.digest is not None
@@ -111,6 +122,20 @@ class PullThrough:
 
     async def _check(self, where: Reference, what: str, authorization: str | None) -> None:
         (await self._access.allowed(where.name, what, authorization)).check()
+
+    async def _is_elsewhere(self, where: Reference, authorization: str | None) -> bool:
+        """Whether this client gets a blob from its own registry alone: what is here came from another. That one is to
+        show it first; if that takes long it is passed on: its manifest was served, and Podman goes nowhere else."""
+        assert where.digest is not None
+        verdict = await self._access.allowed(where.name, f"blobs/{where.digest}", authorization)
+        if verdict.is_elsewhere:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SHOWN_S):
+                    await self._access.shown(where.name, where.digest)
+            verdict = await self._access.allowed(where.name, f"blobs/{where.digest}", authorization)
+        if not verdict.is_elsewhere:
+            verdict.check()
+        return verdict.is_elsewhere
 
     async def _check_blobs(self, reference: Reference, document: Manifest | Index | None) -> None:
         """A manifest without its blobs is worse than none: Podman does not go elsewhere for them."""

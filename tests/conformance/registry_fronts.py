@@ -18,7 +18,6 @@ from agent.mirror import service
 from agent.mirror.seen import SeenTags
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import Supernodes
-from imgdist.distribution.inorder import InOrder
 from imgdist.distribution.server import PullApi
 from imgdist.oci import transport
 from imgdist.oci.access import Verdict
@@ -51,6 +50,9 @@ class Policy:
     async def allowed(self, name: str, reference: str, authorization: str | None) -> Verdict:
         self.asked.append((name, reference, authorization))
         return self.verdicts.get((name, authorization), Verdict())
+
+    async def shown(self, name: str, digest: str) -> None:
+        """What is elsewhere stays so."""
 
 
 @dataclass
@@ -100,7 +102,8 @@ async def fronts(
             resolver,
             freshness,
             access,
-            InOrder(blobs, DirectBlobs(registries)),
+            blobs,
+            DirectBlobs(registries),
             lambda digest: store.find(digest, Kind.RAW) is not None,
             answering,
             learning,

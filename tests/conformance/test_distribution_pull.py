@@ -339,6 +339,22 @@ async def test_the_registrys_word_about_each_client_is_handed_on(site: Fronts, f
     assert {what for _, what, _ in site.access.asked} >= {"tags/list", f"blobs/{blob}", "manifests/1"}
 
 
+@FRONTS
+async def test_what_came_from_another_registry_follows_its_manifest_from_the_clients_own(
+    site: Fronts, front: str
+) -> None:
+    digest = site.registry.add_image(LAYERS, "1")
+    async with client(site, front) as ask:
+        await pull(ask, site, "1")
+        reads = len(site.registry.paths(part=digest_of(LAYERS[0])))
+        elsewhere = Verdict(404, (), "came from another registry", is_elsewhere=True)
+        site.access.verdicts[f"{site.registry.host}/a/b", "Basic ZDpk"] = elsewhere
+        head, _ = await ask.ask("HEAD", f"a/b/blobs/{digest_of(LAYERS[0])}", headers={"Authorization": "Basic ZDpk"})
+        assert head.headers["Content-Length"] == str(len(LAYERS[0]))
+        assert (await ask.get(f"a/b/blobs/{digest_of(LAYERS[0])}", Authorization="Basic ZDpk"))[1] == LAYERS[0]
+    assert len(site.registry.paths(part=digest_of(LAYERS[0]))) > reads and digest
+
+
 async def test_a_pull_teaches_what_lazy_starts_need(site: Fronts) -> None:
     digest = site.registry.add_image(LAYERS, "1")
     config = json.loads(site.registry.manifests[digest][1])["config"]["digest"]

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.timeout(170)
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     require(os.geteuid() == 0, "root")
-    with mirror_site(tmp_path_factory.mktemp("m"), (layer_tree(1, 20), layer_tree(2, 60)), layer_tree(3)) as made:
+    shared = layer_tree(1, 20)  # a base layer that both registries have: each has to show it, once
+    with mirror_site(tmp_path_factory.mktemp("m"), (shared, layer_tree(2, 60)), shared) as made:
         yield made
 
 
