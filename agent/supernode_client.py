@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import aclosing
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
@@ -118,10 +118,12 @@ class SupernodeClient:
         self._check_answers(found.digest, digest)
         return found
 
-    async def chain(self, chain_id: str) -> Chain | None:
-        """The layer that a chain ID ends with; None if the supernode has seen no image with it."""
+    async def chain(self, chain_id: str, names: Sequence[str] = ()) -> Chain | None:
+        """The layer that a chain ID ends with; None if the supernode has seen no image with it. `names`: repositories
+        that clients of this node have pulled from lately; among tenants, others' private images are none."""
+        query = f"?{urlencode([('for', name) for name in names])}" if names else ""
         try:
-            found = await self._call(Chain, "GET", f"/v1/chains/{quote(chain_id)}")
+            found = await self._call(Chain, "GET", f"/v1/chains/{quote(chain_id)}{query}")
         except NotFoundError:
             return None
         self._check_digests((found.layer_digest, found.diff_id, found.manifest_digest))

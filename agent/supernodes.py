@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import IO, TypeVar
@@ -37,11 +38,16 @@ ANSWER_S = 13.0
 imgdist.distribution.server), and one second."""
 
 
+SERVED_S, SERVED_MAX = 600.0, 16
+"""For how long a repository counts as pulled from, and how many do: a pull unpacks what it has just asked for."""
+
+
 class Supernodes:
     """Asks the first supernode that answers, in the configured order; one that did not is asked last from then on."""
 
     def __init__(self, clients: Sequence[SupernodeClient]) -> None:
         self._clients = list(clients)
+        self._served: dict[str, float] = {}
 
     async def resolve(self, reference: str, *, platform: str, manifest_digest: str | None) -> Resolution:
         """As SupernodeClient.resolve."""
@@ -59,8 +65,17 @@ class Supernodes:
         return found.documents
 
     async def chain(self, chain_id: str) -> Chain | None:
-        """As SupernodeClient.chain."""
-        return await self._ask(lambda client: client.chain(chain_id))
+        """As SupernodeClient.chain, for what this node's clients have pulled lately."""
+        since = time.monotonic() - SERVED_S
+        names = tuple(name for name, at in self._served.items() if at > since)
+        return await self._ask(lambda client: client.chain(chain_id, names))
+
+    def served(self, name: str) -> None:
+        """A client of this node's mirror got a manifest of this repository ("host/repository")."""
+        self._served.pop(name, None)
+        self._served[name] = time.monotonic()
+        if len(self._served) > SERVED_MAX:
+            del self._served[next(iter(self._served))]
 
     async def trace(self, manifest_digest: str) -> Trace | None:
         """As SupernodeClient.trace."""

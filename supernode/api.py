@@ -20,7 +20,7 @@ from imgdist.oci.reference import Reference, is_digest, parse
 from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.address import Address
 from imgdist.wire.clusterkey import ClusterKey
-from imgdist.wire.control import Layer, LayerStatus, Resolution, ResolveRequest, failure
+from imgdist.wire.control import Chain, Layer, LayerStatus, Resolution, ResolveRequest, failure
 from imgdist.wire.tracker import PATH as TRACKER_PATH
 from supernode.access.access import Access
 from supernode.access.guard import guard
@@ -166,10 +166,16 @@ class _Api:
         """GET /v1/chains/CHAIN_ID"""
         chain_id = request.match_info["chain_id"]
         chain = await self._parts.chains.find(chain_id)
-        # Nothing tells which image a node has in hand: among tenants, only what everybody may read goes by chain ID.
-        if chain is None or (self._parts.key is not None and not await self._parts.access.is_public(chain.name)):
+        if chain is None or not await self._may_be_asked_for(chain, request):
             raise NotFoundError(f"chain ID {chain_id}: no image with it was resolved here")
         return _json(chain)
+
+    async def _may_be_asked_for(self, chain: Chain, request: web.Request) -> bool:
+        """A chain ID does not tell which image a node has in hand: among tenants it is one that its clients have pulled
+        from this repository, or that everybody may."""
+        if self._parts.key is None or chain.name in request.query.getall("for", []):
+            return True
+        return await self._parts.access.is_public(chain.name)
 
     async def trace(self, request: web.Request) -> web.Response:
         """GET /v1/traces/MANIFEST_DIGEST (msgpack)"""

@@ -48,6 +48,8 @@ class RemoteRegistry:
                 raise ProtocolError(f"{request.path}: a supernode's answer of more than {DOCUMENT_MAX} bytes")
             kept = [(name, value) for name in _HANDED_ON for value in response.headers.getall(name, [])]
             digest = response.headers.get("Docker-Content-Digest", "")
+            if request.kind is Kind.MANIFEST:
+                self._supernodes.served(request.where.name)
             return Document(response.headers.get("Content-Type", ""), raw, digest, tuple(kept))
 
     async def blob_size(self, request: Request, authorization: str | None) -> int:

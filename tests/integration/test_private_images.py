@@ -323,7 +323,8 @@ def test_containerd_pulls_with_its_users_credentials_through_the_mirror(cluster:
     layer = tar_gz({"of a": CONTENT[:80_000]})
     cluster.plain.add_image([layer], "1", repository=A)
     reference = f"{cluster.plain.host}/{A}:1"
-    with Containerd(install, tmp_path / "c") as containerd:
+    node = cluster.nodes[0]
+    with Containerd(install, tmp_path / "c", snapshotter=node.snapshotter) as containerd:
         place = Layout(containerd.directory, containerd.directory / "config.toml")
         told = clients.wanted(place, AgentConfig(mirror_listen=cluster.mirrors[0]), with_containerd=True)
         ((path, text),) = told
@@ -332,12 +333,15 @@ def test_containerd_pulls_with_its_users_credentials_through_the_mirror(cluster:
 
         def pull(user: str) -> str:
             login = f"{user}:{cluster.plain.users[user][0]}"
-            return containerd.ctr("images", "pull", "--hosts-dir", str(path.parent.parent), "--user", login, reference)
+            lazily = ("--snapshotter", containerd.snapshotter, "--hosts-dir", str(path.parent.parent))
+            return containerd.ctr("images", "pull", *lazily, "--user", login, reference)
 
         with pytest.raises(ImgdistError):
             pull("b")
         pull("a")
-        assert digest_of(layer) in containerd.ctr("content", "list", "--quiet")
+        states = {layer["digest"]: layer["state"] for layer in node.layers()}
+        assert states[digest_of(layer)] != "plain", "named by its chain ID alone"
+        containerd.ctr("images", "rm", "--sync", reference)
     blobs = [asked for asked in cluster.plain.log if "/blobs/" in asked.path or "/storage/" in asked.path]
     assert all(asked.headers["User-Agent"].startswith("imgdist/") for asked in blobs), "read past the mirror"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,7 +30,7 @@ class FakeClient:
         self.calls = 0
         self._barrier = asyncio.Barrier(together)
 
-    async def chain(self, chain_id: str) -> Any:
+    async def chain(self, chain_id: str, names: Sequence[str] = ()) -> Any:
         self.calls += 1
         if self.error is not None:
             await self._barrier.wait()
