@@ -14,7 +14,7 @@ from agent.late import load_late
 
 def main() -> int:
     """Serve until SIGTERM, or until the holder is gone."""
-    load_late("aiohttp", "agent.api", "agent.mirror.service")
+    load_late("aiohttp", "agent.api", "agent.mirror.service", "agent.rooted")
     from agent.app import main as serve
 
     return serve()
