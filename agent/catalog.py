@@ -164,6 +164,7 @@ class Catalog:
 
     async def mount(self, layer: Layer) -> str:
         """Mount the layer if it is not, through the view where bytes are missing; returns the directory."""
+        self._transfers.starting()
         if not layer.mounted or layer.lock.locked():
             await SharedWork(self._tasks, self._mount_once(layer)).wait()
         return self._mounter.directory(layer.store)

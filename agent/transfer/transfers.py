@@ -218,6 +218,11 @@ class Transfers:
                 self._scheduler.touched(touches, self._clock())
                 self._pump()
 
+    def starting(self) -> None:
+        """A layer is asked for, by a pull or for a container: something starts, and fill waits until that is over."""
+        with self._lock:
+            self._scheduler.touched((), self._clock())
+
     def fetch_now(
         self, store: LayerStore | EarlyStore, chunks: Iterable[int], deadline_s: float = NOW_DEADLINE_S
     ) -> Future[None]:

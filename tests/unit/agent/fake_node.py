@@ -133,6 +133,10 @@ class FakeTransfers:
         self.filled: list[int] = []
         self.traced: list[tuple[int, int]] = []
         self.drained: Callable[[], None] = lambda: None
+        self.starts = 0
+
+    def starting(self) -> None:
+        self.starts += 1
 
     def add(self, store: FakeStore) -> None:
         self.steps.take("add", store.node)

@@ -41,7 +41,7 @@ async def test_a_large_layer_is_shown_once_its_metadata_is_here_and_then_filled(
         assert layer.store.missing_chunks() == [0, 1]
         assert layer.store.settled, "before anybody counts on it"  # type: ignore[attr-defined]
         assert (layer.state, layer.mounted, layer.shown) == (State.FILLING, True, True)
-        assert made.transfers.filled == [5]
+        assert made.transfers.filled == [5] and made.transfers.starts == 1
 
 
 async def test_without_fill_only_what_is_read_is_fetched() -> None:

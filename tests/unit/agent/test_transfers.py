@@ -515,12 +515,16 @@ def test_a_copy_that_cannot_be_read_is_fetched_and_not_tried_again(
     assert LAYER.chunks[2] in image_of(twin)
 
 
-def test_first_touches_hold_fill_though_nothing_misses(make_node: MakeNode) -> None:
+@pytest.mark.parametrize("what", ["a first touch", "a layer asked for"])
+def test_what_starts_holds_fill_though_nothing_misses(make_node: MakeNode, what: str) -> None:
     node = make_node(MemorySource(LAYER))
     store = node.add(LAYER)
     node.transfers.touched([])
-    node.transfers.touched([(store.node, 1, 1)])
     touched = time.monotonic()
+    if what == "a first touch":
+        node.transfers.touched([(store.node, 1, 1)])
+    else:
+        node.transfers.starting()
     node.transfers.fill(store)
     assert node.completed[store.node].wait(10)
     assert time.monotonic() - touched >= QUIET_S - 0.05
