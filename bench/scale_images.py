@@ -115,6 +115,7 @@ def _numbered(number: int) -> Fill:
 
 def _large(prefix: str, sizes: dict[str, int]) -> Fill:
     def fill(tar: tarfile.TarFile) -> None:
+        tar.copybufsize = BLOCK_BYTES  # type: ignore[attr-defined]  # 16 KiB otherwise: twice the time for 10 GB
         for name, size in sizes.items():
             tar.addfile(member(name, size=size, mode=0o644), Numbers(prefix + name))  # type: ignore[arg-type]
 
