@@ -3,7 +3,7 @@ nothing; the next image is converted as if nothing had been."""
 
 from __future__ import annotations
 
-import gzip
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fake_registry import FakeRegistry, digest_of, serving, tar_gz
 from hostile_layers import CASES, Hostile
+from isal import igzip
 from supernode_rig import supernode, url_of
 
 from agent.supernode_client import SupernodeClient
@@ -88,7 +89,7 @@ async def end_of(client: SupernodeClient, registry: FakeRegistry, name: str, cas
     layer = case.build()
     diff_id = _NO_DIGEST
     if case.state == "ready":
-        diff_id = digest_of(gzip.decompress(layer) if layer[:2] == b"\x1f\x8b" else layer)
+        diff_id = digest_of(igzip.open(io.BytesIO(layer)).read() if layer[:2] == b"\x1f\x8b" else layer)
     registry.add_image([layer], name, diff_ids=[diff_id])
     state, reason, began = "ready", "", time.monotonic()
     with workers.watched():
