@@ -25,9 +25,9 @@ class Limits:
     """All holes of sparse members, which cost nothing to declare."""
     header_bytes: int = 1 << 20
     """One pax or GNU extension header, and one sparse map."""
-    members: int = 2_000_000
+    members: int = 1_000_000
     """Members of the tar."""
-    records: int = 3_000_000
+    records: int = 1_500_000
     """Extension headers, pax records and segments of sparse members, all; and as many zstd frames and blocks."""
     metadata_bytes: int = 160 << 20
     """Memory for the file tree: names, paths of directories, symlink targets, small files, xattrs and their keeping."""

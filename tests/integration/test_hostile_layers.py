@@ -20,6 +20,7 @@ from supernode_rig import supernode, url_of
 from agent.supernode_client import SupernodeClient
 from imgdist.demo.processes import Process
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError
+from supernode.store.layout import TAR_SPLIT
 
 MEMORY_MIB = 256
 SECONDS = 30.0
@@ -115,7 +116,10 @@ def wrongs(name: str, case: Hostile, ended: Ended, root: Path) -> Iterator[str]:
         yield f"{name}: took {ended.seconds:.1f} s"
     if ended.worker_mib > MEMORY_MIB:
         yield f"{name}: the worker took {ended.worker_mib:.0f} MiB"
-    kept = [path.name for path in (root / "packs").iterdir()] if case.state != "ready" else []
+    # The blob itself may stay, as the raw pack that registry clients are answered from.
+    kept = [
+        path.name for path in (root / "packs").iterdir() if path.name.startswith(".") or (path / TAR_SPLIT).exists()
+    ]
     if kept and case.state != "ready":
         yield f"{name}: left {kept}"
 
