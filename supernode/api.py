@@ -258,12 +258,21 @@ class _Api:
         the network is not the nodes' alone, an image may be made to get at somebody else's layers."""
         if self._parts.key is None:
             return set()
-        proven = self._parts.access.is_proven
-        return {
-            origin.layer.digest
-            for origin in origins
-            if not await proven(f"{origin.host}/{origin.repository}", origin.layer.digest, origin.layer.size)
-        }
+        access, jobs = self._parts.access, self._parts.fetcher.jobs
+
+        async def is_theirs(origin: Origin) -> bool:
+            name, layer = f"{origin.host}/{origin.repository}", origin.layer
+            job = jobs.get(layer.digest)  # which may wait for its turn, so that nothing is read yet
+            if job is None:
+                return await access.is_proven(name, layer.digest, layer.size)
+            if job.origin.repository == origin.repository or job.origin.host != origin.host:
+                return job.origin.host == origin.host
+            return await access.claims(name, layer.digest)
+
+        # Twice: while registries were asked the first time, a layer that nobody had may have come from another one.
+        theirs = [origin for origin in origins if await is_theirs(origin)]
+        theirs = [origin for origin in theirs if await is_theirs(origin)]
+        return {origin.layer.digest for origin in origins} - {origin.layer.digest for origin in theirs}
 
     async def _resolution(self, image: Image, request: web.Request, unproven: Collection[str] = ()) -> Resolution:
         manifest, config = image.manifest, image.config

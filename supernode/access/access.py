@@ -104,6 +104,10 @@ class Access:
         # It has delivered it, for another repository perhaps; or nobody has: then it will be read from there.
         return not await self._provenance.hosts(digest) or await self._claimed(name, f"blobs/{digest}", None)
 
+    async def claims(self, name: str, digest: str) -> bool:
+        """Whether its registry says that a repository has a blob. Raises what the registry's client raises."""
+        return await self._claimed(name, f"blobs/{digest}", None)
+
     # May this client read this repository?
 
     async def _may_read(self, name: str, reference: str, authorization: str | None) -> Verdict:
