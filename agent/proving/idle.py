@@ -60,7 +60,7 @@ class IdleProver:
 
     async def prove(self, layer: Layer) -> None:
         """Look at a layer, and remember when to look again if nothing is known then."""
-        verdict = await self._prover.begin(layer).wait()
+        verdict = await self._prover.begin(layer, "idle").wait()
         failures = self._failures.pop(layer.pack_id, 0)
         if verdict.outcome != "proven":
             self._failures[layer.pack_id] = failures + 1

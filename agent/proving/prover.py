@@ -15,7 +15,7 @@ from agent.layer import Layer
 from agent.work import SharedWork
 from imgdist.errors import ImgdistError
 from imgdist.pack.kinds import Kind
-from imgdist.proving.process import prove_aside
+from imgdist.proving.process import When, prove_aside
 from imgdist.proving.verdict import Verdict
 
 log = logging.getLogger("imgdist.proving")
@@ -61,23 +61,23 @@ class Prover:
         self.outcomes: Counter[str] = Counter()
         """How many looks ended how, since this process began."""
 
-    def begin(self, layer: Layer) -> SharedWork[Verdict]:
+    def begin(self, layer: Layer, when: When = "soon") -> SharedWork[Verdict]:
         """Look at a layer's pack, unless that is being done: the verdict to wait for."""
         work = self._under_way.get(layer.pack_id)
         if work is None:
             self.looks[layer.pack_id] = Look(total_bytes=layer.store.index.image_size)
-            work = self._under_way[layer.pack_id] = SharedWork(self._tasks, self._look(layer))
+            work = self._under_way[layer.pack_id] = SharedWork(self._tasks, self._look(layer, when))
         return work
 
     def is_proven(self, layer: Layer) -> bool:
         """Whether this node has proved the pack before; one stat(2)."""
         return (layer.store.directory / MARK).exists()
 
-    async def _look(self, layer: Layer) -> Verdict:
+    async def _look(self, layer: Layer, when: When) -> Verdict:
         look = self.looks[layer.pack_id]
         try:
             async with self._one:
-                verdict = look.verdict = await self._proved(layer, look)
+                verdict = look.verdict = await self._proved(layer, look, when)
         finally:
             del self._under_way[layer.pack_id]
             look.verdict = look.verdict or Verdict("unproven", "the look was cut short")
@@ -90,7 +90,7 @@ class Prover:
         self._found(layer, verdict)
         return verdict
 
-    async def _proved(self, layer: Layer, look: Look) -> Verdict:
+    async def _proved(self, layer: Layer, look: Look, when: When) -> Verdict:
         def progress(done: int, total: int) -> None:
             look.done_bytes, look.total_bytes = done, total
 
@@ -106,7 +106,7 @@ class Prover:
                     await self._splits.tar_split(layer.pack_id, split, most)
                     split.seek(0)
                 return await prove_aside(
-                    "agent.proving.worker", [str(directory), str(split.fileno())], progress, [split.fileno()]
+                    "agent.proving.worker", when, [str(directory), str(split.fileno())], progress, [split.fileno()]
                 )
         except (ImgdistError, OSError) as error:
             return Verdict("unproven", str(error))

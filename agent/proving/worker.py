@@ -1,4 +1,4 @@
-"""Prove one pack of a node: `python -m agent.proving.worker DIRECTORY DESCRIPTOR` (imgdist.proving.worker).
+"""Prove one pack of a node: `python -m agent.proving.worker idle|soon DIRECTORY DESCRIPTOR` (imgdist.proving.worker).
 
 What is read is the disk, not the page cache. DESCRIPTOR is an open file with the pack's tar-split stream, compressed,
 read only if every chunk is here.
@@ -23,7 +23,7 @@ from imgdist.proving.proof import PartialError, RottenError, SplitError, Verifie
 from imgdist.proving.worker import Progress, report
 
 
-def main(directory: Path, split_fd: int) -> int:
+def main(when: str, directory: Path, split_fd: int) -> int:
     """Look at the pack in `directory`. Returns the exit code."""
 
     def work(progress: Progress) -> None:
@@ -42,7 +42,7 @@ def main(directory: Path, split_fd: int) -> int:
             else:
                 _prove(image, split_fd, progress)
 
-    return report(work)
+    return report(when, work)
 
 
 def _here(directory: Path, index: Index) -> list[int]:
@@ -92,4 +92,4 @@ class _Disk:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))

@@ -6,11 +6,14 @@ import asyncio
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
 from imgdist.proving.verdict import Verdict
 
+When = Literal["idle", "soon"]
+"""Whether a proof has only what nobody else wants of the processors, or somebody waits for it."""
 OnProgress = Callable[[int, int], None]
 """Told (bytes looked at, bytes in all, about)."""
 
@@ -26,17 +29,18 @@ class _Line(msgspec.Struct):
 
 async def prove_aside(
     module: str,
+    when: When,
     arguments: Sequence[str],
     on_progress: OnProgress = lambda done, total: None,
     pass_fds: Sequence[int] = (),
 ) -> Verdict:
-    """Run `python -m module arguments`, which ends as `imgdist.proving.worker.report` does; killed on cancellation.
+    """Run `python -m module when arguments`, which ends as imgdist.proving.worker.report does; killed on cancellation.
 
     Never raises for what the process does: without a verdict of its own it is `unproven`.
     """
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, *arguments, stdin=DEVNULL, stdout=PIPE, pass_fds=pass_fds
+            sys.executable, "-m", module, when, *arguments, stdin=DEVNULL, stdout=PIPE, pass_fds=pass_fds
         )
     except OSError as error:
         return Verdict("unproven", f"cannot start the process that proves it: {error.strerror or error}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
-from imgdist.proving.process import prove_aside
+from imgdist.proving.process import When, prove_aside
 from imgdist.proving.verdict import Verdict
 from supernode.singleflight import SingleFlight
 from supernode.store import LocalStore
@@ -31,9 +31,9 @@ WAITING_MAX = 32
 """Packs that may wait to be looked at on agents' account."""
 
 
-async def prove_pack(directory: Path) -> Verdict:
+async def prove_pack(directory: Path, when: When) -> Verdict:
     """Prove the pack in `directory`, in a process of its own."""
-    return await prove_aside("supernode.proving.worker", [str(directory)])
+    return await prove_aside("supernode.proving.worker", when, [str(directory)])
 
 
 class Meter(Protocol):
@@ -56,7 +56,7 @@ class Prover:
         revoked: Callable[[str, str], Awaitable[None]],
         again: Callable[[Sequence[str]], None],
         busy: Callable[[], bool] = lambda: False,
-        prove: Callable[[Path], Awaitable[Verdict]] = prove_pack,
+        prove: Callable[[Path, When], Awaitable[Verdict]] = prove_pack,
     ) -> None:
         """`every_s`: each pack is proved so long after it was made or proved last; 0: never unasked. `prove` looks at
         the pack in a directory."""
@@ -81,9 +81,9 @@ class Prover:
             due = await asyncio.to_thread(self._due)
             if due is not None:
                 with suppress(ImgdistError):
-                    await self.look(due)
+                    await self.look(due, when="idle")
 
-    async def look(self, pack_id: str, *, fresh: bool = True) -> Verdict:
+    async def look(self, pack_id: str, *, fresh: bool = True, when: When = "soon") -> Verdict:
         """The verdict on a pack, acted on. Who asks while it is looked at gets the same; unless `fresh`, so does who
         asks soon after. NotFoundError if it is not here; TemporaryError if too many wait."""
         if (reason := self._store.revoked.reason(pack_id)) is not None:
@@ -93,15 +93,15 @@ class Prover:
         at, known = self._verdicts.get(pack_id, (float("-inf"), Verdict("unproven")))
         if not fresh and time.monotonic() - at < REMEMBERED_S:
             return known
-        return await self._looks.do(pack_id, lambda: self._look(pack_id))
+        return await self._looks.do(pack_id, lambda: self._look(pack_id, when))
 
-    async def _look(self, pack_id: str) -> Verdict:
+    async def _look(self, pack_id: str, when: When) -> Verdict:
         if self._waiting >= WAITING_MAX:
             raise TemporaryError(f"{WAITING_MAX} packs wait to be looked at already; ask again later")
         self._waiting += 1
         try:
             async with self._one:
-                verdict = await self._looked(pack_id)
+                verdict = await self._looked(pack_id, when)
                 await self._act(pack_id, verdict)
         finally:
             self._waiting -= 1
@@ -111,12 +111,12 @@ class Prover:
         self._meter.proved(verdict.outcome)
         return verdict
 
-    async def _looked(self, pack_id: str) -> Verdict:
+    async def _looked(self, pack_id: str, when: When) -> Verdict:
         """What is false is looked at twice: a machine that computes wrongly must not revoke what is right."""
         directory = self._store.directory(pack_id)
-        verdict = await self._prove(directory)
+        verdict = await self._prove(directory, when)
         if verdict.outcome == "false":
-            second = await self._prove(directory)
+            second = await self._prove(directory, "soon")
             if second.outcome != "false":
                 log.error("pack %s: found %s, then %s: is this machine in order?", pack_id, verdict, second)
                 return Verdict("unproven", f"two looks differ: {verdict}; {second}")

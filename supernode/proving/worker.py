@@ -1,4 +1,4 @@
-"""Prove one pack of a supernode's store: `python -m supernode.proving.worker DIRECTORY` (imgdist.proving.worker)."""
+"""Prove one pack of a store: `python -m supernode.proving.worker idle|soon DIRECTORY` (imgdist.proving.worker)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from supernode.store.layout import INDEX
 from supernode.store.scrub import open_tar_split, stored_image
 
 
-def main(directory: Path) -> int:
+def main(when: str, directory: Path) -> int:
     """Look at the pack in `directory`. Returns the exit code."""
 
     def work(progress: Progress) -> None:
@@ -27,8 +27,8 @@ def main(directory: Path) -> int:
         with open_tar_split(directory) as split:
             prove(image, split, progress.looked)
 
-    return report(work)
+    return report(when, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

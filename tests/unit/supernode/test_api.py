@@ -30,6 +30,7 @@ from imgdist.oci.patterns import Patterns
 from imgdist.oci.settings import RegistrySettings
 from imgdist.pack import records
 from imgdist.pack.index import IndexBuilder, zero_digest
+from imgdist.proving.process import When
 from imgdist.proving.verdict import Verdict
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
@@ -153,7 +154,7 @@ class World:
     async def _revoked(self, pack_id: str, reason: str) -> None:
         pass
 
-    async def _prove(self, directory: Path) -> Verdict:
+    async def _prove(self, directory: Path, when: When) -> Verdict:
         return self.verdict
 
     def client(self) -> SupernodeClient:

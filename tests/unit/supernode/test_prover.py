@@ -15,6 +15,7 @@ from forged_pack import flip_first, forge
 from raw_tar import END, directory, file, hard_link
 
 from imgdist.errors import NotFoundError, TemporaryError
+from imgdist.proving.process import When
 from imgdist.proving.verdict import Verdict
 from supernode.convert.pipeline import Options, convert
 from supernode.proving import prover
@@ -66,11 +67,11 @@ class World:
     def _again(self, digests: Sequence[str]) -> None:
         self.again += digests
 
-    async def _prove(self, directory: Path) -> Verdict:
+    async def _prove(self, directory: Path, when: When) -> Verdict:
         self.looks.append(directory.name)
         self.looking.set()
         await self.gate.wait()
-        return self.verdicts.pop(0) if self.verdicts else await prove_pack(directory)
+        return self.verdicts.pop(0) if self.verdicts else await prove_pack(directory, when)
 
 
 async def test_a_right_pack_is_proven(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ class World:
         self.layers.append(Layer(store, state=state, shown=state is State.FILLING))
         return self.layers[-1]
 
-    def _begin(self, layer: Layer) -> Any:
+    def _begin(self, layer: Layer, when: str) -> Any:
+        assert when == "idle"
         self.looks.append(layer.pack_id)
         outcome: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         outcome.set_result(self.verdicts.pop(0))
