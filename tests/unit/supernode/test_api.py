@@ -6,7 +6,9 @@ import asyncio
 import io
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -25,7 +27,7 @@ from imgdist.errors import (
     UsageError,
 )
 from imgdist.oci import transport
-from imgdist.oci.manifest import digest_of
+from imgdist.oci.manifest import Descriptor, digest_of
 from imgdist.oci.patterns import Patterns
 from imgdist.oci.settings import RegistrySettings
 from imgdist.pack import records
@@ -34,6 +36,7 @@ from imgdist.proving.process import When
 from imgdist.proving.verdict import Verdict
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
+from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.control import LayerStatus, Trace
 from supernode.access.access import Access
 from supernode.access.grants import Grants
@@ -206,6 +209,40 @@ async def test_resolve_names_everything_and_starts_the_conversion(world: World) 
         assert chain is not None
         assert chain.layer_digest == resolved.layers[1].digest
         assert await client.chain(DIGEST) is None
+
+
+@pytest.fixture
+async def among_tenants(world: World, tmp_path: Path) -> AsyncIterator[SupernodeClient]:
+    """A client of the same supernode in a cluster with a key."""
+    (tmp_path / "key").write_text("k" * 64)
+    (tmp_path / "key").chmod(0o600)
+    parts = replace(world.parts, key=ClusterKey(str(tmp_path / "key")))
+    runner = web.AppRunner(application(parts), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "c")).start()
+    async with SupernodeClient(f"unix://{tmp_path}/c") as client:
+        yield client
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("host", "repository", "is_theirs"),
+    [("", "a/b", True), ("", "c/d", True), ("", "e/f", False), ("other.example", "a/b", False)],
+)
+async def test_a_layer_that_waits_to_be_read_is_its_registrys(
+    world: World, among_tenants: SupernodeClient, host: str, repository: str, is_theirs: bool
+) -> None:
+    """Another repository of the same registry has it if the registry says so."""
+    layer = tar_gz({"a": b"1"})
+    world.registry.add_image([layer], "1")
+    if not is_theirs:
+        del world.registry.blobs[digest_of(layer)]
+    descriptor = Descriptor("x/y", digest_of(layer), len(layer))
+    origin = Origin(host or world.registry.host, repository, descriptor, "sha256:" + "0" * 64)
+    world.fetcher.jobs[digest_of(layer)] = SimpleNamespace(origin=origin)
+    resolved = await among_tenants.resolve(f"{world.registry.host}/a/b:1", platform="linux/amd64")
+    assert (resolved.layers[0].state == "declined") == (not is_theirs)
+    assert [one.layer.digest for one in world.fetcher.started] == [digest_of(layer)] * is_theirs
 
 
 async def test_wildcard_chunk_address_becomes_the_host_that_was_reached(world: World) -> None:
