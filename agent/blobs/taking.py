@@ -23,9 +23,6 @@ from imgdist.pack.kinds import Kind, early_name, raw_chunks
 
 log = logging.getLogger("imgdist.agent")
 
-SMALL_BYTES = 4 << 20
-"""A blob up to this size is asked for at once and whole: no crowd takes long to pass it on."""
-
 
 class Taking:
     """On the event loop, but `arrived` and `read`. `run` is its work, which ends, and takes nothing more, when the last
@@ -134,10 +131,8 @@ class Taking:
         store = self.store
         if store is None or chunk >= self._known():
             return None
-        whole = (self.size or 0) <= SMALL_BYTES
-        behind = range(self._known()) if whole else range(chunk, min(chunk + count, self._known()))
         try:
-            wanted = self._transfers.fetch_now(store, behind)
+            wanted = self._transfers.fetch_now(store, range(chunk, min(chunk + count, self._known())))
         except NotFoundError:  # it is changing hands at the seal, or just growing
             return None
         wanted.add_done_callback(lambda future: self.arrived())
