@@ -19,12 +19,12 @@ from imgdist.pack import BLOCK, CHUNK_MAX
 READ_MAX = 4 * CHUNK_MAX
 """Bytes of one read: 1 MiB, so that handing it to a thread is a small part of it."""
 AHEAD_CHUNKS = 4
-"""What a reader asks for where nothing of its blob comes: 1 MiB, as much as a request or two bring (a guess)."""
+"""What a reader asks for where nothing of any blob comes: 1 MiB, as much as a request or two bring (a guess)."""
 FIRST_S = (0.5, 2.5)
 """When the first chunk is asked for out of turn, unless it came: at random, so that of nodes which pull together the
 later ones find it with the earlier. At once each had a copy from the supernode: 1.7 F of 20 MB to 4 nodes [M]."""
 STALL_S, OVERDUE_S = 2.0, 10.0
-"""How long nothing of a blob came, or a reader's next chunk did not, before that is asked for out of turn (guesses).
+"""How long nothing of any blob came, or a reader's next chunk did not, before that is asked for out of turn (guesses).
 Nodes that pull together fetch the rarest chunks first, and all are as fast as the link in the end; who asks in order
 takes from the others."""
 _LOOK_S = 0.05  # while the first chunk is not known yet: nobody tells when a store has made room for it
@@ -97,6 +97,8 @@ class NodeBlob:
                     await changed.wait()
             except TimeoutError:
                 is_stalled = self._is_started and left_s > 0
+                if is_stalled and self._taking.idle_s() < STALL_S:
+                    continue  # other blobs are being filled, this one is next
                 self._wanted = self._taking.want(chunk, AHEAD_CHUNKS if is_stalled else 1)
                 self._is_started |= self._wanted is not None
                 self._patience_s = STALL_S if self._is_started else _LOOK_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from agent.blobs.reader import NodeBlob
 from agent.blobs.taking import Taking
@@ -46,6 +47,7 @@ class Blobs:
         self._takings: dict[str, Taking] = {}
         self._by_node: dict[int, Taking] = {}
         self._renewing: set[str] = set()
+        self._arrived_at = float("-inf")
         self._early = EarlyLayers(chunks, transfers, tasks, swarm=self, kind=Kind.RAW)
         transfers.listen(self._here)
 
@@ -114,6 +116,7 @@ class Blobs:
             authorization=authorization,
             size=size,
             at=self._by_node.__setitem__,
+            idle_s=lambda: time.monotonic() - self._arrived_at,
         )
         SharedWork(self._tasks, self._run(taking))
         self._takings[taking.digest] = taking
@@ -132,6 +135,7 @@ class Blobs:
         """From any thread."""
         taking = self._by_node.get(node)
         if taking is not None:
+            self._arrived_at = time.monotonic()
             taking.arrived()
 
     async def _renew(self, taking: Taking) -> None:

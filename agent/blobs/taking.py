@@ -40,8 +40,10 @@ class Taking:
         authorization: str | None,
         size: int | None,
         at: Callable[[int, Taking], None],
+        idle_s: Callable[[], float],
     ) -> None:
-        """`size` if it is known beforehand. `at(node, self)` is told the node number of each of its stores."""
+        """`size` if it is known beforehand. `at(node, self)` is told the node number of each of its stores.
+        `idle_s()`: for how long no chunk of any blob came to this node."""
         assert blob.digest is not None
         self.blob = blob
         self.digest = blob.digest
@@ -61,6 +63,7 @@ class Taking:
         self.authorization = authorization
         self._told_size = size
         self._at = at
+        self.idle_s = idle_s
         self._loop = asyncio.get_running_loop()
         self._is_told = False
         self._left = asyncio.Event()
