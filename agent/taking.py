@@ -55,7 +55,8 @@ class NodeLayers:
             if not is_full(error):
                 raise
             raise DeclinedError(f"the disk has no room for it, and nothing more can go: {error}") from error
-        return TakenLayer(layer.pack_id, layer.store.index.diff_id, layer.store.index.implied_directories)
+        index = layer.store.index
+        return TakenLayer(layer.pack_id, index.diff_id, index.implied_directories, index.hides)
 
     async def ensure_mounted(self, pack_id: str) -> str:
         """The layer's directory, mounted. A pack that is gone from this node's disk comes back; NotFoundError if nobody

@@ -83,6 +83,7 @@ class TakenLayer:
     pack_id: str
     diff_id: str
     implied_directories: tuple[bytes, ...] = ()
+    hides: bytes = b""
 
 
 class Layers(Protocol):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
-from agent.layers import first_layer, fixup
+from agent.layers import fixup
 from agent.snapshotter import labels
 from agent.snapshotter.metadata import Row
 from agent.snapshotter.model import LayerRequest, TakenLayer
@@ -99,6 +99,12 @@ class TakeOver:
                 f"pack {layer.pack_id} says diff ID {layer.diff_id}, which makes chain ID {expected} over"
                 f" {request.parent_chain_id or 'nothing'}; expected {request.chain_id}: not the layer of this image"
             )
+        if layer.hides and not parent:
+            # Nothing lies below to be hidden, and containerd unpacks it in another way than the layers above it: a
+            # whiteout removes what the layer itself has put there by then.
+            raise DeclinedError(
+                f"the first layer of an image hides {layer.hides[:200]!r}, which may be its own: only unpacking tells"
+            )
         below: Sequence[fixup.Below] = []
         if layer.implied_directories:
             below = await self._packs.layered(await self._store.do(self._store.metadata.chain, parent))
@@ -109,8 +115,6 @@ class TakeOver:
             wanted: Mapping[bytes, fixup.Attributes] = {}
             if parent:
                 wanted = await asyncio.to_thread(fixup.plan, layer.implied_directories, directory, below)
-            else:
-                await asyncio.to_thread(first_layer.check, directory, layer.implied_directories)
             await self._store.do(
                 self._store.record_taken, request.chain_id, parent, request.labels, layer.pack_id, wanted
             )

@@ -24,6 +24,10 @@ class Directory:
         self.implied, self.described_late = True, False
         self.default_acl: bytes | None = None
 
+    def path_of(self, name: bytes) -> bytes:
+        """Return the path of `name` in it, without a leading slash."""
+        return self.path + b"/" + name if self.path else name
+
 
 class Directories:
     """All of them, the root from the beginning. `by_path` has real paths: no symlink in them, no leading slash."""
@@ -51,7 +55,7 @@ class Directories:
 
     def child(self, directory: Directory, name: bytes) -> Directory:
         """Return the directory that `name` is in `directory`."""
-        return self.by_path[directory.path + b"/" + name if directory.path else name]
+        return self.by_path[directory.path_of(name)]
 
     def inode(self, path: bytes) -> int | None:
         """Return the inode at a real path, of whatever kind."""

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from imgdist.erofs import layout
+from imgdist.erofs.attributes import OPAQUE
 from imgdist.erofs.directories import Directory
-from imgdist.erofs.layout import INODE, INODE_BYTES, S_IFDIR, S_IFMT, S_IFREG, SLOT
+from imgdist.erofs.layout import INODE, INODE_BYTES, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, SLOT
 from imgdist.erofs.tree import Tree
 from imgdist.pack import BLOCK
 from imgdist.pack.chunker import Chunker
@@ -32,6 +33,7 @@ class Region:
     inodes: int
     files: int
     implied: tuple[bytes, ...]
+    hides: bytes
 
 
 class MetadataWriter:
@@ -48,6 +50,7 @@ class MetadataWriter:
         self._block_count = 0
         self._end = ROOT_NID * SLOT  # bytes of the inode area so far
         self._xattr_ids: list[tuple[int, ...]] = []
+        self._whiteout = b""
 
     def write(self) -> Region:
         """Write the region and return where it is."""
@@ -62,12 +65,23 @@ class MetadataWriter:
         self._chunker.write(shared)
         end = self._chunker.finish()
         files = sum(1 for number in self._order if self._inodes.kind(number) == S_IFREG)
-        return Region(first, end - first, xattr_block, len(self._order), files, self._implied())
+        return Region(first, end - first, xattr_block, len(self._order), files, self._implied(), self._hides())
 
     def _implied(self) -> tuple[bytes, ...]:
         """Name the directories that the layers below have a say in, as `LayerSummary` does."""
         found = (item for item in self._directories.values() if item.path and (item.implied or item.described_late))
         return tuple(sorted(item.path if item.implied else item.path + b"/" for item in found))
+
+    def _hides(self) -> bytes:
+        """What only unpacking could show if this were an image's first layer, as `LayerSummary` says."""
+        if self._whiteout:
+            return self._whiteout
+        for item in self._directories.values():
+            if item.implied or item.described_late:
+                while (item := item.parent) is not self._tree.directories.root:
+                    if any(name == OPAQUE for name, _ in self._tree.xattr_sets.sets[self._inodes.xattrs[item.inode]]):
+                        return item.path
+        return b""
 
     def _number_xattrs(self) -> bytes:
         """Encode the shared area: each distinct (name, value) of a live inode once, sorted."""
@@ -98,6 +112,8 @@ class MetadataWriter:
                     self._place_directory(child)
                     pending.append(child)
                 else:
+                    if inodes.mode[number] == S_IFCHR and not inodes.place[number]:
+                        self._whiteout = self._whiteout or directory.path_of(name)
                     payload = inodes.kept_payload(number)
                     self._place(number, len(payload) if payload else 0)
 

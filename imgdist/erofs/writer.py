@@ -29,14 +29,16 @@ class LayerSummary:
 
     `superblock` are the bytes of the image from 1024 on (block 0 is otherwise zero); `metadata_extents` are (first
     block, blocks); `image_size` in bytes counts block 0; `implied_directories` are paths without leading slash, sorted,
-    that no member described, or, with a trailing slash, one only after something was in it; `files` are the regular
-    ones; `inodes` all.
+    that no member described, or, with a trailing slash, one only after something was in it; `hides` is a name that the
+    layer hides, or an opaque directory around implied ones, b"" without any; `files` are the regular ones; `inodes`
+    all.
     """
 
     superblock: bytes
     metadata_extents: list[tuple[int, int]]
     image_size: int
     implied_directories: tuple[bytes, ...]
+    hides: bytes
     uuid: bytes
     files: int
     inodes: int
@@ -47,6 +49,7 @@ class LayerSummary:
             *(records.Metadata(first_block, blocks) for first_block, blocks in self.metadata_extents),
             records.Superblock(self.superblock),
             *map(records.Implied, self.implied_directories),
+            *([records.Hides(self.hides)] if self.hides else []),
             records.DiffId(diff_id),
             split,
         ]
@@ -107,6 +110,7 @@ class LayerWriter:
             [(region.first_block, region.blocks)],
             blocks * BLOCK,
             region.implied,
+            region.hides,
             uuid,
             region.files,
             region.inodes,

@@ -2,7 +2,8 @@
 
 The pack id is BLAKE3-256 in key-derivation mode (its own domain, so that no other hash of imgdist can be mistaken
 for a pack id) over the format version and the canonical bytes of every record between header and seal. So it
-covers chunk sizes and digests, metadata extents, block 0, implied directories, diff ID and the tar-split's digest.
+covers chunk sizes and digests, metadata extents, block 0, implied directories, what is hidden, diff ID and the
+tar-split's digest.
 The header's layer digest stays outside: gzip and zstd twins of one layer share a pack. A raw pack's id has a domain of
 its own, and covers chunks, blob digest and size.
 """
@@ -28,6 +29,7 @@ from imgdist.pack.records import (
     Chunk,
     DiffId,
     Header,
+    Hides,
     Implied,
     Metadata,
     Record,
@@ -95,6 +97,8 @@ class Index:
         """The image's bytes from 1024 on."""
         self.implied_directories: tuple[bytes, ...] = tuple(rest.implied)
         """Paths without a leading slash, sorted; with a trailing one, of directories that the layer describes late."""
+        self.hides = rest.hides
+        """Path of something that the layer hides, b"" without any: of a first one only unpacking shows what."""
         self.tar_split = rest.tar_split
         """Digest and size of the tar-split stream."""
 
@@ -248,7 +252,7 @@ class _ChunkTable:
 class _Rest:
     """What an index says besides chunks."""
 
-    __slots__ = ("blob", "diff_id", "extents", "header", "implied", "superblock", "tar_split")
+    __slots__ = ("blob", "diff_id", "extents", "header", "hides", "implied", "superblock", "tar_split")
 
     def __init__(self) -> None:
         self.header = Header(FORMAT_VERSION, b"")
@@ -256,6 +260,7 @@ class _Rest:
         self.extents: list[tuple[int, int]] = []
         self.superblock = b""
         self.implied: list[bytes] = []
+        self.hides = b""
         self.diff_id = b""
         self.tar_split = TarSplit(b"", 0)
 
@@ -274,6 +279,8 @@ class _Rest:
                 self.superblock = content
             case Implied(path):
                 self.implied.append(path)
+            case Hides(path):
+                self.hides = path
             case DiffId(sha256):
                 self.diff_id = sha256
             case TarSplit():

@@ -14,6 +14,8 @@ type  record       payload
 4     Superblock   the image's bytes from 1024 on
 5     Implied      path of a directory that the layer only implies, no leading slash; with a trailing one, of a
                    directory that it describes behind something in it
+10    Hides        path of a name that the layer hides, or of an opaque directory around implied ones: the layer
+                   cannot be the first of an image. Only where there is one
 6     DiffId       sha256 of the uncompressed tar, raw
 7     TarSplit     BLAKE3-256 of the tar-split stream, varint its size in bytes
 9     Blob         sha256 of the blob, raw, varint its size in bytes
@@ -39,19 +41,21 @@ BLOCKS_MAX = 2**32
 """Blocks of an image: EROFS addresses them with 32 bits."""
 _FLAG_ZERO = 1
 _FLAG_METADATA = 2
-_HEADER, _CHUNK, _METADATA, _SUPERBLOCK, _IMPLIED, _DIFF_ID, _TAR_SPLIT, _SEAL, _BLOB = range(1, 10)
+_HEADER, _CHUNK, _METADATA, _SUPERBLOCK, _IMPLIED, _DIFF_ID, _TAR_SPLIT, _SEAL, _BLOB, _HIDES = range(1, 11)
 _LENGTH_MAX = {
     _HEADER: 4 + DIGEST_BYTES + 9,
     _CHUNK: 6 + DIGEST_BYTES,
     _METADATA: 10,
     _SUPERBLOCK: _SUPERBLOCK_MAX,
     _IMPLIED: PATH_MAX,
+    _HIDES: PATH_MAX,
     _DIFF_ID: DIGEST_BYTES,
     _TAR_SPLIT: DIGEST_BYTES + 10,
     _SEAL: DIGEST_BYTES,
     _BLOB: DIGEST_BYTES + 9,
 }
-_RANK = {kind: rank for rank, kind in enumerate((*range(_HEADER, _SEAL), _BLOB, _SEAL))}
+_ORDER = (_HEADER, _CHUNK, _METADATA, _SUPERBLOCK, _IMPLIED, _HIDES, _DIFF_ID, _TAR_SPLIT, _BLOB, _SEAL)
+_RANK = {kind: rank for rank, kind in enumerate(_ORDER)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,13 @@ class Implied:
 
 
 @dataclass(frozen=True, slots=True)
+class Hides:
+    """The layer hides something, at `path` first: what, if nothing lies below, only unpacking shows."""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class DiffId:
     """sha256 of the uncompressed layer, raw."""
 
@@ -127,13 +138,14 @@ class Seal:
     pack_id: bytes
 
 
-Record = Header | Chunk | Metadata | Superblock | Implied | DiffId | TarSplit | Blob | Seal
+Record = Header | Chunk | Metadata | Superblock | Implied | Hides | DiffId | TarSplit | Blob | Seal
 TYPE_OF: dict[type[Record], int] = {
     Header: _HEADER,
     Chunk: _CHUNK,
     Metadata: _METADATA,
     Superblock: _SUPERBLOCK,
     Implied: _IMPLIED,
+    Hides: _HIDES,
     DiffId: _DIFF_ID,
     TarSplit: _TAR_SPLIT,
     Blob: _BLOB,
@@ -158,7 +170,7 @@ def encode(record: Record) -> bytes:
             payload = _varint(first_block) + _varint(blocks)
         case Superblock(content):
             payload = content
-        case Implied(path):
+        case Implied(path) | Hides(path):
             payload = path
         case DiffId(sha256):
             payload = sha256
@@ -243,9 +255,11 @@ def _decode(kind: int, payload: bytes) -> Record:
             _at_least(kind, payload, 1)
             return Superblock(payload)
         case 5:
-            if b"\0" in payload or any(part in (b"", b".", b"..") for part in payload.removesuffix(b"/").split(b"/")):
-                raise ProtocolError(f"implied directory {payload!r} is not a clean relative path")
+            _clean_path("implied directory", payload.removesuffix(b"/"))
             return Implied(payload)
+        case 10:
+            _clean_path("hidden name", payload)
+            return Hides(payload)
         case 6:
             return DiffId(_digest(kind, payload))
         case 7:
@@ -282,6 +296,11 @@ def _decode_chunk(payload: bytes) -> Chunk:
             f"chunk of {blocks} blocks with flags {flags}: at most {CHUNK_MAX // BLOCK} blocks, flags 3"
         )
     return Chunk(blocks, payload[at + 1 :], bool(flags & _FLAG_ZERO), bool(flags & _FLAG_METADATA))
+
+
+def _clean_path(what: str, path: bytes) -> None:
+    if b"\0" in path or any(part in (b"", b".", b"..") for part in path.split(b"/")):
+        raise ProtocolError(f"{what} {path!r} is not a clean relative path")
 
 
 def _digest(kind: int, payload: bytes) -> bytes:

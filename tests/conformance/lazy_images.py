@@ -138,7 +138,7 @@ def _converted(blob: bytes, image: Path) -> TakenLayer:
             yield piece
 
     summary = build_image(tar(), image).summary
-    return TakenLayer(image.name, f"sha256:{sha256.hexdigest()}", summary.implied_directories)
+    return TakenLayer(image.name, f"sha256:{sha256.hexdigest()}", summary.implied_directories, summary.hides)
 
 
 def _directories(root: Path) -> set[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from agent import mounts as module
 from agent.known_images import KnownImage, KnownLayer
-from agent.layers import first_layer, mount
+from agent.layers import mount
 from agent.mounts import ImageMounts
 from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
@@ -79,7 +79,6 @@ class World:
         self._tasks = tasks
         self.mounts = ImageMounts(self, self.snapshotter)  # type: ignore[arg-type]
         monkeypatch.setattr(mount, "mount", self._mount)
-        monkeypatch.setattr(first_layer, "check", lambda directory, implied: None)  # there is nothing to look at
         monkeypatch.setattr(mount, "umount", self._umount)
         monkeypatch.setattr(module.mountinfo, "find", self._find)
 

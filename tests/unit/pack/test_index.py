@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from imgdist.errors import CorruptError, ImgdistError, NewerFormatError, ProtocolError
 from imgdist.pack import BLOCK, FORMAT_VERSION, records
 from imgdist.pack.index import Index, IndexBuilder, IndexFollower, zero_digest
-from imgdist.pack.records import Chunk, DiffId, Header, Implied, Metadata, Record, Seal, Superblock, TarSplit
+from imgdist.pack.records import Chunk, DiffId, Header, Hides, Implied, Metadata, Record, Seal, Superblock, TarSplit
 
 LAYER = "sha256:" + "ab" * 32
 BODY: list[Record] = [
@@ -52,6 +52,16 @@ def test_an_index_says_what_was_written() -> None:
     assert len(block0) == BLOCK
     assert block0[1024:1029] == b"super"
     assert not any(block0[:1024] + block0[1029:])
+
+
+def test_an_index_says_what_its_layer_hides() -> None:
+    at = BODY.index(DiffId(b"\xdd" * 32))
+    index = Index.load(stream([*BODY[:at], Hides(b"etc/gone"), *BODY[at:]]))
+    assert (index.hides, Index.load(stream(BODY)).hides) == (b"etc/gone", b"")
+    assert index.pack_id != Index.load(stream(BODY)).pack_id
+    for wrong in ([Hides(b"/etc")], [Hides(b"")], [Hides(b"a"), Hides(b"b")]):
+        with pytest.raises(ProtocolError):
+            Index.load(stream([*BODY[:at], *wrong, *BODY[at:]]))
 
 
 def test_chunks_are_found_by_image_offset() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ class FakeLayers:
         self.mounting: asyncio.Event | None = None
         self.called = asyncio.Event()
 
-    def add(self, number: int, *implied: bytes) -> TakenLayer:
-        layer = TakenLayer(f"pack{number}", DIFF_IDS[number], implied)
+    def add(self, number: int, *implied: bytes, hides: bytes = b"") -> TakenLayer:
+        layer = TakenLayer(f"pack{number}", DIFF_IDS[number], implied, hides)
         self.known[CHAIN[number]] = layer
         self.directory(number).mkdir()
         return layer
@@ -232,6 +233,17 @@ async def test_a_layer_with_another_diff_id_is_declined_and_released(core: Snaps
     assert (await prepare_layer(core, 0))[0].type == "bind"
     await core.cleanup()
     assert layers.mounted == set()
+
+
+async def test_what_hides_something_is_taken_over_only_above_another(core: Snapshotter, layers: FakeLayers) -> None:
+    hiding = layers.add(0, hides=b"etc/gone")
+    assert await prepare_layer(core, 0)
+    assert layers.mounted == set()
+    await core.remove("n/1/extract-0-")
+    layers.known[CHAIN[0]] = replace(hiding, hides=b"")
+    layers.add(1, hides=b"etc/gone")
+    await take(core, 0)
+    await take(core, 1, CHAIN[0])
 
 
 async def test_parallel_unpacking_is_declined(core: Snapshotter, layers: FakeLayers) -> None:
