@@ -367,9 +367,10 @@ def test_a_user_namespace_sees_its_own_ids(
         before = len(service.run(service.core.walk()))
         mapping = ("--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels")
         arguments = ("run", "--detach", *mapping, "--snapshotter", "imgdist", image.reference, "mapped")
-        containerd.ctr(*arguments, "/bin/sh", "-c", "echo mine >/tmp/mine; exec sleep 1000")
+        containerd.ctr(*arguments, "/bin/sleep", "1000")
         try:
             container = CtrContainer(containerd, "mapped")
+            container.run("/bin/sh", "-c", "echo mine >/tmp/mine")
             assert container.run("/bin/sh", "-c", "cat /proc/self/uid_map").split() == [b"0", b"100000", b"65536"]
             for path in ("/bin/busybox", "/etc/word", "/opt/deep", "/tmp/mine"):
                 assert container.run("/bin/sh", "-c", f"ls -ldn {path}").split()[2:4] == [b"0", b"0"], path
