@@ -27,6 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--soak", type=float, default=6.0, metavar="SECONDS", help="how long the soak lasts")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `full` are chosen by `--matrix full` alone."""
+    if config.getoption("matrix") == "full":
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 @pytest.fixture
 def matrix(pytestconfig: pytest.Config) -> str:
     """How many deaths: "quick" or "full"."""

@@ -27,11 +27,8 @@ def _sparse_beyond_four_gib() -> list[bytes]:
     return [pax(records | {b"GNU.sparse.realsize": b"%d" % size}) + file(b"x", segments + b"hello" + b"e" * 700)]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("make", [_many_entries, _sparse_beyond_four_gib])
-def test_large_image_equals_containerds(
-    make: Callable[[], list[bytes]], containerds: list[Unpacker], matrix: str
-) -> None:
-    if matrix != "full":
-        pytest.skip("only with --matrix full")
+def test_large_image_equals_containerds(make: Callable[[], list[bytes]], containerds: list[Unpacker]) -> None:
     assert compare(make(), containerds) == Outcome("equal")

@@ -112,12 +112,11 @@ def _ids_by(python: str | Path, *options: str, **environment: str) -> dict[str, 
     return ids
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("python", _pythons())
-def test_every_python_at_hand_makes_the_same_packs(python: str, matrix: str, tmp_path: Path) -> None:
+def test_every_python_at_hand_makes_the_same_packs(python: str, tmp_path: Path) -> None:
     """With the oldest libraries that are allowed and the newest that are known."""
-    if matrix != "full":
-        pytest.skip("makes two environments; --matrix full")
     allowed = tomllib.loads((_TOP / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     libraries = ("blake3", "isal", "msgspec", "xxhash", "zstandard")
     oldest = [need.replace(">=", "==") + ".*" for need in allowed if need.startswith(libraries)]

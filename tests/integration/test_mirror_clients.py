@@ -101,13 +101,7 @@ def test_docker(site: Site, tmp_path: Path) -> None:
             assert any(word.get("status", "").startswith("Digest: ") for word in said), said
 
 
-@pytest.fixture
-def _full(matrix: str) -> None:
-    if matrix != "full":
-        pytest.skip("with --matrix full")
-
-
-@pytest.mark.usefixtures("_full")
+@pytest.mark.full
 def test_podman(site: Site, tmp_path: Path) -> None:
     require(shutil.which("podman"), "podman")
     environment = {**os.environ, "CONTAINERS_REGISTRIES_CONF": str(site.registries(tmp_path / "r.conf"))}
@@ -121,7 +115,7 @@ def test_podman(site: Site, tmp_path: Path) -> None:
     assert site.manifest in shown or site.index in shown
 
 
-@pytest.mark.usefixtures("_full")
+@pytest.mark.full
 def test_crane(site: Site, tmp_path: Path) -> None:
     crane = shutil.which("crane", path=f"{cache_directory() / 'crane'}:{os.environ['PATH']}")
     require(crane, "crane (scripts/parts clients)")
@@ -132,7 +126,7 @@ def test_crane(site: Site, tmp_path: Path) -> None:
         assert digest_of((tmp_path / "o/blobs/sha256" / digest.removeprefix("sha256:")).read_bytes()) == digest
 
 
-@pytest.mark.usefixtures("_full")
+@pytest.mark.full
 def test_oras(site: Site) -> None:
     require(importlib.util.find_spec("oras"), "oras (make clients)")
     client = importlib.import_module("oras.client").OrasClient(insecure=True, tls_verify=False)

@@ -75,12 +75,16 @@ class Pull(threading.Thread):
             self.problem = error
 
 
-@pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize("trouble", TROUBLES)
-def test_a_mirror_that(matrix: str, client: str, trouble: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("client", "trouble"),
+    [
+        pytest.param(client, trouble, marks=() if (client, trouble) in QUICK else pytest.mark.full)
+        for trouble in TROUBLES
+        for client in CLIENTS
+    ],
+)
+def test_a_mirror_that(client: str, trouble: str, tmp_path: Path) -> None:
     """Gone is the whole agent, so that nobody listens any more; else its holder starts it again."""
-    if matrix == "quick" and (client, trouble) not in QUICK:
-        pytest.skip("with --matrix full")
     if client == "docker":
         require(shutil.which("dockerd"), "dockerd (docker.io)")
     else:
