@@ -68,6 +68,10 @@ class Keychain:
             source.refused(host, repository, credentials)
 
 
+_LATEST = 1e12
+"""Seconds since 1970: what is beyond is no time (a token is anybody's to make, also with NaN in it)."""
+
+
 def expiry(secret: str) -> float:
     """When a token or password ends to be good, in seconds since 1970, if it says so; else infinity.
 
@@ -77,7 +81,9 @@ def expiry(secret: str) -> float:
     parts = secret.split(".")
     claims = _object(parts[1] if len(parts) == 3 else secret)
     seconds = claims.get("exp" if len(parts) == 3 else "expiration")
-    return float(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else math.inf
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < _LATEST:
+        return math.inf
+    return float(seconds)
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from imgdist.errors import ConfigError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.errors import ConfigError, ImgdistError, TemporaryError
 from imgdist.oci.credentials import Credentials
 from imgdist.oci.dockerconfig import DockerConfig, parse
 from imgdist.oci.tls import Contexts, TlsFiles
@@ -25,6 +24,8 @@ log = logging.getLogger("imgdist.oci")
 
 KEEP_S = 60.0
 """How long a secret is kept; one that a registry refuses is read anew at once."""
+REST_S = 5.0
+"""How long it is not asked again while nothing of it is known: else those who wait would each wait for its silence."""
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_S = 5.0
 _SECRET_MAX = 2 << 20
@@ -67,16 +68,19 @@ class KubernetesSecret:
         self._clock = clock
         self._contexts = Contexts()
         self._known: DockerConfig | None = None
+        self._error: ImgdistError | None = None
         self._until = 0.0
         self._lock = asyncio.Lock()
 
     async def find(self, host: str, repository: str) -> Credentials | None:
         """As CredentialSource. Raises TemporaryError if the API does not answer, ConfigError if it refuses, or the
-        secret is none for registries."""
+        secret is not there or none for registries."""
         async with self._lock:
-            if self._known is None or self._clock() >= self._until:
+            if self._clock() >= self._until:
                 await self._refresh()
-        assert self._known is not None
+        if self._known is None:
+            assert self._error is not None
+            raise self._error.with_traceback(None)
         return self._known.find(host, repository)
 
     def refused(self, host: str, repository: str, credentials: Credentials) -> None:
@@ -87,10 +91,10 @@ class KubernetesSecret:
         try:
             self._known = await self._read()
         except ImgdistError as error:
-            if self._known is None:
-                raise
-            log.warning("pull secret %s stays as it was: %s", self._name, error)
-        self._until = self._clock() + KEEP_S
+            self._error = error
+            if self._known is not None:
+                log.warning("pull secret %s stays as it was: %s", self._name, error)
+        self._until = self._clock() + (REST_S if self._known is None else KEEP_S)
 
     async def _read(self) -> DockerConfig:
         namespace, _, secret = self._name.partition("/")
@@ -102,20 +106,22 @@ class KubernetesSecret:
             tls = self._contexts.get(TlsFiles(str(authority))) if url.scheme == "https" else True
             async with asyncio.timeout(TIMEOUT_S):
                 async with self._http.get(url, headers={"Authorization": f"Bearer {token}"}, ssl=tls) as answer:
-                    raw = await answer.content.read(_SECRET_MAX)
+                    raw = bytearray()
+                    while len(raw) <= _SECRET_MAX and (piece := await answer.content.readany()):
+                        raw += piece
                     status = answer.status
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             reason = type(error).__name__ if isinstance(error, ValueError) else str(error) or type(error).__name__
             raise TemporaryError(f"pull secret {self._name}: the Kubernetes API does not answer: {reason}") from None
         if status == 404:
-            raise NotFoundError(f"pull secret {self._name}: not found in the Kubernetes API")
+            raise ConfigError(f"pull secret {self._name}: not found in the Kubernetes API; expected it there")
         if status in (401, 403):
             raise ConfigError(
                 f"pull secret {self._name}: the Kubernetes API answers {status}; allow `get` on it by RBAC"
             )
         if status != 200:
             raise TemporaryError(f"pull secret {self._name}: the Kubernetes API answers {status}")
-        return _document(raw, f"pull secret {self._name}")
+        return _document(bytes(raw), f"pull secret {self._name}")
 
 
 def _document(raw: bytes, what: str) -> DockerConfig:
@@ -125,6 +131,6 @@ def _document(raw: bytes, what: str) -> DockerConfig:
             return parse(base64.b64decode(data[".dockerconfigjson"], validate=True), what)
         if ".dockercfg" in data:  # the older kind: the entries alone
             return parse(b'{"auths": %b}' % base64.b64decode(data[".dockercfg"], validate=True), what)
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error):
+    except (msgspec.DecodeError, ValueError):
         raise ConfigError(f"{what}: expected a Secret from the Kubernetes API") from None
     raise ConfigError(f"{what}: expected type kubernetes.io/dockerconfigjson, found keys {', '.join(data) or 'none'}")

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from imgdist.errors import ConfigError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.errors import ConfigError, ImgdistError, TemporaryError
 from imgdist.oci import transport
 from imgdist.oci.credentials import Credentials, expiry
 from imgdist.oci.credhelper import KEEP_S, CredentialHelper
 from imgdist.oci.dockerconfig import DockerConfigFile
 from imgdist.oci.kubernetes import KEEP_S as SECRET_S
-from imgdist.oci.kubernetes import ApiServer, KubernetesSecret
+from imgdist.oci.kubernetes import REST_S, ApiServer, KubernetesSecret
 
 
 def jwt(ends: float) -> str:
@@ -33,7 +33,10 @@ def ecr(ends: float) -> str:
 
 @pytest.mark.parametrize(
     ("secret", "ends"),
-    [(jwt(1234), 1234), (ecr(99), 99), ("plain", math.inf), ("a.b.c", math.inf), ("", math.inf), (jwt(True), math.inf)],
+    [
+        *((jwt(1234), 1234), (ecr(99), 99), ("plain", math.inf), ("a.b.c", math.inf), ("", math.inf)),
+        *((jwt(odd), math.inf) for odd in (True, math.nan, math.inf, 10**400, -1)),
+    ],
 )
 def test_secrets_that_say_when_they_end(secret: str, ends: float) -> None:
     assert expiry(secret) == ends
@@ -165,7 +168,7 @@ async def test_a_pull_secret_from_the_api(api: tuple[Api, KubernetesSecret, list
 @pytest.mark.parametrize(
     ("status", "data", "kind", "words"),
     [
-        (404, {}, NotFoundError, "not found"),
+        (404, {}, ConfigError, "not found"),
         (403, {}, ConfigError, "RBAC"),
         (500, {}, TemporaryError, "500"),
         (200, {"x": "eA=="}, ConfigError, "dockerconfigjson"),
@@ -184,6 +187,24 @@ async def test_a_secret_that_is_none(
     with pytest.raises(kind, match=words) as caught:
         await secret.find("reg.example", "a/b")
     assert "s3cret" not in str(caught.value)
+
+
+async def test_a_large_secret_is_read_to_its_end(api: tuple[Api, KubernetesSecret, list[float]]) -> None:
+    server, secret, _ = api
+    server.login("one")
+    server.data["other"] = "x" * 1_500_000
+    assert await secret.find("reg.example", "a/b") == Credentials("one", "s3cret")
+
+
+async def test_those_who_wait_for_a_silent_api_wait_once(api: tuple[Api, KubernetesSecret, list[float]]) -> None:
+    server, secret, now = api
+    server.status = 500
+    found = await asyncio.gather(*(secret.find("reg.example", "a/b") for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(error, TemporaryError) for error in found) and len(server.asked) == 1
+    server.status = 200
+    server.login("one")
+    now[0] += REST_S
+    assert await secret.find("reg.example", "a/b") == Credentials("one", "s3cret")
 
 
 def test_outside_a_pod(tmp_path: Path) -> None:
