@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import msgspec
+from yarl import URL
 
 from imgdist.errors import ConfigError, DeniedError, ProtocolError
 from imgdist.oci.credentials import Credentials, CredentialSource
@@ -70,7 +71,7 @@ class TokenRequest:
 def token_request(challenge: Challenge, scope: str, credentials: Credentials | None) -> TokenRequest:
     """The request that a Bearer challenge asks for. Raises ProtocolError if it names no realm."""
     realm = challenge.parameters.get("realm", "")
-    if not realm.startswith(("http://", "https://")):
+    if not _is_url(realm):
         raise ProtocolError(f"WWW-Authenticate names the realm {realm!r}; expected the URL of a token server")
     service = challenge.parameters.get("service", "")
     if credentials and credentials.identity_token:
@@ -78,6 +79,13 @@ def token_request(challenge: Challenge, scope: str, credentials: Credentials | N
         return TokenRequest(realm, {}, {**form, "service": service, "scope": scope})
     query = {"service": service, "scope": scope} if service else {"scope": scope}
     return TokenRequest(realm, query, authorization=credentials.basic if credentials else None)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return text.startswith(("http://", "https://")) and bool(URL(text).host)
+    except ValueError:
+        return False
 
 
 class Authorizer:

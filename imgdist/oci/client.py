@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import aiohttp
@@ -111,7 +112,10 @@ class RegistryClient:
         self._witness = witness or Unwitnessed()
         source = credentials or Anonymous()
         self._anonymous = Authorizer(
-            host, Anonymous(), self._ask_token, secure=self._upstreams.origin.base.scheme == "https"
+            host,
+            Anonymous(),
+            partial(self._ask_token, certificate=False),
+            secure=self._upstreams.origin.base.scheme == "https",
         )
         self._authorizers = {
             upstream: Authorizer(
@@ -155,8 +159,9 @@ class RegistryClient:
             return None
 
     async def shown(self, repository: str, path: str, authorization: str | None) -> Shown:
-        """What the registry itself says to somebody who shows exactly this header, or nothing: nothing of ours is sent,
-        no body is read, and no redirect followed. A token that everybody gets counts as nothing.
+        """What the registry itself says to somebody who shows exactly this header, or nothing: nothing of ours is sent
+        (no client certificate either), no body is read, and no redirect followed. A token that everybody gets counts as
+        nothing.
 
         Raises TemporaryError if it does not say in a try or two.
         """
@@ -187,10 +192,11 @@ class RegistryClient:
             headers,
             retry=_BRIEF,
             follow=False,
+            certificate=False,
         )
         if response.status in (400, 405) and not listing:  # no HEAD here
             response.close()
-            response = await self._transport.open("GET", url, headers, retry=_BRIEF, follow=False)
+            response = await self._transport.open("GET", url, headers, retry=_BRIEF, follow=False, certificate=False)
         response.close()
         challenges = tuple(response.headers.getall("WWW-Authenticate", []))
         return Shown(200 if response.status in _YES else response.status, challenges)
@@ -447,13 +453,15 @@ class RegistryClient:
                     f"expected a registry (200 or 401): is {self.host} right?"
                 )
 
-    async def _ask_token(self, request: TokenRequest) -> bytes:
+    async def _ask_token(self, request: TokenRequest, certificate: bool = True) -> bytes:
         url = URL(request.realm)
         headers = _with({}, request.authorization)
         if request.form is not None:
-            response = await self._transport.open("POST", url, headers, data=request.form)
+            response = await self._transport.open("POST", url, headers, certificate=certificate, data=request.form)
         else:
-            response = await self._transport.open("GET", url.update_query(request.query), headers)
+            response = await self._transport.open(
+                "GET", url.update_query(request.query), headers, certificate=certificate
+            )
         async with response:
             raw = await self._read(response, MANIFEST_MAX, request.realm)
         if response.status in (400, 401, 403):

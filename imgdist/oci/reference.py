@@ -5,6 +5,7 @@ Grammar: github.com/distribution/reference, and the OCI distribution specificati
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:.]+\])(?::[0-9]{{1,5}})?")
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[([0-9a-fA-F:.]+)\])(?::([0-9]{{1,5}}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,13 @@ def is_tag(text: str) -> bool:
 
 def is_host(text: str) -> bool:
     """True for "host" or "host:port"; whether anybody is there is another question."""
-    return _HOST.fullmatch(text) is not None
+    match = _HOST.fullmatch(text)
+    if match is None or int(match[2] or 0) > 65535:
+        return False
+    try:
+        return match[1] is None or bool(ipaddress.IPv6Address(match[1]))
+    except ValueError:
+        return False
 
 
 def is_repository(text: str) -> bool:

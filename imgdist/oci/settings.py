@@ -60,13 +60,13 @@ class RegistrySettings:
             return DeniedError(f"{name}: expected an image that registry.allow lists")
         return None
 
-    def tls(self, url: URL, registry: str) -> ssl.SSLContext:
+    def tls(self, url: URL, registry: str, *, certificate: bool = True) -> ssl.SSLContext:
         """The TLS context for a request to `url`, which `registry` is or has redirected to: a host of settings of its
-        own gets these, another one trusts the registry's CAs and is shown no certificate. Raises ConfigError."""
+        own gets these, another one trusts the registry's CAs and is shown no `certificate`. Raises ConfigError."""
         target = self._config.hosts.get(_authority(url, registry))
         settings = target or self._of(registry)
         files = TlsFiles(settings.ca or self._config.ca, settings.client_certificate, settings.client_key)
-        if target is None and _authority(url, registry) != registry:
+        if not certificate or (target is None and _authority(url, registry) != registry):
             files = TlsFiles(files.ca)
         return self._contexts.get(files)
 

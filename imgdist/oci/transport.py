@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import os
 import random
+import re
 import ssl
 import time
 from collections.abc import Coroutine, Mapping
@@ -26,6 +27,9 @@ RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 REDIRECT_STATUS = frozenset({301, 302, 303, 307, 308})
 CUT = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError)
 """What aiohttp raises when a connection breaks before or inside an answer."""
+_SECONDS = re.compile(r"[0-9]+")
+_RETRY_AFTER_MAX_S = 1e9
+"""Thirty years: what is handed on stays a number of seconds."""
 
 
 class Meter(Protocol):
@@ -100,11 +104,11 @@ def parse_retry_after(text: str | None, now: float) -> float | None:
     """Seconds from a Retry-After header (RFC 9110 section 10.2.3: seconds or a date); None if there is none."""
     if not text:
         return None
-    if text.strip().isdigit():
-        return float(text)
+    if _SECONDS.fullmatch(text.strip()):
+        return min(float(text), _RETRY_AFTER_MAX_S)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -146,10 +150,11 @@ class Transport:
         *,
         retry: Retry | None = None,
         follow: bool = True,
+        certificate: bool = True,
         **body: Any,
     ) -> aiohttp.ClientResponse:
         """The answer to a request, of any status but those worth a retry, and of none of a redirect unless told not to
-        `follow`. The caller closes it.
+        `follow`. Without `certificate` ours is not shown. The caller closes it.
 
         Raises TemporaryError once the attempts (of `retry`, else those of all requests) are used up, ProtocolError for
         broken TLS, HTTP or redirects.
@@ -163,7 +168,7 @@ class Transport:
                 raise BusyError(f"{_shown(url)}: {self._host} wants a pause after too many requests", wait_s)
             await asyncio.sleep(wait_s)
             try:
-                sending = self._follow(method, url, headers, body, REDIRECTS_MAX if follow else 0)
+                sending = self._follow(method, url, headers, body, REDIRECTS_MAX if follow else 0, certificate)
                 return await self._attempt(url, sending, retry, budget)
             except TemporaryError as error:
                 failures += 1
@@ -206,11 +211,17 @@ class Transport:
         raise BusyError(f"{_shown(url)}: the registry answered 429, too many requests", retry_after_s)
 
     async def _follow(
-        self, method: str, url: URL, headers: Mapping[str, str], body: dict[str, Any], redirects: int
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        body: dict[str, Any],
+        redirects: int,
+        certificate: bool,
     ) -> aiohttp.ClientResponse:
         target = url
         for _ in range(max(1, redirects)):
-            response = await self._send(method, target, headers, body)
+            response = await self._send(method, target, headers, body, certificate)
             if response.status not in REDIRECT_STATUS or not redirects:
                 return response
             location = response.headers.get("Location", "")
@@ -229,11 +240,11 @@ class Transport:
         raise ProtocolError(f"{_shown(url)}: more than {REDIRECTS_MAX} redirects")
 
     async def _send(
-        self, method: str, url: URL, headers: Mapping[str, str], body: dict[str, Any]
+        self, method: str, url: URL, headers: Mapping[str, str], body: dict[str, Any], certificate: bool
     ) -> aiohttp.ClientResponse:
         status = "error"
         try:
-            tls = self._settings.tls(url, self._host) if url.scheme == "https" else True
+            tls = self._settings.tls(url, self._host, certificate=certificate) if url.scheme == "https" else True
             proxy = self._settings.proxy(url, self._host)
             response = await self._http.request(
                 method, url, headers=headers, allow_redirects=False, proxy=proxy, ssl=tls, **body
@@ -242,6 +253,8 @@ class Transport:
             return response
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError) as error:
             raise _translated(url, error) from error
+        except ValueError as error:  # a host that no name server can be asked for, a header that cannot be sent
+            raise ProtocolError(f"{_shown(url)}: cannot be asked for: {type(error).__name__}") from error
         finally:
             self._meter.request(self._host, status)
 

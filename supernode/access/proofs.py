@@ -1,4 +1,4 @@
-"""Reading a blob from a registry only to see that it has it: once for each registry, one after the other."""
+"""Reading a blob from a registry only to see that it has it: once for each registry, one after the other there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ log = logging.getLogger("imgdist.access")
 
 WAITING_MAX = 256
 """Proofs that wait; what is beyond is asked for again by the next pull."""
+PARALLEL = 4
+"""Registries that are read side by side: one that is slow, or means to be, does not keep the others waiting."""
+LONGEST_S = 900.0
+"""A registry that has not shown a blob by then has not shown it (a guess: 10 GB at 100 Mbit/s)."""
 _MEDIA_TYPE = "application/octet-stream"
 
 
@@ -25,6 +29,7 @@ class Proofs:
         self._registries = registries
         self._waiting: dict[tuple[str, str], tuple[Reference, int | None]] = {}
         self._over: dict[tuple[str, str], asyncio.Event] = {}
+        self._busy: set[str] = set()
         self._changed = asyncio.Event()
 
     def begin(self, blob: Reference, size: int | None) -> None:
@@ -45,19 +50,35 @@ class Proofs:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(PARALLEL):
+                tasks.create_task(self._work())
+
+    async def _work(self) -> None:
         while True:
-            self._changed.clear()
-            for key, (blob, size) in list(self._waiting.items()):
-                try:
-                    await self._read(blob, size)
-                except ImgdistError as error:
-                    log.info("%s: its registry has not shown it: %s", blob, error)
-                finally:
-                    self._waiting.pop(key, None)
-                    if over := self._over.pop(key, None):
-                        over.set()
-            if not self._waiting:
+            key = next((key for key in self._waiting if key[0] not in self._busy), None)
+            if key is None:
+                self._changed.clear()
                 await self._changed.wait()
+                continue
+            self._busy.add(key[0])
+            try:
+                await self._prove(*self._waiting[key])
+            finally:
+                self._busy.discard(key[0])
+                self._waiting.pop(key, None)
+                if over := self._over.pop(key, None):
+                    over.set()
+                self._changed.set()
+
+    async def _prove(self, blob: Reference, size: int | None) -> None:
+        try:
+            async with asyncio.timeout(LONGEST_S):
+                await self._read(blob, size)
+        except (ImgdistError, TimeoutError) as error:
+            log.info("%s: its registry has not shown it: %s", blob, error or f"not within {LONGEST_S:.0f} s")
+        except Exception:  # whatever a registry has made: a task that fails here would end the daemon
+            log.exception("%s: its registry has not shown it", blob)
 
     async def _read(self, blob: Reference, size: int | None) -> None:
         assert blob.digest is not None

@@ -8,17 +8,23 @@ for a repository only once its registry has itself delivered those bytes, for it
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from imgdist.errors import TemporaryError
 from supernode.database import Database
+
+log = logging.getLogger("imgdist.access")
 
 ROWS_MAX = 500_000
 """(repository, digest) pairs kept on disk, some 200 bytes each; the oldest go first, and are proven anew."""
 PROVEN_MAX = 50_000
 """Pairs of which no disk is asked."""
+AGAIN_S = 5.0
+"""Between two attempts to write while the disk is full (a guess)."""
 _WRITES_MAX = 10_000
 
 
@@ -76,7 +82,13 @@ class Provenance:
             rows = [await self._unwritten.get()]
             while not self._unwritten.empty() and len(rows) < _WRITES_MAX:
                 rows.append(self._unwritten.get_nowait())
-            await self._write(rows)
+            while True:
+                try:
+                    await self._write(rows)
+                    break
+                except TemporaryError as error:  # a full disk: until then it is known in memory
+                    log.warning("what registries delivered is not written down yet: %s", error)
+                    await asyncio.sleep(AGAIN_S)
 
     async def _write(self, rows: list[tuple[str, str]]) -> None:
         def write(db: sqlite3.Connection) -> None:

@@ -60,6 +60,9 @@ class Learning:
         except ImgdistError as error:
             log.debug("%s: no image that could start lazily: %s", reference, error)
             return
+        except Exception:  # whatever a registry has made: a task that fails here would end the daemon
+            log.exception("%s: learning of its image failed", reference)
+            return
         self._learn(
             [
                 Origin(reference.host, reference.repository, layer, diff_id)

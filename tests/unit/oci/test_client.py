@@ -364,6 +364,9 @@ async def test_redirect_loop_ends(registry: FakeRegistry, connect: Connect) -> N
     registry.always = answer(302, Location="ftp://x/")
     with pytest.raises(ProtocolError, match="without a usable Location"):
         await connect().manifest("a/b", "1")
+    registry.always = answer(302, Location=f"http://{'a' * 70}.example/")  # no name that can be looked up
+    with pytest.raises(ProtocolError, match="cannot be asked for"):
+        await connect().manifest("a/b", "1")
 
 
 async def test_plain_http_registry_spoken_to_with_tls(registry: FakeRegistry, http: aiohttp.ClientSession) -> None:

@@ -117,6 +117,8 @@ def test_token_request() -> None:
     assert token_request(bearer, "x", Credentials("a", "b")).authorization == Credentials("a", "b").basic
     with pytest.raises(ProtocolError, match="realm"):
         token_request(Challenge("bearer", {"realm": "file:///etc/passwd"}), "x", None)
+    with pytest.raises(ProtocolError, match="realm"):
+        token_request(Challenge("bearer", {"realm": "https://h:99999/token"}), "x", None)
 
 
 def test_retry_delays() -> None:
@@ -133,5 +135,7 @@ def test_retry_after() -> None:
     assert parse_retry_after("7", 0) == 7
     assert parse_retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 50) == 10
     assert parse_retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 90) == 0
-    assert parse_retry_after("soon", 0) is None
+    for nothing in ("soon", "²", "Thu, 01 Jan 1970 00:01:00 +9999999999999999999999"):
+        assert parse_retry_after(nothing, 0) is None
+    assert (parse_retry_after("9" * 400, 0) or 0) < float("inf")
     assert parse_retry_after(None, 0) is None

@@ -44,7 +44,8 @@ def test_parts() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", ":1", "a:", "a:-x", "A", "a/B", "a//b", "/a", "a/", "a@sha256:12", "a@md5:" + "0" * 32, "h.x/", "a b", "h:x/a",
-     "reg.example/" + "a" * 256, "a:" + "t" * 129, "a\n", "../a", "h.x/a/../b"],
+     "reg.example/" + "a" * 256, "a:" + "t" * 129, "a\n", "../a", "h.x/a/../b", "h.x:65536/a",
+     "[1::2::3]/a"],
 )  # fmt: skip
 def test_refused(text: str) -> None:
     with pytest.raises(UsageError, match="image reference"):

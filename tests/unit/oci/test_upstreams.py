@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 from certificates import Certificates
 from fake_registry import FakeRegistry, answer, cut_after, serving
 from yarl import URL
@@ -119,6 +121,26 @@ async def test_a_mirror_that_sends_wrong_bytes_is_left_out(place: Place) -> None
     mirror.blobs[digest] = b"short"
     other = place.client(origin.host, mirrored(origin, f"http://{mirror.host}"))
     assert await place.blob(other) == BLOB
+
+
+async def test_who_may_read_is_asked_without_our_certificate(place: Place, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    context = certificates.server(asks=True)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    registry = await place.registry(tls=context)
+
+    async def with_certificate(request: web.Request) -> web.StreamResponse | None:
+        assert request.transport is not None
+        return None if request.transport.get_extra_info("peercert") else web.Response(status=403)
+
+    registry.always = with_certificate
+    shown, key = map(str, certificates.issue("client"))
+    hosts = {registry.host: RegistryHost(client_certificate=shown, client_key=key)}
+    client = place.client(registry.host, RegistryConfig(ca=str(certificates.ca), hosts=hosts), plain=False)
+    (digest,) = registry.blobs
+    assert await place.blob(client) == BLOB and await client.has("library/x", f"blobs/{digest}")
+    assert (await client.shown("library/x", f"blobs/{digest}", None)).status == 403
+    assert (await client.shown("library/x", f"blobs/{digest}", "Basic eDp5")).status == 403
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

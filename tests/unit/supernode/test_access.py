@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
@@ -18,15 +19,19 @@ from private_registry import PrivateRegistry
 
 from agent.proof import proving
 from imgdist.config import RegistryConfig
+from imgdist.errors import TemporaryError
 from imgdist.oci import transport
 from imgdist.oci.manifest import Descriptor
 from imgdist.oci.patterns import Patterns
+from imgdist.oci.reference import Reference
 from imgdist.oci.seen import SeenCredentials
 from imgdist.oci.settings import RegistrySettings
 from imgdist.wire.clusterkey import FIELD, ClusterKey, control
+from supernode.access import provenance
 from supernode.access.access import Access
 from supernode.access.grants import Grants
 from supernode.access.guard import guard
+from supernode.access.proofs import Proofs
 from supernode.access.provenance import Provenance
 from supernode.database import Database
 from supernode.metrics import Metrics
@@ -201,6 +206,57 @@ async def test_what_was_delivered_is_known_after_a_restart(tmp_path: Path) -> No
     assert await Provenance(database).hosts("sha256:x") == {"h:1"}
     assert not await Provenance(database).has("h:1/b", "sha256:x")
     database.close()
+
+
+async def test_a_full_disk_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "AGAIN_S", 0.0)
+    database, reader = Database(tmp_path / "db"), Database(tmp_path / "db")
+    witness = Provenance(database)
+    call, failures = database.call, iter((True, True, False))
+
+    async def full(work: Callable[[sqlite3.Connection], object]) -> object:
+        if next(failures, False):
+            raise TemporaryError("database or disk is full")
+        return await call(work)
+
+    monkeypatch.setattr(database, "call", full)
+    running = asyncio.create_task(witness.run())
+    try:
+        witness.delivered("h:1/a", "sha256:x")
+        await eventually(lambda: Provenance(reader).has("h:1/a", "sha256:x"))
+    finally:
+        running.cancel()
+    database.close()
+    reader.close()
+
+
+async def test_a_registry_that_dawdles_or_breaks_keeps_no_other_from_its_proof(site: Site) -> None:
+    host, layer = site.lying.host, site.lying.add_blob(b"layer" * 1000)
+    proofs = Proofs(site.registries)
+    stays, broken = asyncio.Event(), site.registries.client("broken.example")
+
+    async def dawdle(request: web.Request) -> web.Response:
+        await stays.wait()
+        return web.Response()
+
+    async def breaks(repository: str, digest: str) -> int:
+        raise RuntimeError("a fault of ours")
+
+    broken.blob_size = breaks  # type: ignore[method-assign]
+    site.registry.always = dawdle
+    running = asyncio.create_task(proofs.run())
+    try:
+        proofs.begin(Reference("broken.example", "x", digest=layer), None)
+        proofs.begin(Reference(site.registry.host, "x", digest=layer), None)
+        proofs.begin(Reference(host, "x", digest=layer), None)
+        async with asyncio.timeout(10):
+            await proofs.settled(host, layer)
+            await proofs.settled("broken.example", layer)
+        assert await site.provenance.has(f"{host}/x", layer)
+        assert proofs.hosts(layer) == {site.registry.host}
+    finally:
+        stays.set()
+        running.cancel()
 
 
 async def test_when_nobody_can_be_asked_nobody_new_gets_in(site: Site) -> None:
