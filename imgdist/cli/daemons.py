@@ -40,7 +40,7 @@ def _given(**flags: Any) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--root", metavar="DIR", help="Packs, tables and traces.")
+@click.option("--root", metavar="DIR", help="Packs, tables and traces [default: /var/lib/imgdist-supernode].")
 @click.option("--listen", metavar="HOST:PORT", help="Control API [default: 127.0.0.1:7600].")
 @click.option("--chunk-listen", metavar="HOST:PORT", help="Chunk bodies [default: the port after --listen's].")
 @click.option("--metrics-listen", metavar="HOST:PORT", help="/metrics on an address of its own as well.")
@@ -94,7 +94,8 @@ def config_command(defaults: bool, file: str | None, daemon: str | None) -> int:
             continue
         click.echo(f"imgdist {name}")
         for key, about in config.keys(kind):
-            click.echo(f"  {key:<24} {about.default!r:<32} {about.description} ({about.type_name})")
+            default = config.toml_value(about.default)
+            click.echo(f"  {key:<27} {default:<33} {about.description} ({about.type_name})")
     return 0
 
 

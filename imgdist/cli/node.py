@@ -89,7 +89,7 @@ def images(as_json: bool, run: str) -> int:
     columns = ("reference", "manifest_digest", "size_bytes", "present_bytes", "complete", "sources", "age_s")
     document = agent_api(run).get("/v1/images")
     for image in document:
-        for pack in image["revoked"]:
+        for pack in image.get("revoked", ()):
             click.echo(f"{image['reference']}: pack {pack} is revoked; `imgdist layers` says why", err=True)
     return _show(document, as_json, columns, "images")
 

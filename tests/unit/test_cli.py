@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -28,8 +30,14 @@ LAYER = {
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line; (exit code, stdout, stderr)."""
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run the command line; (exit code, stdout, stderr). A daemon that would begin is an error instead: it would take
+    this process's place, and this machine's own directories."""
+
+    def began(program: str, *_: object) -> NoReturn:
+        raise AssertionError(f"{program} was to run in place of the tests")
+
+    monkeypatch.setattr(os, "execve", began)
 
     def ran(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -71,7 +79,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> FakeApi:
         ("mount",),
         ("mount", "ref", "/tmp", "--no-such-flag"),
         ("status", "extra"),
-        ("agent", "--mirror-listen", "127.0.0.1:7650"),
+        ("agent", "--mirror-listen"),
         ("agent", "--log-format", "xml"),
         ("agent", "--config", "/nonexistent.toml"),
         ("agent", "--set", "fill.nothing=1"),
@@ -237,6 +245,7 @@ def test_preheat_says_which_layer_cannot_be(run: Run, api: FakeApi) -> None:
 def test_config_shows_checks_and_explains(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("config")
     assert code == 0 and "read.deadline_s" in out and "chunk_listen" in out
+    assert re.search(r"^  allow_plain +false +", out, re.M), "defaults as a file or --set takes them"
     for daemon in ("agent", "supernode"):
         code, out, _ = run("config", "--defaults", "--daemon", daemon)
         file = tmp_path / f"{daemon}.toml"
