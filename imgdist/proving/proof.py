@@ -171,11 +171,12 @@ def _convert_again(
 ) -> tuple[str, bytes | DeclinedError]:
     """(diff ID, pack id or why this release gives none). _UnusableError if there is no tar."""
     digest, again, total = hashlib.sha256(), _Conversion(limits), 0
+    most = image.index.image_size + image.index.tar_split.size  # each byte of the tar stands in one of the two
     try:
         for piece in reassemble(split, image.read):
             total += len(piece)
-            if total > limits.tar_bytes:
-                raise _UnusableError(f"it would be larger than {limits.tar_bytes} bytes")
+            if total > most:
+                raise _UnusableError(f"it would be larger than the {most} bytes of layer image and tar-split stream")
             digest.update(piece)
             again.feed(piece)
             on_bytes(len(piece))

@@ -135,17 +135,19 @@ def test_an_index_that_names_an_unusable_split_is_false(split: bytes) -> None:
         replace(made(), split=split).prove()
 
 
-def test_a_tar_beyond_all_limits_is_not_made() -> None:
+def test_a_tar_larger_than_what_it_is_made_of_is_not_made() -> None:
     bomb = made().split + (b"\2" + (4096).to_bytes(8, "little") + (1 << 16).to_bytes(8, "little")) * 100
     pack = replace(made(), split=bomb)
-    with pytest.raises(FalsePackError, match="larger than 1000000 bytes"):
-        prove(pack.image(), BytesIO(bomb), limits=Limits(tar_bytes=1_000_000))
+    with pytest.raises(FalsePackError, match="larger than the"):
+        pack.prove()
 
 
-def test_a_layer_that_this_release_declines_is_not_called_a_lie() -> None:
+@pytest.mark.parametrize("limits", [Limits(members=2), Limits(tar_bytes=100_000), Limits(image_bytes=100_000)])
+def test_a_layer_that_this_release_declines_is_not_called_a_lie(limits: Limits) -> None:
+    """A supernode with wider limits may have converted it: revoked, it would be gone for good."""
     pack = made()
     with pytest.raises(DeclinedError, match="would not convert it"):
-        prove(pack.image(), BytesIO(pack.split), limits=Limits(members=2))
+        prove(pack.image(), BytesIO(pack.split), limits=limits)
 
 
 @pytest.mark.parametrize("size", [1, BLOCK, CHUNK_MAX, 600_001])
