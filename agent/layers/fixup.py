@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from imgdist.erofs import acl, paths
 from imgdist.errors import DeclinedError
 
+STEPS_MAX = 2_000_000
+"""Path components that are looked up for one layer, all layers below. An image made for it could have billions."""
 _ACCESS, _DEFAULT = acl.ACCESS.decode(), acl.DEFAULT.decode()
 
 Below = Sequence[str]
@@ -52,15 +54,17 @@ def plan(implied: Iterable[bytes], layer: str, below: Sequence[Below]) -> dict[b
     in it. `layer` is where the layer is mounted, `below` the layers under it, top first.
 
     Raises:
-        DeclinedError: containerd refuses the layer over these, or more than the directories would differ.
+        DeclinedError: containerd refuses the layer over these, more than the directories would differ, or looking all
+            of them up takes more than `STEPS_MAX`.
         OSError: a directory cannot be read.
     """
     wanted: dict[bytes, Attributes] = {}
     inherited: dict[bytes, Attributes] = {}
     undescribed: dict[bytes, Attributes] = {}
+    spend = _spender()
     for entry in sorted(implied):
         path = entry.removesuffix(b"/")
-        found = _found(path, below)
+        found = _found(path, below, spend)
         own = _read(_join(layer, path))
         if path != entry:
             attributes = _described(own, found, path)
@@ -73,11 +77,9 @@ def plan(implied: Iterable[bytes], layer: str, below: Sequence[Below]) -> dict[b
             continue
         # overlayfs takes a merged directory's attributes from the topmost lower that has it: so the way down to this
         # one must look as it would without us.
-        parts = path.split(b"/")
-        for ancestor in (b"/".join(parts[:depth]) for depth in range(1, len(parts))):
-            if ancestor not in wanted:
-                wanted[ancestor] = inherited.get(ancestor) or _read(_join(layer, ancestor))
         wanted[path] = attributes
+        while (path := os.path.dirname(path)) and path not in wanted:
+            wanted[path] = inherited.get(path) or _read(_join(layer, path))
     return dict(sorted(wanted.items()))
 
 
@@ -123,11 +125,26 @@ def _implied(own: Attributes, found: Attributes, path: bytes) -> Attributes:
     return replace(found, xattrs=tuple(sorted(xattrs.items())), mtime_ns=own.mtime_ns)
 
 
-def _found(path: bytes, below: Sequence[Below]) -> Attributes | None:
+def _spender() -> Callable[[int], None]:
+    left = STEPS_MAX
+
+    def spend(steps: int) -> None:
+        nonlocal left
+        left -= steps
+        if left < 0:
+            raise DeclinedError(
+                f"layer: looking up the directories that it does not describe in the layers below takes more than"
+                f" {STEPS_MAX} steps"
+            )
+
+    return spend
+
+
+def _found(path: bytes, below: Sequence[Below], spend: Callable[[int], None]) -> Attributes | None:
     """The attributes that containerd copies to a directory: those of the first layer that has something there, if
     that is a directory."""
     for directories in below:
-        place = paths.resolve(b"/" + path, partial(_look_up, directories))
+        place = paths.resolve(b"/" + path, partial(_look_up, directories), spend)
         for directory in directories:
             target = _join(directory, place)
             status = _status(target)

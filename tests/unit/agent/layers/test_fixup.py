@@ -44,6 +44,17 @@ def test_nothing_where_nothing_differs(tmp_path: Path) -> None:
     assert fixup.plan([b"etc"], layer, []) == {}
 
 
+def test_looking_up_directories_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 60 names is looked up from the root on, in each layer: an image may have billions."""
+    names = ["__".join("d" * depth) for depth in range(1, 61)]
+    below, layer = (tree(tmp_path / name, **dict.fromkeys(names, PLAIN)) for name in ("below", "layer"))
+    implied = [name.replace("__", "/").encode() for name in names]
+    assert fixup.plan(implied, layer, [[below]]) == {}
+    monkeypatch.setattr(fixup, "STEPS_MAX", 60 * 61 // 2)
+    with pytest.raises(DeclinedError, match="more than 1830 steps"):
+        fixup.plan(implied, layer, [[below]])
+
+
 def test_the_merged_view_has_the_lower_attributes(tmp_path: Path) -> None:
     below = tree(tmp_path / "below", tmp=(0o1777, 0), home=PLAIN, home__x=(0o700, 1000))
     os.setxattr(f"{below}/home/x", "user.note", b"mine")
