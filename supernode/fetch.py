@@ -179,14 +179,13 @@ class Fetcher:
             self._failed.pop(forgotten, None)
 
     def start(self, origins: Sequence[Origin]) -> None:
-        """Convert those of an image's layers that are absent and not held off. No await: decides and marks at once."""
+        """Convert what is absent or damaged of an image, and not held off. No await: decides and marks at once."""
         image = next(self._images)
         for origin in origins:
             digest = origin.layer.digest
             failed = self._failed.get(digest)
-            if self.status(digest).state != "absent" or (failed and self._clock() < failed.retry_at):
-                continue
-            self._enter(image, origin)
+            if self._is_wanted(digest) and not (failed and self._clock() < failed.retry_at):
+                self._enter(image, origin)
 
     def again(self, digests: Sequence[str]) -> None:
         """Convert layers whose packs are not in order, of those that are known; the others come when an image that has
@@ -194,6 +193,12 @@ class Fetcher:
         for digest in digests:
             if digest in self._origins and digest not in self._jobs:
                 self._enter(next(self._images), self._origins[digest])
+
+    def _is_wanted(self, digest: str) -> bool:
+        state = self.status(digest).state
+        if state == "ready":
+            return self._store.is_damaged(digest) and digest not in self._declined
+        return state == "absent"
 
     def _enter(self, image: int, origin: Origin) -> None:
         job = self._jobs[origin.layer.digest] = Job(origin)

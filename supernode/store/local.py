@@ -129,7 +129,6 @@ class LocalStore:
                 log.info("pack %s, which was damaged, is replaced", target.name)
                 self._bury(target)
                 part.rename(target)
-                self._damaged.discard(target.name)
             elif target.exists():
                 log.info("layer %s has the pack of a twin, %s", digest, target.name)
                 self.abandon(digest, kind)
@@ -156,6 +155,10 @@ class LocalStore:
         """The pack is to be replaced when one of its layers, whose digests are returned, is sealed again."""
         self._damaged.add(pack_id)
         return [digest for digest, target in self.layers() if target == pack_id]
+
+    def is_damaged(self, digest: str) -> bool:
+        """Whether the pack of a layer waits to be replaced."""
+        return self.find(digest) in self._damaged
 
     def directory(self, pack_id: str) -> Path:
         """Where a sealed pack lies, if it does. `UsageError` for what is no pack id."""
@@ -252,6 +255,7 @@ class LocalStore:
         except FileNotFoundError:
             return False
         self._sizes.pop(pack.name, None)
+        self._damaged.discard(pack.name)
         shutil.rmtree(grave)
         return True
 

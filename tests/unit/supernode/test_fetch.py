@@ -30,6 +30,10 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.packs: dict[str, bytes] = {}
+        self.damaged: set[str] = set()
+
+    def is_damaged(self, digest: str) -> bool:
+        return digest in self.damaged
 
     def find(self, digest: str) -> str | None:
         return "pack-" + digest if digest in self.packs else None
@@ -240,6 +244,23 @@ async def test_failure_is_told_held_off_and_tried_again(world: World) -> None:
     (await world.started.get()).open.set()
     assert await world.index(origin) == b"layer"
     assert world.fetcher.status(origin.layer.digest).reason is None
+
+
+async def test_a_damaged_layer_is_converted_again_when_its_image_is_resolved(world: World) -> None:
+    """Its link stands, so it counts as ready; a supernode that was started since does not know where it is from."""
+    origin = world.layer(b"layer")
+    digest = origin.layer.digest
+    world.store.packs[digest] = b"damaged"
+    world.store.damaged.add(digest)
+    world.fetcher.again([digest])
+    assert digest not in world.fetcher.jobs
+    world.start(origin)
+    assert digest in world.fetcher.jobs
+    (await world.started.get()).open.set()
+    assert await world.index(origin) == b"layer"
+    world.store.damaged.clear()
+    world.start(origin)
+    assert digest not in world.fetcher.jobs
 
 
 async def test_wrong_bytes_from_the_registry_end_the_conversion(world: World) -> None:
