@@ -1,4 +1,8 @@
-"""Has this node's packs proved, one at a time: its tar-split stream is fetched for that only, and kept nowhere."""
+"""Has this node's packs proved: the tar-split stream is fetched for that only, and kept nowhere.
+
+At a time one pack is looked at that somebody waits for, and one unasked: who waits does not wait for what has only idle
+processors.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +59,7 @@ class Prover:
         self._splits = splits
         self._tasks = tasks
         self._found = found
-        self._one = asyncio.Lock()
+        self._one: dict[When, asyncio.Lock] = {"idle": asyncio.Lock(), "soon": asyncio.Lock()}
         self._under_way: dict[str, SharedWork[Verdict]] = {}
         self.looks: dict[str, Look] = {}
         self.outcomes: Counter[str] = Counter()
@@ -76,7 +80,7 @@ class Prover:
     async def _look(self, layer: Layer, when: When) -> Verdict:
         look = self.looks[layer.pack_id]
         try:
-            async with self._one:
+            async with self._one[when]:
                 verdict = look.verdict = await self._proved(layer, look, when)
         finally:
             del self._under_way[layer.pack_id]

@@ -1,7 +1,8 @@
 """Has packs proved, on a supernode's own account and at an agent's word, and revokes those that are not their layers'.
 
 Nothing is believed of an agent's report but that it is worth a look: a pack is revoked when it was found false here,
-twice, by two processes. One pack is looked at at a time.
+twice, by two processes. At a time one pack is looked at that somebody asks about, and one that is due: who asks does
+not wait for what has only idle processors.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Prover:
         self._again = again
         self._busy = busy
         self._prove = prove
-        self._one = asyncio.Lock()
+        self._one: dict[When, asyncio.Lock] = {"idle": asyncio.Lock(), "soon": asyncio.Lock()}
         self._looks: SingleFlight[Verdict] = SingleFlight()
         self._waiting = 0
         self._verdicts: dict[str, tuple[float, Verdict]] = {}
@@ -80,8 +81,15 @@ class Prover:
                 continue
             due = await asyncio.to_thread(self._due)
             if due is not None:
-                with suppress(ImgdistError):
-                    await self.look(due, when="idle")
+                await self._look_unasked(due)
+
+    async def _look_unasked(self, pack_id: str) -> None:
+        try:
+            await self.look(pack_id, when="idle")
+        except ImgdistError:  # it went meanwhile, or others wait
+            pass
+        except OSError as error:  # a full disk takes no revocation: it is due again with the next look
+            log.error("pack %s: what its proof came to cannot be acted on: %s", pack_id, error)
 
     async def look(self, pack_id: str, *, fresh: bool = True, when: When = "soon") -> Verdict:
         """The verdict on a pack, acted on. Who asks while it is looked at gets the same; unless `fresh`, so does who
@@ -100,7 +108,7 @@ class Prover:
             raise TemporaryError(f"{WAITING_MAX} packs wait to be looked at already; ask again later")
         self._waiting += 1
         try:
-            async with self._one:
+            async with self._one[when]:
                 verdict = await self._looked(pack_id, when)
                 await self._act(pack_id, verdict)
         finally:
@@ -123,7 +131,6 @@ class Prover:
         return verdict
 
     async def _act(self, pack_id: str, verdict: Verdict) -> None:
-        await asyncio.to_thread(self._note, pack_id)
         if verdict.outcome == "false":
             await self._revoke(pack_id, verdict.reason)
         elif verdict.outcome == "damaged":
@@ -134,6 +141,7 @@ class Prover:
             self._again(digests)
         elif verdict.outcome == "unproven":
             log.warning("pack %s: %s", pack_id, verdict)
+        await asyncio.to_thread(self._note, pack_id)  # last: what could not be acted on is still due
 
     async def _revoke(self, pack_id: str, reason: str) -> None:
         digests = await asyncio.to_thread(self._store.revoke, pack_id, reason)

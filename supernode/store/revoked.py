@@ -34,7 +34,8 @@ class RevokedPacks:
             os.fsync(file.fileno())
         fresh.rename(self._directory / pack_id)
         sync_directory(self._directory)
-        self._reasons[pack_id] = reason
+        # Another thread may be going through the old ones.
+        self._reasons = {**self._reasons, pack_id: reason}
 
     def reason(self, pack_id: str) -> str | None:
         """Why a pack was revoked; None if it was not."""

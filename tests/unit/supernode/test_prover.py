@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import logging
 import os
@@ -114,7 +115,9 @@ async def test_a_flipped_bit_on_the_disk_is_damage(tmp_path: Path) -> None:
     assert "1 of" in verdict.reason
     assert world.again == [LAYER]
     assert world.store.find(LAYER) == pack_id, "what is in order is served meanwhile"
+    assert world.store.is_damaged(LAYER)
     assert converted(world.store) == pack_id
+    assert not world.store.is_damaged(LAYER)
     assert (await world.prover.look(pack_id)).outcome == "proven"
 
 
@@ -164,6 +167,60 @@ async def test_what_is_not_here_and_too_many(tmp_path: Path, monkeypatch: pytest
         await world.prover.look(packs[2])
     world.gate.set()
     await asyncio.gather(*asking)
+
+
+async def test_who_asks_does_not_wait_for_what_has_only_idle_processors(tmp_path: Path) -> None:
+    due, asked = (stored(tmp_path, f"sha256:{n:064x}", file(b"%d" % n, b"x") + END) for n in range(2))
+    world = World(tmp_path, Verdict("proven"), Verdict("proven"))
+    world.gate.clear()
+    idle = asyncio.create_task(world.prover.look(due, when="idle"))
+    await world.looking.wait()
+    world.looking.clear()
+    answer = asyncio.create_task(world.prover.look(asked, fresh=False))
+    async with asyncio.timeout(30):
+        await world.looking.wait()
+    assert world.looks == [due, asked]
+    world.gate.set()
+    assert set(await asyncio.gather(idle, answer)) == {Verdict("proven")}
+
+
+async def test_a_disk_that_takes_no_revocation_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pack is due again, and revoked when there is room."""
+    pack_id = stored(tmp_path)
+    os.utime(tmp_path / "packs" / pack_id / "index", (0, 0))
+    monkeypatch.setattr(prover, "LOOK_S", 0)
+    world = World(tmp_path, *[Verdict("false", "a lie")] * 4, every_s=1000)
+    revoke, tries = world.store.revoke, 0
+
+    def full_at_first(pack_id: str, reason: str) -> list[str]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return revoke(pack_id, reason)
+
+    monkeypatch.setattr(world.store, "revoke", full_at_first)
+    running = asyncio.create_task(world.prover.run())
+    async with asyncio.timeout(30):
+        while not world.revoked and not running.done():  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.005)
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert world.revoked == [(pack_id, "a lie")]
+    assert "No space left" in caplog.text
+
+
+def test_revocations_may_be_gone_through_while_one_is_added(tmp_path: Path) -> None:
+    revoked = LocalStore(tmp_path).revoked
+    revoked.load()
+    revoked.add("a" * 64, "first")
+    told = iter(revoked.all())
+    revoked.add("b" * 64, "second")
+    assert list(told) == ["a" * 64]
+    assert list(revoked.all()) == ["a" * 64, "b" * 64]
 
 
 async def test_packs_are_looked_at_when_they_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

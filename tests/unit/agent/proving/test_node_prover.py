@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -16,8 +17,9 @@ from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.layer import Layer
 from agent.layerstore import LayerStore
-from agent.proving.prover import MARK, Prover
+from agent.proving.prover import MARK, Look, Prover
 from imgdist.errors import NotFoundError
+from imgdist.proving.process import When
 from imgdist.proving.verdict import Verdict
 from supernode.convert.pipeline import Options, convert
 from supernode.store import LocalStore
@@ -99,6 +101,28 @@ async def test_a_whole_layer_is_proven_once(node: Node) -> None:
     assert 0 < look.done_bytes <= look.total_bytes
     assert node.found == [Verdict("proven")]
     assert [path.name for path in layer.store.directory.parent.iterdir()] == [layer.pack_id], "nothing else is kept"
+
+
+async def test_who_waits_does_not_wait_for_an_unasked_look(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has only idle processors: on a busy node there may be none for hours."""
+    began, gate = asyncio.Event(), asyncio.Event()
+
+    async def proved(self: Prover, layer: Layer, look: Look, when: When) -> Verdict:
+        began.set()
+        if when == "idle":
+            await gate.wait()
+        return Verdict("unproven", when)
+
+    def of(pack_id: str) -> Any:
+        return SimpleNamespace(pack_id=pack_id, store=SimpleNamespace(index=SimpleNamespace(image_size=0)))
+
+    monkeypatch.setattr(Prover, "_proved", proved)
+    async with asyncio.timeout(30):
+        unasked = node.prover.begin(of("a"), "idle")
+        await began.wait()
+        assert (await node.prover.begin(of("b")).wait()).reason == "soon"
+        gate.set()
+        assert (await unasked.wait()).reason == "idle"
 
 
 @pytest.mark.parametrize("metadata", [False, True])
