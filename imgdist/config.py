@@ -79,9 +79,9 @@ class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: Annotated[
         int, Meta(ge=64 << 20, description="bytes of memory of the worker; 16 MiB more a thread beyond two")
     ] = DEFAULT_LIMITS.memory_bytes
-    cpu_s: Annotated[int, Meta(ge=1, description="CPU-seconds of the worker, and one more a MiB of layer")] = (
-        DEFAULT_LIMITS.cpu_s
-    )
+    cpu_s: Annotated[
+        int, Meta(ge=1, description="CPU-seconds of the worker, and `convert.level` more a MiB of layer")
+    ] = DEFAULT_LIMITS.cpu_s
 
     def limits(self) -> Limits:
         """As the converter takes them."""

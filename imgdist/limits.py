@@ -38,7 +38,7 @@ class Limits:
     memory_bytes: int = 256 << 20
     """Private memory of the worker, with two threads; each further one may take 16 MiB more."""
     cpu_s: int = 30
-    """CPU-seconds of the worker, and one more for each MiB of compressed layer."""
+    """CPU-seconds of the worker, and `convert.level` more for each MiB of compressed layer."""
 
 
 DEFAULT_LIMITS = Limits()
