@@ -76,7 +76,7 @@ def checked_plan(config: AgentConfig, given: Given) -> dict[str, Any]:
     if shares(config):
         _check_peer_addresses(config)
     if config.mirror_listen:
-        _check_mirror_address(config)
+        _check_listener("--mirror-listen", config.mirror_listen, "as registry clients have it", config.allow_plain)
     if wrong := _SEPARATORS & set(config.root):
         raise ConfigError(
             f"--root {config.root}: expected a path without {' '.join(wrong)}, which overlayfs reads as its own"
@@ -238,33 +238,22 @@ def _check_url(url: str) -> None:
 
 
 def _check_peer_addresses(config: AgentConfig) -> None:
-    try:
-        address = Address.parse(config.peer_listen)
-    except ImgdistError as error:
-        raise ConfigError(f"--peer-listen {config.peer_listen}: {error}") from None
-    if address.path:
-        raise ConfigError(f"--peer-listen {config.peer_listen}: expected host:port, other nodes are to reach it")
-    if not (address.is_local or config.allow_plain):
-        raise ConfigError(
-            f"--peer-listen {config.peer_listen}: TLS is not spoken here; expected a loopback address or --allow-plain"
-        )
+    _check_listener("--peer-listen", config.peer_listen, "other nodes are to reach it", config.allow_plain)
     check_advertised(config.peer_advertise)
     if not config.zone.isprintable() or len(config.zone) > NAME_MAX:
         raise ConfigError(f"--zone {config.zone!r}: expected at most {NAME_MAX} printable characters")
 
 
-def _check_mirror_address(config: AgentConfig) -> None:
+def _check_listener(flag: str, listen: str, why: str, allow_plain: bool) -> None:
+    what = f"{flag} {listen}"
     try:
-        address = Address.parse(config.mirror_listen)
+        address = Address.parse(listen)
     except ImgdistError as error:
-        raise ConfigError(f"--mirror-listen {config.mirror_listen}: {error}") from None
+        raise ConfigError(f"{what}: {error}") from None
     if address.path:
-        raise ConfigError(f"--mirror-listen {config.mirror_listen}: expected host:port, as registry clients have it")
-    if not (address.is_local or config.allow_plain):
-        raise ConfigError(
-            f"--mirror-listen {config.mirror_listen}: TLS is not spoken here; expected a loopback address or "
-            "--allow-plain"
-        )
+        raise ConfigError(f"{what}: expected host:port, {why}")
+    if not (address.is_local or allow_plain):
+        raise ConfigError(f"{what}: TLS is not spoken here; expected a loopback address or --allow-plain")
 
 
 def _prepare_directory(directory: str) -> None:

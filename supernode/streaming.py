@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator
 
 from aiohttp import web
 
-from imgdist.errors import ImgdistError
-
-log = logging.getLogger("imgdist.api")
+from imgdist.distribution.blobresponse import send_pieces
 
 STREAM = "application/octet-stream"
 
@@ -20,16 +17,5 @@ async def send_stream(request: web.Request, stream: AsyncGenerator[bytes, None])
     first = await anext(stream, b"")
     response = web.StreamResponse(headers={"Content-Type": STREAM})
     response.enable_chunked_encoding()
-    await response.prepare(request)
-    try:
-        await response.write(first)
-        async for piece in stream:
-            await response.write(piece)
-        await response.write_eof()
-    except ConnectionResetError:
-        log.debug("%s: the reader left", request.path)
-    except ImgdistError as error:
-        log.info("%s ends early: %s", request.path, error)
-        if request.transport is not None:
-            request.transport.abort()
+    await send_pieces(request, response, first, stream)
     return response

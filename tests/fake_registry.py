@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import io
@@ -180,12 +181,34 @@ async def serving(
         await runner.cleanup()
 
 
-def tar_gz(files: dict[str, bytes]) -> bytes:
-    """A gzip layer with regular files, the same bytes for the same files."""
+def held_back(raw: bytes, first: int) -> tuple[Fault, asyncio.Event]:
+    """A fault of a registry that sends `first` bytes of a blob, and the rest when the event is set."""
+    going_on = asyncio.Event()
+
+    async def fault(request: web.Request) -> web.StreamResponse | None:
+        if "/blobs/" not in request.path or request.method != "GET":
+            return None
+        response = web.StreamResponse(headers={"Content-Length": str(len(raw))})
+        await response.prepare(request)
+        await response.write(raw[:first])
+        await going_on.wait()
+        await response.write(raw[first:])
+        return response
+
+    return fault, going_on
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    """A layer with regular files, the same bytes for the same files."""
     raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as tar:
+    with tarfile.open(fileobj=raw, mode="w") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return gzip.compress(raw.getvalue(), mtime=0)
+            archive.addfile(member, io.BytesIO(content))
+    return raw.getvalue()
+
+
+def tar_gz(files: dict[str, bytes]) -> bytes:
+    """The same as a gzip layer."""
+    return gzip.compress(tar(files), mtime=0)

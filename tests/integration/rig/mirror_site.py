@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
-from fake_registry import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, FakeRegistry, digest_of
+from fake_registry import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, FakeRegistry, digest_of, tar
 from rig.local_agent import LocalAgent
 from rig.registry_thread import registry_thread
 
@@ -88,8 +86,8 @@ def mirror_site(
     """Both of them; the first layer is compressed by gzip, the others by zstd. `settings` of the agent: "key=value"."""
     directory.mkdir(exist_ok=True)
     with registry_thread() as registry:
-        manifest = _add(registry, NAME, [_tar(files) for files in layers])
-        by_docker = _add(registry, DOCKERS, [_tar(dockers)])
+        manifest = _add(registry, NAME, [tar(files) for files in layers])
+        by_docker = _add(registry, DOCKERS, [tar(dockers)])
         agent = LocalAgent(directory / "a", registry.host)
         agent.mirror = f"127.0.0.1:{free_port()}"
         # docker.io is reached as a registry without TLS behind a proxy, which is our registry itself.
@@ -130,13 +128,3 @@ def _add(registry: FakeRegistry, name: str, tars: list[bytes]) -> str:
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [child]}
     registry.add_manifest(json.dumps(index).encode(), OCI_INDEX, "1", name)
     return digest
-
-
-def _tar(files: dict[str, bytes]) -> bytes:
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return raw.getvalue()

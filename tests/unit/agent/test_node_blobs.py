@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from fake_node import FakeMounter, Steps
-from fake_registry import FakeRegistry, answer, serving
+from fake_registry import FakeRegistry, answer, held_back, serving
 from made_layers import FakeView
 from prometheus_client import CollectorRegistry
 
@@ -165,23 +165,6 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         running.cancel()
         await asyncio.wait([running])
         await runner.cleanup()
-
-
-def held_back(raw: bytes, first: int) -> tuple[Any, asyncio.Event]:
-    """A registry that sends `first` bytes, and the rest when the event is set."""
-    going_on = asyncio.Event()
-
-    async def fault(request: web.Request) -> web.StreamResponse | None:
-        if "/blobs/" not in request.path or request.method != "GET":
-            return None
-        response = web.StreamResponse(headers={"Content-Length": str(len(raw))})
-        await response.prepare(request)
-        await response.write(raw[:first])
-        await going_on.wait()
-        await response.write(raw[first:])
-        return response
-
-    return fault, going_on
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-from fake_registry import FakeRegistry, answer, cut_after, serving
+from fake_registry import FakeRegistry, answer, cut_after, held_back, serving
 
 from imgdist.errors import CorruptError, DeclinedError, NotFoundError, TemporaryError
 from imgdist.oci import transport
@@ -87,23 +86,6 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
-
-
-def held_back(raw: bytes, first: int) -> tuple[Any, asyncio.Event]:
-    """A registry that sends `first` bytes, and the rest when the event is set."""
-    going_on = asyncio.Event()
-
-    async def fault(request: web.Request) -> web.StreamResponse | None:
-        if "/blobs/" not in request.path or request.method != "GET":
-            return None
-        response = web.StreamResponse(headers={"Content-Length": str(len(raw))})
-        await response.prepare(request)
-        await response.write(raw[:first])
-        await going_on.wait()
-        await response.write(raw[first:])
-        return response
-
-    return fault, going_on
 
 
 @pytest.mark.parametrize("raw", [BLOB, ENDS_WITH_CHUNK, b"{}", bytes(CHUNK_MAX + 1), b"text " * 200_000, b""])
