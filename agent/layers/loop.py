@@ -205,7 +205,7 @@ def find(backing_file: str) -> list[Loop]:
 
 
 def set_read_ahead(path: str, size_bytes: int) -> None:
-    """Set the device's read-ahead, in bytes. It stays when the device is freed: whoever takes it next sets their own."""
+    """Set the device's read-ahead, in bytes. It stays when the device is freed: who takes it next sets their own."""
     (_queue(path) / "read_ahead_kb").write_text(str(size_bytes // 1024))
 
 
