@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 
@@ -148,6 +151,13 @@ def test_a_layer_that_this_release_declines_is_not_called_a_lie(limits: Limits) 
     pack = made()
     with pytest.raises(DeclinedError, match="would not convert it"):
         prove(pack.image(), BytesIO(pack.split), limits=limits)
+
+
+def test_a_proof_ends_when_it_takes_too_much_time() -> None:
+    """A tar-split stream may be made of more records than anybody can read."""
+    spin = "from imgdist.proving import worker as w; w.CPU_S = 1; w.report('soon', lambda progress: any(iter(int, 1)))"
+    done = subprocess.run([sys.executable, "-c", spin], check=False, capture_output=True)
+    assert (done.returncode, done.stdout) in ((-signal.SIGXCPU, b""), (-signal.SIGKILL, b""))
 
 
 @pytest.mark.parametrize("size", [1, BLOCK, CHUNK_MAX, 600_001])
