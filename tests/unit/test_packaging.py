@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from imgdist.config import AgentConfig, SupernodeConfig, load
 
 _TOP = Path(__file__).parents[2]
 _DEPLOY = _TOP / "deploy"
-_HELP_LIMIT_S = 0.5  # measured: 0.15 on an idle machine; 0.25 of aiohttp's import must not creep in
+_HELP_LIMIT_CPU_S = 0.5  # measured: 0.15 on an idle machine; 0.25 of aiohttp's import must not creep in
 
 
 def _locked(name: str) -> set[str]:
@@ -68,6 +68,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "venv/bin"
 
 
+def _children_cpu_s() -> float:
+    """CPU time of ended children: other work on the machine does not add to it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _run(installed: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([installed / argv[0], *argv[1:]], cwd=installed, capture_output=True, text=True, check=False)
 
@@ -100,11 +106,11 @@ def test_command_starts_and_helps_at_once(installed: Path) -> None:
     assert __version__ in _run(installed, "imgdist", "--version").stdout
     took = []
     for _ in range(5):
-        start = time.monotonic()
+        start = _children_cpu_s()
         done = _run(installed, "imgdist", "--help")
-        took.append(time.monotonic() - start)
+        took.append(_children_cpu_s() - start)
         assert done.returncode == 0 and "agent" in done.stdout and "supernode" in done.stdout
-    assert min(took) < _HELP_LIMIT_S, f"imgdist --help took {min(took):.2f} s at best"
+    assert min(took) < _HELP_LIMIT_CPU_S, f"imgdist --help took {min(took):.2f} s of CPU at best"
     loaded = _run(installed, "python", "-c", "import imgdist.cli, sys; print('\\n'.join(sys.modules))").stdout.split()
     assert not {"aiohttp", "grpclib", "rich", "zstandard", "mfusepy"} & set(loaded)
 
