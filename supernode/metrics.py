@@ -14,12 +14,17 @@ from supernode.tracker.members import Census
 
 _CONVERT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
+REGISTRIES_MAX = 200
+"""Registries with figures of their own, the first ones; of all others together: whoever may use the registry endpoint
+can name any host."""
+
 
 class Metrics:
     """Counters of one supernode. Also the registry client's Meter."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._registries: set[str] = set()
         self._requests = Counter(
             "imgdist_registry_requests", "Requests to registries", ["registry", "status"], registry=self._registry
         )
@@ -93,15 +98,21 @@ class Metrics:
 
     def request(self, registry: str, status: str) -> None:
         """A registry answered, or did not ("error")."""
-        self._requests.labels(registry, status).inc()
+        self._requests.labels(self._named(registry), status).inc()
 
     def received(self, registry: str, size_bytes: int) -> None:
         """Body bytes came from a registry."""
-        self._bytes.labels(registry).inc(size_bytes)
+        self._bytes.labels(self._named(registry)).inc(size_bytes)
 
     def retried(self, registry: str, reason: str) -> None:
         """Something was asked of a registry again, or elsewhere."""
-        self._retries.labels(registry, reason).inc()
+        self._retries.labels(self._named(registry), reason).inc()
+
+    def _named(self, registry: str) -> str:
+        if registry in self._registries or len(self._registries) < REGISTRIES_MAX:
+            self._registries.add(registry)
+            return registry
+        return "other"
 
     def sent(self, kind: str, size_bytes: int) -> None:
         """The chunk server sent bytes of chunks for requests of a kind (`Priority`)."""

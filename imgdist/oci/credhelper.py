@@ -15,6 +15,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -25,6 +26,8 @@ KEEP_S = 600.0
 """How long an answer without an end is kept: the shortest-lived ones that are known (GAR's) last an hour."""
 EARLY_S = 60.0
 """So long before its end the next one is asked for: a pull that begins with it must not outlive it at once."""
+KEPT_MAX = 1000
+"""Registries whose answers are kept: whoever may use a mirror can name any host."""
 TIMEOUT_S = 10.0
 _ANSWER_MAX = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -50,17 +53,20 @@ class CredentialHelper:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._kept: dict[tuple[str, str], _Kept] = {}
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, name: str, host: str) -> Credentials | None:
         """What the helper has for a registry; None: nothing. Raises ConfigError if there is no such helper,
         TemporaryError if it fails."""
         key = (name, host)
-        async with self._locks.setdefault(key, asyncio.Lock()):
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        async with lock:
             kept = self._kept.get(key)
             if kept is None or self._clock() >= kept.until:
                 found = await _run(name, host)
                 kept = self._kept[key] = _Kept(found, self._until(found))
+                if len(self._kept) > KEPT_MAX:
+                    self._kept.pop(next(iter(self._kept)))
             return kept.credentials
 
     def forget(self, name: str, host: str) -> None:

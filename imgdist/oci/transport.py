@@ -23,6 +23,8 @@ from imgdist.oci.budget import Budget
 from imgdist.oci.settings import RegistrySettings
 
 REDIRECTS_MAX = 10
+BUDGETS_MAX = 100
+"""Hosts with a budget of their own: a registry may name a token server for each repository."""
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 REDIRECT_STATUS = frozenset({301, 302, 303, 307, 308})
 CUT = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError)
@@ -160,7 +162,7 @@ class Transport:
         broken TLS, HTTP or redirects.
         """
         retry = retry or self._retry
-        budget = self._budgets.setdefault(url.origin(), Budget(self._settings.requests_per_s(self._host)))
+        budget = self._budget(url.origin())
         failures = 0
         while True:
             wait_s = budget.take(time.monotonic())
@@ -173,6 +175,13 @@ class Transport:
             except TemporaryError as error:
                 failures += 1
                 await self._pause(failures, error, retry, isinstance(error, _Unreachable))
+
+    def _budget(self, origin: URL) -> Budget:
+        budget = self._budgets.pop(origin, None) or Budget(self._settings.requests_per_s(self._host))
+        self._budgets[origin] = budget
+        if len(self._budgets) > BUDGETS_MAX:
+            del self._budgets[next(iter(self._budgets))]
+        return budget
 
     async def pause(self, failures: int, error: TemporaryError) -> None:
         """Wait before the next attempt, or raise `error` if there shall be none."""
@@ -234,6 +243,8 @@ class Transport:
             if not location or following.scheme not in ("http", "https") or not following.host:
                 raise ProtocolError(f"{_shown(target)}: redirect without a usable Location")
             if following.origin() != target.origin():
+                if body:
+                    raise ProtocolError(f"{_shown(target)}: redirects what was posted, a secret, to another host")
                 # Credentials are for the host that asked for them; object stores answer 400 to a second kind.
                 headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
             target = following

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 
@@ -29,8 +28,6 @@ MEDIA_TYPE = "application/octet-stream"
 DOWNLOADS_MAX = 64
 """Blobs on their way at once, with some MiB of memory each; who asks for one more is told to come back (a guess)."""
 BUSY_S = 1.0
-SIZES_MAX = 100_000
-"""Blobs whose sizes are remembered (~200 bytes each)."""
 
 
 @dataclass(slots=True)
@@ -57,7 +54,6 @@ class Blobs:
         self._store = store
         self._registries = registries
         self._downloads: dict[str, _Download] = {}
-        self._sizes: OrderedDict[str, int] = OrderedDict()
         self._packs: dict[str, int] = {}  # sizes of the blobs in packs, 100 bytes each
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -75,14 +71,6 @@ class Blobs:
         """Until none is on its way."""
         while self._downloads:
             await next(iter(self._downloads.values())).over.wait()
-
-    def learn(self, descriptors: Iterable[Descriptor]) -> None:
-        """What a manifest says of the sizes of its blobs: it spares the registry a question each."""
-        for descriptor in descriptors:
-            self._sizes[descriptor.digest] = descriptor.size
-            self._sizes.move_to_end(descriptor.digest)
-        while len(self._sizes) > SIZES_MAX:
-            self._sizes.popitem(last=False)
 
     async def size(self, blob: Reference, *, authorization: str | None = None) -> int:
         """As BlobSource's; what the client showed is where the registry's client finds it."""
@@ -140,7 +128,7 @@ class Blobs:
         reader = self._store.open(pack_id) if pack_id is not None else None
         if pack_id is None or reader is None:
             return None
-        if pack_id not in self._packs:  # not `_sizes`: what is here is known, not told by a manifest
+        if pack_id not in self._packs:  # what is here is known, not told by a manifest
             self._packs[pack_id] = (await asyncio.to_thread(self._store.index, pack_id)).blob_size
         return StoredBlob(digest, self._packs[pack_id], reader)
 
@@ -167,7 +155,7 @@ class Blobs:
         assert blob.digest is not None
         if self._tasks is None or len(self._downloads) >= DOWNLOADS_MAX:
             raise TemporaryError(f"blob {blob.digest}: too much is on its way already; come back", BUSY_S)
-        download = _Download(blob, size if size is not None else self._sizes.get(blob.digest))
+        download = _Download(blob, size)
         running = self._run(download)
         try:
             self._tasks.create_task(running)
@@ -187,7 +175,6 @@ class Blobs:
             raise
         except ImgdistError as error:
             log.warning("blob %s: %s", blob.digest, error)
-            self._sizes.pop(blob.digest or "", None)  # it may be what was wrong
             download.error = error
         except Exception as error:
             log.exception("blob %s: fetching failed", blob.digest)
@@ -219,9 +206,7 @@ class Blobs:
 
     async def _ask_size(self, blob: Reference) -> int:
         assert blob.digest is not None
-        size = self._sizes.get(blob.digest)
-        if size is None:
-            size = await self._registries.client(blob.host).blob_size(blob.repository, blob.digest)
+        size = await self._registries.client(blob.host).blob_size(blob.repository, blob.digest)
         if size is None:
             raise DeclinedError(f"{blob}: the registry does not tell the blob's size")
         return size

@@ -26,7 +26,7 @@ class Learning:
         self._resolver = resolver
         self._learn = learn
         self._tasks: asyncio.TaskGroup | None = None
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[tuple[str, str], int] = {}  # by repository too: anybody's manifest may name any digest
         self._reading: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -34,15 +34,15 @@ class Learning:
         async with asyncio.TaskGroup() as self._tasks:
             await asyncio.get_running_loop().create_future()
 
-    def size(self, digest: str) -> int | None:
-        """Bytes of a blob that some manifest named."""
-        return self._sizes.get(digest)
+    def size(self, blob: Reference) -> int | None:
+        """Bytes of a blob that some manifest of its repository named."""
+        return self._sizes.get((blob.name, blob.digest or ""))
 
     def manifest(self, reference: Reference, media_type: str, raw: bytes) -> Manifest | Index | None:
         """Take note of a manifest that is about to be served; it, if it is one that is understood."""
         document = understood(media_type, raw)
         if isinstance(document, Manifest):
-            self._note(document)
+            self._note(reference.name, document)
             config = document.config.digest
             if self._tasks is not None and config not in self._reading:
                 task = self._reading[config] = self._tasks.create_task(self._image(reference, document))
@@ -70,10 +70,10 @@ class Learning:
             ]
         )
 
-    def _note(self, manifest: Manifest) -> None:
+    def _note(self, name: str, manifest: Manifest) -> None:
         for descriptor in (manifest.config, *manifest.layers):
-            self._sizes.pop(descriptor.digest, None)
-            self._sizes[descriptor.digest] = descriptor.size
+            self._sizes.pop((name, descriptor.digest), None)
+            self._sizes[name, descriptor.digest] = descriptor.size
         while len(self._sizes) > SIZES_MAX:
             del self._sizes[next(iter(self._sizes))]
 

@@ -86,7 +86,7 @@ class PullThrough:
         where = request.where
         source = self._direct if await self._is_elsewhere(where, authorization) else self._blobs
         assert where.digest is not None
-        known = self._learning.size(where.digest)
+        known = self._learning.size(where)
         return known if known is not None else await source.size(where, authorization=authorization)
 
     async def blob(self, request: Request, authorization: str | None) -> Blob:
@@ -97,7 +97,7 @@ class PullThrough:
             # Once more: another registry may have begun to deliver it meanwhile, or be done, and then it is that one's.
             if not await self._is_elsewhere(where, authorization):
                 return opened
-        size = self._learning.size(where.digest or "")
+        size = self._learning.size(where)
         return await self._direct.open(where, authorization=authorization, size=size)
 
     async def _open(self, where: Reference, authorization: str | None) -> Blob:
@@ -105,7 +105,7 @@ class PullThrough:
         await self._learning.settled(where.digest)
         if document := await self._catalog.document(where.digest):
             return MemoryBlob(where.digest, document[1])
-        return await self._blobs.open(where, authorization=authorization, size=self._learning.size(where.digest))
+        return await self._blobs.open(where, authorization=authorization, size=self._learning.size(where))
 
     async def tags(self, request: Request, query: Sequence[tuple[str, str]], authorization: str | None) -> Document:
         """As Registry.tags: asked anew each time."""

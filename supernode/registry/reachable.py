@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from imgdist.errors import ImgdistError, TemporaryError
 from imgdist.oci.transport import Meter
-from supernode.registries import Registries
+from supernode.registries import CLIENTS_MAX, Registries
 
 LATELY_S = 5.0
 """How long an answer vouches for the next (a guess: a pull asks for its first blob that soon)."""
@@ -28,7 +28,10 @@ class Answering:
     def request(self, registry: str, status: str) -> None:
         """As Meter.request."""
         if status.isdigit() and int(status) < 500 and status != "429":
+            self._answered.pop(registry, None)
             self._answered[registry] = self._clock()
+            if len(self._answered) > CLIENTS_MAX:
+                del self._answered[next(iter(self._answered))]
         self._meter.request(registry, status)
 
     def received(self, registry: str, size_bytes: int) -> None:

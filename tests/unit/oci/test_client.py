@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from fake_registry import FakeRegistry, Fault, answer, cut_after, serving
+from yarl import URL
 
 from imgdist.errors import CorruptError, DeniedError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.oci import transport
@@ -326,6 +327,30 @@ async def test_identity_token_is_posted(registry: FakeRegistry, connect: Connect
     assert (await connect(Credentials(identity_token="it")).manifest("a/b", "1")).digest == digest
     assert forms[0]["refresh_token"] == "it"
     assert forms[0]["scope"] == "repository:a/b:pull"
+
+
+async def test_token_servers_without_end_cost_no_memory(http: aiohttp.ClientSession, meter: Counted) -> None:
+    client = transport.Transport("h.example", http, meter, FAST)
+    own = client._budget(URL("https://h.example"))
+    for number in range(2 * transport.BUDGETS_MAX):
+        client._budget(URL(f"https://{number}.example"))
+        assert client._budget(URL("https://h.example")) is own
+    assert len(client._budgets) == transport.BUDGETS_MAX
+
+
+async def test_an_identity_token_is_not_sent_on(registry: FakeRegistry, connect: Connect) -> None:
+    async with serving(FakeRegistry()) as elsewhere:
+
+        async def gate(request: web.Request) -> web.StreamResponse | None:
+            if request.method == "POST":
+                return web.Response(status=307, headers={"Location": f"http://{elsewhere.host}/token"})
+            challenge = f'Bearer realm="http://{registry.host}/token"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+        registry.always = gate
+        with pytest.raises(ProtocolError, match="another host"):
+            await connect(Credentials(identity_token="it")).manifest("a/b", "1")
+        assert not elsewhere.log
 
 
 async def test_redirect_to_another_host_carries_no_authorization(registry: FakeRegistry, connect: Connect) -> None:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from imgdist.errors import ConfigError, ImgdistError, TemporaryError
-from imgdist.oci import transport
+from imgdist.oci import credhelper, transport
 from imgdist.oci.credentials import Credentials, expiry
 from imgdist.oci.credhelper import KEEP_S, CredentialHelper
 from imgdist.oci.dockerconfig import DockerConfigFile
@@ -82,6 +82,17 @@ async def test_a_helper_is_asked_once_until_shortly_before_the_end(install: Call
     helper.forget("plain", "docker.io")
     await helper.get("plain", "docker.io")
     assert len(plain.read_text().splitlines()) == 2
+
+
+async def test_answers_for_hosts_that_clients_make_up_are_forgotten(
+    install: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credhelper, "KEPT_MAX", 2)
+    install("many", said("me", "1"))
+    helper = CredentialHelper()
+    for number in range(4):
+        assert await helper.get("many", f"{number}.example") == Credentials("me", "1")
+    assert len(helper._kept) == 2 and not helper._locks
 
 
 async def test_what_helpers_say_beside_credentials(install: Callable[[str, str], Path]) -> None:
