@@ -109,14 +109,17 @@ class PullThrough:
 
     async def tags(self, request: Request, query: Sequence[tuple[str, str]], authorization: str | None) -> Document:
         """As Registry.tags: asked anew each time."""
-        return await self._listed(request, "tags/list", query, authorization)
+        await self._check(request.where, "tags/list", authorization)
+        return await self._listed(request, "tags/list", query)
 
     async def referrers(
         self, request: Request, query: Sequence[tuple[str, str]], authorization: str | None
     ) -> Document:
         """As Registry.referrers. Where the registry has no such API, by the tag schema."""
+        path = f"referrers/{request.where.digest}"
+        await self._check(request.where, path, authorization)  # its 404 is a refusal: no reason to look elsewhere
         try:
-            return await self._listed(request, f"referrers/{request.where.digest}", query, authorization)
+            return await self._listed(request, path, query)
         except NotFoundError:
             return await self._by_tag_schema(request.where, dict(query).get("artifactType", ""))
 
@@ -159,11 +162,8 @@ class PullThrough:
         answer = await self._registries.client(where.host).ask(where.repository, path, accept=", ".join(accept))
         return Document(answer.media_type, answer.raw, answer.headers.get("Docker-Content-Digest", ""))
 
-    async def _listed(
-        self, request: Request, path: str, query: Sequence[tuple[str, str]], authorization: str | None
-    ) -> Document:
+    async def _listed(self, request: Request, path: str, query: Sequence[tuple[str, str]]) -> Document:
         where = request.where
-        await self._check(where, path, authorization)
         answer = await self._registries.client(where.host).ask(where.repository, path, query=query)
         headers = [("OCI-Filters-Applied", value)] if (value := answer.headers.get("OCI-Filters-Applied")) else []
         if onward := link(answer.headers.get("Link", ""), request):
