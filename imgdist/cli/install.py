@@ -56,11 +56,19 @@ def install(version: str, prefix: str, containerd_config: str, dry_run: bool, as
     place = Layout.below(os.path.abspath(prefix), containerd_config)
     major = containerd.found_major() if version == "auto" else None if version == "none" else int(version)
     done = put(place, major, dry_run=dry_run)
-    document = {"written": done.written, "unchanged": done.unchanged, "kept": done.kept, "next": done.next}
+    document = {
+        "written": done.written,
+        "removed": done.removed,
+        "unchanged": done.unchanged,
+        "kept": done.kept,
+        "next": done.next,
+    }
 
     def tell() -> None:
         for path in done.written:
             click.echo(f"{'would write' if dry_run else 'wrote'} {path}")
+        for path in done.removed:
+            click.echo(f"{'would remove' if dry_run else 'removed'} {path}")
         for path in done.kept:
             click.echo(f"kept {path}, which somebody else wrote or edited")
         for step in done.next:

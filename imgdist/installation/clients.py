@@ -25,16 +25,21 @@ def url(config: AgentConfig) -> str:
 
 
 def wanted(place: Layout, config: AgentConfig, *, with_containerd: bool) -> Iterator[tuple[Path, str]]:
-    """(path, text) of what clients have to read. UnsupportedError if one of their files is beyond us."""
+    """(path, text) of what clients have to read, and no more; empty text: no file. UnsupportedError if one of their
+    files is beyond us."""
     mirror = url(config)
     if not mirror:
+        yield from removals(place, config)
+        if files.standing(place.registries) in (Standing.OURS, Standing.EDITED):
+            yield place.registries, ""
         return
     if with_containerd:
         own = files.read(place.hosts) or ""
         keys = {"host": {mirror: {"capabilities": ["pull", "resolve"]}}}
         yield place.hosts, tomltext.with_keys(own, keys, str(place.hosts))
     if place.docker.parent.is_dir():
-        yield place.docker, docker.with_mirror(files.read(place.docker) or "", mirror, str(place.docker))
+        own = _without(files.read(place.docker) or "", _told(place) - {mirror})
+        yield place.docker, docker.with_mirror(own, mirror, str(place.docker))
     if place.registries.parent.is_dir():
         others = _mentioned(place)
         told = [registry for registry in config.mirror_registries if registry not in others]
@@ -43,15 +48,32 @@ def wanted(place: Layout, config: AgentConfig, *, with_containerd: bool) -> Iter
 
 def removals(place: Layout, config: AgentConfig) -> Iterator[tuple[Path, str]]:
     """(path, text as it was before) of the files that others have a share in; empty text: it was ours alone."""
+    mirrors = _told(place) | {url(config)}
     if own := files.read(place.hosts):
         before = tomltext.without_keys(own)
         if before != own:
             yield place.hosts, before
-    own = files.read(place.docker)
-    if own and (mirror := url(config)):
-        before = docker.without_mirror(own, mirror)
+    if own := files.read(place.docker):
+        before = _without(own, mirrors)
         if before != own:
             yield place.docker, before
+
+
+def _told(place: Layout) -> set[str]:
+    """Mirrors that hosts.toml has of us: the settings may name another one since, or none."""
+    own = files.read(place.hosts) or ""
+    try:
+        now, theirs = (tomllib.loads(text).get("host", {}) for text in (own, tomltext.without_keys(own)))
+    except tomllib.TOMLDecodeError:
+        return set()
+    return set(now) - set(theirs)
+
+
+def _without(daemon: str, mirrors: set[str]) -> str:
+    """Docker's daemon.json without these."""
+    for mirror in sorted(mirrors):
+        daemon = docker.without_mirror(daemon, mirror)
+    return daemon
 
 
 def _registries(registries: list[str], mirror: str) -> str:

@@ -87,6 +87,14 @@ def remove(path: Path) -> None:
         path.parent.rmdir()
 
 
+def give_back(path: Path, text: str) -> None:
+    """A file as it was; none if there was none."""
+    if text.strip() or path.is_symlink():
+        replace(path, text)
+    else:
+        remove(path)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a file so that nobody reads it any more; its new path. What was set aside before stays."""
     names = (f"{path.name}{_ASIDE}{number or ''}" for number in itertools.count())

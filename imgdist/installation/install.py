@@ -16,6 +16,7 @@ class Installed:
     """Paths by what became of them, and what is left to do, as lines for people."""
 
     written: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     """What somebody else wrote or edited: it stays as it is."""
@@ -50,7 +51,7 @@ def install(place: Layout, major: int | None, *, dry_run: bool = False) -> Insta
             _put(path, text, done, dry_run=dry_run)
         else:
             _record(path, text, done, dry_run=dry_run)
-    if str(place.docker) in done.written:
+    if str(place.docker) in (*done.written, *done.removed):
         done.next.append("systemctl reload docker, for its registry mirror")
     if major is not None and containerd.keeps_mirrors(place):
         done.next.append(
@@ -79,5 +80,8 @@ def _put(path: Path, text: str, done: Installed, *, dry_run: bool) -> None:
 
 
 def _record(path: Path, text: str, done: Installed, *, dry_run: bool) -> None:
-    changed = files.read(path) != text if dry_run else files.replace(path, text)
-    (done.written if changed else done.unchanged).append(str(path))
+    changed = (files.read(path) or "") != text
+    if changed and not dry_run:
+        files.give_back(path, text)
+    became = done.unchanged if not changed else done.written if text.strip() else done.removed
+    became.append(str(path))

@@ -95,16 +95,8 @@ def _tell_clients(place: Layout, config: AgentConfig, done: Removed, *, dry_run:
         if path == place.docker:
             done.next.append("systemctl reload docker, which goes on without its registry mirror")
         if not dry_run:
-            _give_back(path, text)
+            files.give_back(path, text)
     _take_off(place.registries, done, dry_run=dry_run)
-
-
-def _give_back(path: Path, text: str) -> None:
-    """A file as it was; none if there was none."""
-    if text.strip() or path.is_symlink():
-        files.replace(path, text)
-    else:
-        files.remove(path)
 
 
 def _tell_containerd(place: Layout, done: Removed, *, dry_run: bool) -> bool:
@@ -114,7 +106,7 @@ def _tell_containerd(place: Layout, done: Removed, *, dry_run: bool) -> bool:
         path, text = before
         done.removed.append(f"entries in {path}")
         if not dry_run:
-            _give_back(path, text)
+            files.give_back(path, text)
     return _take_off(place.drop_in, done, dry_run=dry_run) or before is not None
 
 

@@ -71,6 +71,32 @@ def test_no_mirror_no_word_of_it(place: Layout) -> None:
     assert "registry" not in place.drop_in.read_text()
 
 
+@pytest.mark.parametrize("daemon", ["", '{"log-driver": "journald"}'], ids=["nothing there", "theirs"])
+def test_a_mirror_that_moves_or_goes_is_named_nowhere_any_more(place: Layout, daemon: str) -> None:
+    """Whoever listens there next would be believed."""
+    if daemon:
+        place.docker.write_text(daemon)
+    settings, before = place.settings.read_text(), everything(place)
+    install(place, 2)
+    for moved in ('mirror_listen = "127.0.0.1:99"\n', 'mirror_listen = ""\n'):
+        place.settings.write_text(settings + moved)
+        done = install(place, 2)
+        found = everything(place)
+        assert not any("7650" in text for path, text in found.items()), moved
+        assert "systemctl reload docker, for its registry mirror" in done.next
+    assert {str(place.hosts), str(place.registries)} <= set(done.removed)
+    assert install(place, 2).removed == []
+    for path in (place.hosts, place.docker, place.registries):
+        assert found.get(str(path)) == before.get(str(path))
+
+
+def test_a_mirror_that_is_off_since_is_taken_off(place: Layout) -> None:
+    install(place, 2)
+    place.settings.write_text(place.settings.read_text() + 'mirror_listen = ""\n')
+    uninstall(place, place.config(), purges=False)
+    assert not any(path.exists() for path in (place.hosts, place.docker, place.registries))
+
+
 def test_registries_and_addresses_are_those_of_the_settings(place: Layout) -> None:
     mine = 'mirror_listen = "0.0.0.0:99"\nallow_plain = true\nmirror_registries = ["registry.internal:5000"]\n'
     place.settings.write_text(place.settings.read_text() + mine)
