@@ -229,6 +229,7 @@ def _idle_prover(
         others=lambda layer: swarm.sharing(layer.store) if swarm is not None else (),
         is_revoked=lambda pack_id: revocations.reason(pack_id) is not None,
         delay_s=config.verify.delay_s,
+        fills=config.fill.mode == "full",
     )
 
 

@@ -13,7 +13,10 @@ from agent.proving.choice import is_chosen
 from agent.proving.prover import Prover
 
 LOOK_S = 5.0
-"""Between two looks for a pack that is due; a look costs a stat(2) a pack."""
+"""Between two looks for a pack that is due; a look costs a stat(2) for each."""
+REVISIT_S = 300.0
+"""When a pack that is proven, or others' to prove, is due again (a guess): neighbours go. Each of an idle node's packs
+held against each neighbour at every look would take the event loop tens of milliseconds."""
 RETRY_S = (600.0, 86_400.0)
 """When a pack that could not be proved is tried again: first, at most; doubling (guesses)."""
 
@@ -23,7 +26,8 @@ Mode = Literal["none", "some", "all"]
 class IdleProver:
     """On the event loop. `node` is this node's id; `others(layer)` the ids of those that have the pack, too, as far as
     they are known. `is_revoked(pack_id)`: it needs no proof. A pack is due `delay_s` after it was first seen whole, or
-    up to twice as long, so that nodes which fill together do not ask for the tar-split together."""
+    up to twice as long, so that nodes which fill together do not ask for the tar-split together. `fills`: whether
+    layers that are shown become whole by themselves, which is then waited for."""
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class IdleProver:
         others: Callable[[Layer], Collection[str]],
         is_revoked: Callable[[str], bool],
         delay_s: float,
+        fills: bool = True,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -45,6 +50,7 @@ class IdleProver:
         self._others = others
         self._is_revoked = is_revoked
         self._delay_s = delay_s
+        self._fills = fills
         self._clock = clock
         self._chance = chance
         self._due: dict[str, float] = {}
@@ -72,12 +78,18 @@ class IdleProver:
         whole = [layer for layer in layers if layer.state in (State.COMPLETE, State.SWITCHED)]
         here, now = {layer.pack_id for layer in layers}, self._clock()
         self._due = {pack_id: at for pack_id, at in self._due.items() if pack_id in here}
+        self._failures = {pack_id: count for pack_id, count in self._failures.items() if pack_id in here}
         for layer in whole:
             self._due.setdefault(layer.pack_id, now + self._delay_s * (1 + self._chance()))
-        if any(layer.state is State.FILLING and layer.shown for layer in layers):
+        if self._fills and any(layer.state is State.FILLING and layer.shown for layer in layers):
             return None
-        due = [layer for layer in whole if self._due[layer.pack_id] <= now and self._is_wanted(layer)]
-        return min(due, key=lambda layer: self._due[layer.pack_id], default=None)
+        for layer in sorted(whole, key=lambda layer: self._due[layer.pack_id]):
+            if self._due[layer.pack_id] > now:
+                break
+            if self._is_wanted(layer):
+                return layer
+            self._due[layer.pack_id] = now + REVISIT_S
+        return None
 
     def _is_wanted(self, layer: Layer) -> bool:
         if self._is_revoked(layer.pack_id) or self._prover.is_proven(layer):

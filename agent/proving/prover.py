@@ -26,6 +26,8 @@ log = logging.getLogger("imgdist.proving")
 
 MARK = "proven"
 """An empty file in a pack's directory: it was proved by this node once."""
+LOOKS_MAX = 10_000
+"""Looks that are remembered, some 200 bytes each; the oldest go."""
 _SLACK_BYTES = 64 << 10
 """By how much a compressed stream may be longer than it is uncompressed (zstd: 1/256 and some)."""
 
@@ -47,8 +49,7 @@ class Look:
 
 
 class Prover:
-    """On the event loop. `found(layer, verdict)` is called with each verdict. The latest look of each pack is
-    remembered as long as its layer is here (some 200 bytes)."""
+    """On the event loop. `found(layer, verdict)` is called with each verdict. `looks` has the latest of each pack."""
 
     def __init__(
         self,
@@ -69,16 +70,19 @@ class Prover:
         """Look at a layer's pack, unless that is being done: the verdict to wait for."""
         work = self._under_way.get(layer.pack_id)
         if work is None:
-            self.looks[layer.pack_id] = Look(total_bytes=layer.store.index.image_size)
-            work = self._under_way[layer.pack_id] = SharedWork(self._tasks, self._look(layer, when))
+            look = Look(total_bytes=layer.store.index.image_size)
+            work = self._under_way[layer.pack_id] = SharedWork(self._tasks, self._look(layer, look, when))
+            self.looks.pop(layer.pack_id, None)
+            self.looks[layer.pack_id] = look
+            if len(self.looks) > LOOKS_MAX:
+                del self.looks[next(iter(self.looks))]
         return work
 
     def is_proven(self, layer: Layer) -> bool:
         """Whether this node has proved the pack before; one stat(2)."""
         return (layer.store.directory / MARK).exists()
 
-    async def _look(self, layer: Layer, when: When) -> Verdict:
-        look = self.looks[layer.pack_id]
+    async def _look(self, layer: Layer, look: Look, when: When) -> Verdict:
         try:
             async with self._one[when]:
                 verdict = look.verdict = await self._proved(layer, look, when)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.layer import Layer, State
 from agent.proving.choice import PROVERS, is_chosen
-from agent.proving.idle import RETRY_S, IdleProver, Mode
+from agent.proving.idle import RETRY_S, REVISIT_S, IdleProver, Mode
 from imgdist.proving.verdict import Verdict
 
 NODES = [f"{number:032x}" for number in range(40)]
@@ -41,24 +41,30 @@ def test_packs_are_spread_over_the_nodes() -> None:
 class World:
     """An idle prover whose looks end as `verdicts` say."""
 
-    def __init__(self, mode: Mode = "all") -> None:
+    def __init__(self, mode: Mode = "all", *, fills: bool = True) -> None:
         self.now = 0.0
         self.layers: list[Layer] = []
         self.verdicts: list[Verdict] = []
         self.proven: set[str] = set()
         self.revoked: set[str] = set()
         self.others: list[str] = []
+        self.asked: list[str] = []
         self.looks: list[str] = []
         prover: Any = SimpleNamespace(is_proven=lambda layer: layer.pack_id in self.proven, begin=self._begin)
         self.idle = IdleProver(
-            prover, lambda: self.layers, mode, node=NODES[0], others=lambda layer: self.others,
-            is_revoked=lambda pack: pack in self.revoked, delay_s=60, clock=lambda: self.now, chance=lambda: 0.5,
+            prover, lambda: self.layers, mode, node=NODES[0], others=self._others,
+            is_revoked=lambda pack: pack in self.revoked, delay_s=60, fills=fills, clock=lambda: self.now,
+            chance=lambda: 0.5,
         )  # fmt: skip
 
     def layer(self, number: int, state: State = State.SWITCHED) -> Layer:
         store: Any = FakeStore(number)
         self.layers.append(Layer(store, state=state, shown=state is State.FILLING))
         return self.layers[-1]
+
+    def _others(self, layer: Layer) -> list[str]:
+        self.asked.append(layer.pack_id)
+        return self.others
 
     def _begin(self, layer: Layer, when: str) -> Any:
         assert when == "idle"
@@ -91,6 +97,25 @@ def test_nothing_is_proved_while_anything_is_fetched() -> None:
     assert world.next(1001) is layer
     filling.state, filling.shown = State.FILLING, False
     assert world.next(1002) is layer, "one that nobody has mounted does not come by itself"
+
+
+def test_what_is_not_filled_is_not_waited_for() -> None:
+    world = World(fills=False)
+    layer, _ = world.layer(1), world.layer(2, State.FILLING)
+    world.next(0)
+    assert world.next(90) is layer
+
+
+def test_what_is_left_to_others_is_asked_about_seldom() -> None:
+    world = World("some")
+    world.others = NODES
+    others = [layer for layer in map(world.layer, range(1, 30)) if not is_chosen(NODES[0], NODES, layer.pack_id)]
+    world.layers = others
+    for now in (0, 90, 95, 90 + REVISIT_S - 1):
+        assert world.next(now) is None
+    assert sorted(world.asked) == sorted(layer.pack_id for layer in others)
+    world.others = []
+    assert world.next(90 + REVISIT_S) in others, "they have gone"
 
 
 def test_what_is_revoked_or_others_prove_is_left_out() -> None:

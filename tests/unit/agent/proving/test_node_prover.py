@@ -13,6 +13,7 @@ import pytest
 from forged_pack import flip_first, forge
 from raw_tar import END, directory, file
 
+import agent.proving.prover
 from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.layer import Layer
@@ -123,6 +124,14 @@ async def test_who_waits_does_not_wait_for_an_unasked_look(node: Node, monkeypat
         assert (await node.prover.begin(of("b")).wait()).reason == "soon"
         gate.set()
         assert (await unasked.wait()).reason == "idle"
+
+
+async def test_only_so_many_looks_are_remembered(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.proving.prover, "LOOKS_MAX", 2)
+    layer = node.layer()
+    node.prover.looks.update({"oldest": Look(), layer.pack_id: Look(), "latest": Look()})
+    await node.prover.begin(layer).wait()
+    assert list(node.prover.looks) == ["latest", layer.pack_id]
 
 
 @pytest.mark.parametrize("metadata", [False, True])
