@@ -74,7 +74,13 @@ class Revocations:
         path = self._directory / revocation.pack_id
         fresh = self._directory / f".{revocation.pack_id}"
         try:
-            fresh.write_bytes(msgspec.json.encode(revocation))
+            with fresh.open("wb") as file:
+                file.write(msgspec.json.encode(revocation))
+                if (
+                    revocation.layers
+                ):  # images forget them next: after a power cut nobody else could tell what replaces it
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(fresh, path)
         except OSError as error:
             log.error("pack %s: its revocation is not remembered over a restart: %s", revocation.pack_id, error)

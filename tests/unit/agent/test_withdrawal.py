@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from fake_node import FakeStore
 
 from agent.known_images import KnownImage, KnownImages, KnownLayer
 from agent.layer import Layer
-from agent.revocations import Revocation, Revocations
+from agent.revocations import Revocation, Revocations, RevokedLayer
 from agent.snapshotter.model import Info, Kind
 from agent.withdrawal import THIS_NODE, Withdrawal
 from agent.work import SharedWork
@@ -207,6 +208,19 @@ def test_a_file_that_makes_no_sense_still_revokes(tmp_path: Path) -> None:
     (tmp_path / ("ab" * 32)).write_text("{")
     (tmp_path / ".half").write_text("")
     assert [one.pack_id for one in Revocations(tmp_path).all()] == ["ab" * 32]
+
+
+def test_what_replaces_a_pack_is_on_the_disk_before_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").read_bytes()))
+    revocations = Revocations(tmp_path)
+    revocations.add(
+        Revocation("ab" * 32, "it lies", THIS_NODE, 1.0, (RevokedLayer("reg/app", MANIFEST, DIGEST, DIFF_ID),))
+    )
+    revocations.add(Revocation("cd" * 32, "not of this node", "supernode", 1.0))
+    assert synced == [(tmp_path / ("ab" * 32)).read_bytes()]
 
 
 def test_a_disk_that_refuses_does_not_keep_it_from_counting(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
