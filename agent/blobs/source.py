@@ -150,9 +150,8 @@ class Blobs:
             )
         except ImgdistError as error:
             log.warning("%s cannot be fetched again yet: %s", taking.blob, error)
-        finally:
-            await asyncio.sleep(RENEW_S)
-            self._renewing.discard(taking.digest)
+        await asyncio.sleep(RENEW_S)
+        self._renewing.discard(taking.digest)
 
 
 def _checked(blob: Reference) -> str:

@@ -59,7 +59,7 @@ async def send_pieces(
 
 
 def _transport(request: web.Request) -> asyncio.Transport:
-    if not isinstance(request.transport, asyncio.Transport):
+    if not isinstance(request.transport, asyncio.Transport) or request.transport.is_closing():
         raise ConnectionResetError
     return request.transport
 

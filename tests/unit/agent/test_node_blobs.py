@@ -20,6 +20,7 @@ from fake_registry import FakeRegistry, answer, held_back, serving
 from made_layers import FakeView
 from prometheus_client import CollectorRegistry
 
+import agent.blobs.source
 import agent.early
 from agent.blobs.source import Blobs
 from agent.catalog import Catalog
@@ -241,6 +242,22 @@ async def test_a_pack_that_the_supernode_lost_is_fetched_there_again(site: Site)
         assert await node.whole(blob) == BLOB
         assert layer.store.is_complete
     assert len(site.registry.paths("GET", "/blobs/")) == 2
+
+
+async def test_a_stop_does_not_wait_for_a_blob_that_is_fetched_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent.blobs.source, "RENEW_S", 3600.0)
+    blob = site.blob(BLOB)
+    fault, going_on = held_back(BLOB, 0)
+    async with asyncio.timeout(30), site.node() as node:
+        await node.catalog.adopt(b"".join([piece async for piece in site.supernode.blobs.index(blob)]))
+        site.supernode.forget(blob.digest or "")
+        site.registry.faults.append(fault)
+        reading = asyncio.create_task(node.whole(blob))
+        await until(lambda: len(site.registry.paths("GET", "/blobs/")) == 2)
+    assert reading.done()
+    going_on.set()
 
 
 async def test_what_the_registry_says_is_passed_on(site: Site) -> None:
