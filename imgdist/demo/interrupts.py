@@ -33,9 +33,17 @@ def interrupted_once() -> Iterator[None]:
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """Signals that come inside are delivered at its end: for clean-up on the ordinary way out."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Signals that come inside are delivered at its end: for clean-up on the ordinary way out.
+
+    By handlers, not by a mask: the kernel gives what this thread blocks to another one (gRPC has some), and CPython
+    lets it interrupt the main thread all the same.
+    """
+    came: list[int] = []
+    before = {name: signal.signal(name, lambda number, frame: came.append(number)) for name in _SIGNALS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)

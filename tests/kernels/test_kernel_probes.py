@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -126,13 +127,18 @@ def _idmap(mount: int, namespace: int) -> bool:
 @contextlib.contextmanager
 def _user_namespace() -> Iterator[int]:
     """A user namespace in which root is user 100000 outside."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, preexec_fn=lambda: _libc.unshare(0x10000000)) as process:
+    # A program of its own: what is forked from here may have threads (gRPC's), and none of those gets a user namespace.
+    unshare = "import ctypes; print(ctypes.CDLL(None).unshare(0x10000000), flush=True); input()"
+    argv = [sys.executable, "-c", unshare]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stdout is not None and process.stdout.readline() == "0\n"
             for name in ("uid_map", "gid_map"):
                 Path(f"/proc/{process.pid}/{name}").write_text("0 100000 65536")
             descriptor = os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY)
         finally:
             assert process.stdin is not None
+            process.stdin.write("\n")
             process.stdin.close()
     try:
         yield descriptor

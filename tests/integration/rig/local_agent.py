@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -58,7 +59,8 @@ class LocalAgent:
         """SIGKILL for holder, supernode, view and agent, the holder first so that nothing is started again."""
         assert self._process is not None
         for pid in (self._process.pid, *self.children()):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # some end by themselves when the holder is gone
+                os.kill(pid, signal.SIGKILL)
         self._process.stop()
 
     def kill_child(self, role: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
 import shutil
 import signal
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,10 +117,18 @@ def test_the_first_signal_interrupts_and_later_ones_do_not_cut_clean_up_short(
 
 
 def test_a_shield_delivers_the_signal_at_its_end() -> None:
-    reached = False
-    with pytest.raises(KeyboardInterrupt), interrupted_once():
+    """Though another thread takes it."""
+    reached, over = False, threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    with contextlib.ExitStack() as undo:
+        undo.callback(other.join)
+        undo.callback(over.set)
+        undo.enter_context(pytest.raises(KeyboardInterrupt))
+        undo.enter_context(interrupted_once())
         with shielded():
             os.kill(os.getpid(), signal.SIGINT)
+            over.wait(0.2)  # it would be interrupted
             reached = True
         pytest.fail("the signal was lost")
     assert reached
