@@ -247,7 +247,7 @@ async def test_a_registry_that_dawdles_or_breaks_keeps_no_other_from_its_proof(s
     running = asyncio.create_task(proofs.run())
     try:
         proofs.begin(Reference("broken.example", "x", digest=layer), None)
-        proofs.begin(Reference(site.registry.host, "x", digest=layer), None)
+        proofs.begin(Reference(site.registry.host, "open/x", digest=layer), None)
         proofs.begin(Reference(host, "x", digest=layer), None)
         async with asyncio.timeout(10):
             await proofs.settled(host, layer)
