@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
 from agent.swarm.asks import Ask, Limits
-from agent.swarm.bitset import bits_of, pick, without
+from agent.swarm.bitset import bits_of, few, pick, without
 from agent.swarm.holdings import Table
 from agent.swarm.neighbours import Neighbour, SourceKind
-from agent.swarm.rarity import Rarity
 from agent.swarm.totals import Totals
 
 _DEAD = 3
@@ -23,6 +22,8 @@ _MANY = 4
 """Neighbours enough to keep the supernode busy without a node's second request (a guess)."""
 _TRIED = 6
 """Neighbours that are compared: of two the better is nearly as good as of all (Mitzenmacher, 2001)."""
+_NEAR = 0.5
+"""Of two sources with as many requests the near one is asked; before a near one that is busy an idle one (a guess)."""
 _QUEUE_S = 0.05
 """A queue of this length makes a source as unattractive as one more request of ours there."""
 
@@ -65,11 +66,7 @@ class Choice:
     ) -> list[Ask]:
         """See Policy.spread."""
         pairs = table.pairs if table is not None else ()
-        able = [
-            (n, holding.bits)
-            for n, holding in pairs
-            if n.resting_until <= now and n.conviction.until <= now and n.late_at > now
-        ]
+        able = [(n, holding.bits) for n, holding in pairs if n.shut_until <= now and n.late_at > now]
         plans: dict[Hashable, list[int]] = {}
         orphans: list[int] = []
         for chunk in chunks:
@@ -119,7 +116,7 @@ class Choice:
             if (ask := self.unseen(table, layer, fresh, now)) is not None:
                 return ask
             if (found := self._least_busy(table, layer, fresh, now)) is not None:
-                return Ask(found[0].source, self._run(found[0], table.rarity(now), found[1]))
+                return Ask(found[0].source, self._run(found[0], table, found[1], now))
         supernode = self._supernode(now)
         if supernode is None or not self._has_supernode_room(supernode, table):
             return None
@@ -130,27 +127,29 @@ class Choice:
 
         From a random place on, so that nodes which see the same do not all ask the same one.
         """
-        pairs, per_source = table.pairs, self._limits.per_source
+        count, per_source = len(table.pairs), self._limits.per_source
         best, least, tried = None, float("inf"), 0
-        start = int(self._random() * len(pairs))
-        for neighbour, holding in pairs[start:] + pairs[:start]:
-            if neighbour.busy_until > now or neighbour.failing_until > now or neighbour.conviction.until > now:
+        best_possible = -_NEAR if table.has_near else 0.0
+        start = int(self._random() * count)
+        for neighbour, holding in table.ring[start : start + count]:
+            if neighbour.shut_until > now:
                 continue
-            outstanding = neighbour.outstanding
-            if outstanding and (outstanding >= per_source or self._is_late_or_slow(neighbour, now)):
+            score: float = neighbour.outstanding
+            if score and (score >= per_source or self._is_late_or_slow(neighbour, now)):
                 continue
             if not neighbour.is_proven and neighbour.is_on_trial:
                 continue
-            score = outstanding + (neighbour.queue_s(now) / _QUEUE_S if neighbour.queue_bytes else 0.0)
             if neighbour.near:
-                score -= 0.5
+                score -= _NEAR
+            if score < least and neighbour.queue_bytes:
+                score += neighbour.queue_s(now) / _QUEUE_S
             if score < least and (useful := holding.bits & wanted):
                 if neighbour.conviction.total:
                     useful = without(useful, neighbour.conviction.chunks(layer, now))
                 if useful:
                     best, least = (neighbour, useful), score
             tried += 1
-            if best is not None and tried >= _TRIED:
+            if best is not None and (tried >= _TRIED or least <= best_possible):
                 break
         return best
 
@@ -159,13 +158,16 @@ class Choice:
         rate = neighbour.rate
         return neighbour.late_at <= now or (rate is not None and rate < self._totals.slow_rate)
 
-    def _run(self, neighbour: Neighbour, rarity: Rarity, useful: int) -> tuple[int, ...]:
+    def _run(self, neighbour: Neighbour, table: Table, useful: int, now: float) -> tuple[int, ...]:
         """As many as one request should have: the rarest of the set, and where those are too few any.
 
-        To go on by rarity would double what a decision costs and gain nothing [simulated, 300 nodes: T/T* 1.14].
+        To go on by rarity would double what a decision costs and gain nothing [simulated, 300 nodes: T/T* 1.14]. Mostly
+        a neighbour has only a few that are of use, and which of them are rare makes no difference.
         """
         most = self._run_length(neighbour)
-        rarest = rarity.rarest(useful)
+        if (all_ := few(useful, most)) is not None:
+            return tuple(all_)
+        rarest = table.rarity(now).rarest(useful)
         chosen = pick(rarest, most, self._random)
         if len(chosen) < most:
             chosen += pick(useful ^ rarest, most - len(chosen), self._random)
@@ -215,7 +217,7 @@ class Choice:
         others = [(n, holding.bits) for n, holding in table.pairs] if table is not None else []
         others += [(n, lacks) for n in self._supernodes]
         for neighbour, has in sorted(others, key=lambda pair: not pair[0].is_proven):
-            if neighbour.resting_until > now or neighbour.conviction.until > now or not self._has_room(neighbour):
+            if neighbour.shut_until > now or not self._has_room(neighbour):
                 continue
             run = [
                 chunk
@@ -232,8 +234,8 @@ class Choice:
         """The supernode that would answer first, of those that may be asked."""
         if len(self._supernodes) == 1:
             only = self._supernodes[0]
-            return only if only.resting_until <= now and only.conviction.until <= now else None
-        able = [n for n in self._supernodes if n.resting_until <= now and n.conviction.until <= now]
+            return only if only.shut_until <= now else None
+        able = [n for n in self._supernodes if n.shut_until <= now]
         return min(able, key=lambda n: n.wait_s(now), default=None)
 
     def _room(self, neighbour: Neighbour) -> int:

@@ -25,12 +25,15 @@ class Holding:
 class Table:
     """The neighbours that serve one layer."""
 
-    __slots__ = ("_counted_at", "_held", "_rarity", "_uses", "pairs")
+    __slots__ = ("_counted_at", "_held", "_rarity", "_uses", "has_near", "pairs", "ring")
 
     def __init__(self) -> None:
         self._held: dict[Hashable, tuple[Neighbour, Holding]] = {}
         self.pairs: tuple[tuple[Neighbour, Holding], ...] = ()
         """Each with what it has."""
+        self.ring: tuple[tuple[Neighbour, Holding], ...] = ()
+        """The pairs twice over: from any place on there is a whole round."""
+        self.has_near = False
         self._rarity = Rarity(())
         self._uses = _RARITY_USES
         self._counted_at = 0.0
@@ -38,8 +41,7 @@ class Table:
     def put(self, neighbour: Neighbour, holding: Holding) -> None:
         """A neighbour has these."""
         self._held[neighbour.source] = (neighbour, holding)
-        self._uses = _RARITY_USES
-        self.pairs = tuple(self._held.values())
+        self._changed()
 
     def add(self, neighbour: Neighbour, chunks: int) -> None:
         """A neighbour has these as well."""
@@ -57,8 +59,7 @@ class Table:
     def drop(self, source: Hashable) -> None:
         """A source no longer serves the layer."""
         if self._held.pop(source, None) is not None:
-            self._uses = _RARITY_USES
-            self.pairs = tuple(self._held.values())
+            self._changed()
 
     def of(self, source: Hashable) -> int:
         """What a source has."""
@@ -72,3 +73,9 @@ class Table:
             self._uses, self._counted_at = 0, now
         self._uses += 1
         return self._rarity
+
+    def _changed(self) -> None:
+        self._uses = _RARITY_USES
+        self.pairs = tuple(self._held.values())
+        self.ring = self.pairs * 2
+        self.has_near = any(neighbour.near for neighbour, _ in self.pairs)

@@ -71,6 +71,7 @@ class Neighbour:
         "received_then",
         "round_trip_s",
         "serving_since",
+        "shut_until",
         "silent_since",
         "source",
         "urgent",
@@ -97,6 +98,8 @@ class Neighbour:
         self.failing_until = 0.0
         self.failures = 0
         self.failures_total = 0
+        self.shut_until = 0.0
+        """Busy, failing or in quarantine until then: what each decision about bulk requests looks at first."""
         self.is_proven = kind is SourceKind.SUPERNODE
         self.conviction = Conviction(kind is SourceKind.PEER)
         self.waits: dict[Hashable, float] = {}  # layers of which it has nothing for us, until then
@@ -123,19 +126,22 @@ class Neighbour:
     def came(self, size_bytes: int, now: float) -> None:
         """So many bytes of verified chunks came."""
         self.received_bytes += size_bytes
-        self.failures = 0
-        self.failing_until = 0.0
         self.silent_since = now
+        if self.failures:
+            self.failures = 0
+            self.failing_until = 0.0
+            self._shut()
         self.is_proven = True
         self.conviction.served()
 
     def ended(self, size_bytes: int, urgent: bool, now: float) -> None:
         """A request is over; what came since the one before ended, by the time since, is a sample of the rate."""
-        self.in_flight_bytes = max(0, self.in_flight_bytes - size_bytes)
-        if urgent:
-            self.urgent = max(0, self.urgent - 1)
+        left = self.in_flight_bytes - size_bytes
+        self.in_flight_bytes = left if left > 0 else 0
+        if not urgent:
+            self.outstanding -= self.outstanding > 0
         else:
-            self.outstanding = max(0, self.outstanding - 1)
+            self.urgent -= self.urgent > 0
         came, took = self.received_bytes - self.received_then, now - self.serving_since
         self.received_then, self.serving_since = self.received_bytes, now
         if came and took > 0.0:
@@ -153,17 +159,34 @@ class Neighbour:
         pause = min(first * 2**self.failures, most) if retry_after_s is None else min(retry_after_s, most)
         self.failing_until = now + pause
         self.failures = min(self.failures + 1, 16)
+        self._shut()
+
+    def busy(self, until: float) -> None:
+        """It has too much to send before then."""
+        if self.outstanding + self.urgent <= 1:
+            self.busy_times = min(self.busy_times + 1, 16)
+        self.busy_until = until
+        self._shut()
 
     def revived(self, now: float) -> None:
         """It was away, and is back: it is asked as if it had never failed. Of a peer the trial goes on."""
         self.failures = 0
         self.failing_until = 0.0
         self.silent_since = now
+        self._shut()
 
     def lied(self, layer: Hashable, chunk: int, now: float) -> bool:
         """It sent wrong bytes for this chunk. True: it is in quarantine now, and was not before."""
         self.is_proven = self.kind is SourceKind.SUPERNODE
-        return self.conviction.lied(layer, chunk, now)
+        is_out = self.conviction.lied(layer, chunk, now)
+        self._shut()
+        return is_out
+
+    def denied(self, now: float) -> bool:
+        """It lacks what it told to have. True: it is in quarantine now, and was not before."""
+        is_out = self.conviction.denied(now)
+        self._shut()
+        return is_out
 
     @property
     def is_notorious(self) -> bool:
@@ -176,6 +199,10 @@ class Neighbour:
         self.failures_total = before.failures_total
         if before.failures >= _FAILURES_KEPT:
             self.failures, self.failing_until = before.failures, before.failing_until
+        self._shut()
+
+    def _shut(self) -> None:
+        self.shut_until = max(self.busy_until, self.failing_until, self.conviction.until)
 
     @property
     def is_on_trial(self) -> bool:

@@ -97,7 +97,7 @@ class Policy:
     def denied(self, source: Source, now: float) -> bool:
         """Asked for what it told to have it said that it has it not. True: it is in quarantine from now on."""
         neighbour = self._all.get(source)
-        return neighbour is not None and neighbour.conviction.denied(now)
+        return neighbour is not None and neighbour.denied(now)
 
     def closed(self, source: Source, layer: Layer) -> None:
         """It no longer serves a layer."""
@@ -164,9 +164,7 @@ class Policy:
             return
         first, most = self.limits.busy_s
         pause = min(first * 4.0**neighbour.busy_times, most) * (0.5 + self._random())
-        if neighbour.outstanding + neighbour.urgent <= 1:
-            neighbour.busy_times = min(neighbour.busy_times + 1, 16)
-        neighbour.busy_until = now + max(pause, min(retry_after_s or 0.0, most))
+        neighbour.busy(now + max(pause, min(retry_after_s or 0.0, most)))
 
     def waits(self, source: Source, layer: Layer, now: float, retry_after_s: float) -> None:
         """A source has nothing of a layer for us just now: others got it, or it is not there yet. It may serve other

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agent.swarm.bitset import bits_of
 from agent.swarm.holdings import Holding
 from agent.swarm.policy import Policy
 from agent.swarm.simulation.seeder import Seeder
@@ -81,7 +80,7 @@ class Node:
 
 
 class Request:
-    """`sent_at`: when its answer's last byte has left."""
+    """`bits` are its chunks, once it is taken on; `sent_at`: when its answer's last byte has left."""
 
     __slots__ = ("asked_at", "bits", "chunks", "node", "sent_at", "size", "source")
 
@@ -89,7 +88,7 @@ class Request:
         self.node = node
         self.source = source
         self.chunks = chunks
-        self.bits = bits_of(chunks)
+        self.bits = 0
         self.size = size
         self.asked_at = asked_at
         self.sent_at = 0.0

@@ -12,16 +12,14 @@ What is left out: verification, disks, and demand; the processors' speed where `
 from __future__ import annotations
 
 import gc
-import heapq
 import random
 from collections.abc import Callable, Sequence
-from itertools import count
-from typing import Any
 
 from agent.swarm.asks import Ask
 from agent.swarm.bitset import bits_of
 from agent.swarm.policy import Policy, SourceKind
 from agent.swarm.simulation.actors import Node, Request, Source, Tally
+from agent.swarm.simulation.agenda import Agenda
 from agent.swarm.simulation.graph import neighbours
 from agent.swarm.simulation.scenario import Scenario
 from agent.swarm.simulation.seeder import Seeder
@@ -42,9 +40,6 @@ _STALL_S = 0.2
 """The kernel's least retransmission timeout (TCP_RTO_MIN)."""
 
 
-_Event = tuple[float, int, Callable[[float, Any], None], object]
-
-
 class World:
     """Runs one scenario. `watch(seconds, share)` hears some times a T* what share of all chunks has come."""
 
@@ -52,8 +47,10 @@ class World:
         self._scenario = scenario
         self._watch = watch
         self._random = random.Random(scenario.seed)
-        self._events: list[_Event] = []
-        self._order = count()
+        self._agenda = Agenda()
+        self._at = self._agenda.put
+        self._latency_s = scenario.latency_s
+        self._chunk_bytes = scenario.chunk_bytes
         self._machine_free_at = 0.0
         self.tally = Tally()
         goodput = (1.0 - scenario.loss) / 8
@@ -79,14 +76,16 @@ class World:
             self._at(scenario.supernode_dies_at * least, self._kill_supernode, self._supernode)
         if self._watch is not None:
             self._at(0.0, self._report, self._watch)
-        events, pop = self._events, heapq.heappop
-        gc.freeze()  # what stays for long is not looked through again and again
+        collects = gc.isenabled()
+        gc.disable()  # nothing that goes refers to itself
         try:
-            while self._left and events:
-                now, _, act, what = pop(events)
+            for now, act, what in self._agenda:
                 act(now, what)
+                if not self._left:
+                    break
         finally:
-            gc.unfreeze()
+            if collects:
+                gc.enable()
         return self.tally
 
     def _report(self, now: float, watch: Callable[[float, float], None]) -> None:
@@ -163,39 +162,49 @@ class World:
 
     def _send(self, now: float, node: Node, ask: Ask) -> None:
         """A request goes out; what becomes of it is known as soon as it reaches the source's queue."""
-        scenario, tally, source = self._scenario, self.tally, ask.source
+        source = ask.source
+        chunks: Sequence[int] = ask.chunks
         assert isinstance(source, Source)
-        there_at = now + scenario.latency_s
-        starts_at = max(there_at, source.free_at)
+        there_at = now + self._latency_s
         is_there = source.died_at > now
         retry_s = self._refusal(source, there_at) if is_there else None
-        chunks: Sequence[int] = ask.chunks
         has_nothing = False
         if source.seeder is not None and is_there and retry_s is None and not chunks:
             chunks = source.seeder.choose(ask.any_of, ask.count, there_at)
             if has_nothing := not chunks:
                 retry_s = _RECENT_RETRY_S
-        size = (len(chunks) or ask.count) * scenario.chunk_bytes
-        request = Request(node, source, chunks, size, now)
+        number = len(chunks) or ask.count
+        request = Request(node, source, chunks, number * self._chunk_bytes, now)
         node.requests.add(request)
-        node.policy.started(source, len(chunks) or ask.count, size, False, now)
+        node.policy.started(source, number, request.size, False, now)
+        self._count(source, retry_s is not None)
+        if not is_there:
+            self._at(now + self._scenario.silence_s, self._failed, request)
+        elif retry_s is not None:
+            told_at = self._computed(there_at + self._latency_s, self._scenario.request_cpu_s)
+            self._at(told_at, self._refused, (request, retry_s, has_nothing))
+        else:
+            self._accept(there_at, request)
+
+    def _accept(self, there_at: float, request: Request) -> None:
+        """A source takes a request on: its answer leaves behind those before it."""
+        node, source = request.node, request.source
+        request.bits = bits = bits_of(request.chunks)
+        node.lacks ^= node.lacks & bits
+        starts_at = there_at if there_at > source.free_at else source.free_at
+        source.free_at = request.sent_at = starts_at + request.size / source.rate
+        source.queue.append(source.free_at)
+        stall = _STALL_S if self._scenario.loss and self._random.random() < self._scenario.loss else 0.0
+        self._at(starts_at + self._latency_s + stall, self._head, request)
+
+    def _count(self, source: Source, is_refused: bool) -> None:
+        tally = self.tally
         if source.seeder is None:
             tally.peer_requests += 1
-            tally.peer_busy += retry_s is not None
+            tally.peer_busy += is_refused
         else:
             tally.supernode_requests += 1
-            tally.supernode_busy += retry_s is not None
-        if not is_there:
-            self._at(now + scenario.silence_s, self._failed, request)
-        elif retry_s is not None:
-            told = (request, retry_s, has_nothing)
-            self._at(self._computed(there_at + scenario.latency_s, scenario.request_cpu_s), self._refused, told)
-        else:
-            node.lacks ^= node.lacks & request.bits
-            source.free_at = request.sent_at = starts_at + size / source.rate
-            source.queue.append(request.sent_at)
-            stall = _STALL_S if scenario.loss and self._random.random() < scenario.loss else 0.0
-            self._at(starts_at + scenario.latency_s + stall, self._head, request)
+            tally.supernode_busy += is_refused
 
     def _refusal(self, source: Source, now: float) -> float | None:
         """When a busy source wants to be asked again, as imgdist/wire/slots.py says it; None: it takes the request."""
@@ -223,12 +232,9 @@ class World:
         node, source = request.node, request.source
         queue = int((source.free_at - request.sent_at) * source.rate)
         node.policy.answered(source, now - request.asked_at, queue, now, urgent=False)
-        node.free_at = max(now, node.free_at) + request.size / node.rate
-        there_at = max(node.free_at, request.sent_at + self._scenario.latency_s)
-        if self._scenario.cores:
-            self._at(there_at, self._compute, request)
-        else:
-            self._at(there_at, self._came, request)
+        node.free_at = (now if now > node.free_at else node.free_at) + request.size / node.rate
+        there_at = max(node.free_at, request.sent_at + self._latency_s)
+        self._at(there_at, self._compute if self._scenario.cores else self._came, request)
 
     def _compute(self, now: float, request: Request) -> None:
         """An answer is there, and waits for the machine that all nodes share."""
@@ -250,26 +256,31 @@ class World:
             self._at(max(now, source.died_at + self._scenario.silence_s), self._failed, request)
             return
         node.requests.discard(request)
-        twice = node.have & request.bits
-        number = len(request.chunks) - (twice.bit_count() if twice else 0)
+        number = len(request.chunks)
+        node.policy.came(source, size, now, number)
+        node.policy.ended(source, size, False, now)
+        if twice := node.have & request.bits:
+            number -= twice.bit_count()
+            self.tally.duplicate_bytes += size - number * self._chunk_bytes
         node.have |= request.bits
         node.missing -= number
-        node.policy.came(source, size, now, len(request.chunks))
-        node.policy.ended(source, size, False, now)
-        if source.seeder is not None:
-            self.tally.supernode_bytes += size
-        else:
-            self.tally.peer_bytes += size
-        self.tally.duplicate_bytes += size - number * self._scenario.chunk_bytes
         node.unflushed += number
+        if source.seeder is None:
+            self.tally.peer_bytes += size
+        else:
+            self.tally.supernode_bytes += size
         self._tell(now, node)
         if node.missing:
             self._ask(now, node)
         elif number:
-            self.tally.done_at.append(now)
-            if not node.is_slow:
-                self.tally.fast_done_at.append(now)
-            self._left -= 1
+            self._completed(now, node)
+
+    def _completed(self, now: float, node: Node) -> None:
+        """A node has everything."""
+        self._left -= 1
+        self.tally.done_at.append(now)
+        if not node.is_slow:
+            self.tally.fast_done_at.append(now)
 
     def _failed(self, now: float, request: Request) -> None:
         """Nothing came for long, or its source was given up."""
@@ -329,6 +340,3 @@ class World:
             node.policy.leave(old)
             node.policy.join(new, SourceKind.SUPERNODE, now=now)
             self._ask(now, node)
-
-    def _at(self, time: float, act: Callable[[float, Any], None], what: object) -> None:
-        heapq.heappush(self._events, (time, next(self._order), act, what))

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.swarm.bitset import bits_of, numbers_of, pick, without
+from agent.swarm.bitset import bits_of, few, numbers_of, pick, without
 from agent.swarm.rarity import Rarity
 
 SETS = st.sets(st.integers(0, 2000), max_size=60)
@@ -22,6 +22,11 @@ def test_a_set_comes_back(numbers: set[int]) -> None:
 @given(SETS, SETS)
 def test_without_is_the_difference(numbers: set[int], others: set[int]) -> None:
     assert numbers_of(without(bits_of(numbers), bits_of(others))) == sorted(numbers - others)
+
+
+@given(SETS, st.integers(0, 70))
+def test_few_are_all_of_them_and_more_are_none(numbers: set[int], most: int) -> None:
+    assert few(bits_of(numbers), most) == (sorted(numbers) if len(numbers) <= most else None)
 
 
 @given(SETS, st.integers(1, 70), st.floats(0, 1, exclude_max=True))

@@ -117,6 +117,43 @@ def test_the_rarest_chunk_comes_first() -> None:
     assert seen == {("a", 3), ("b", 2), ("c", 1)}
 
 
+def test_a_run_is_what_a_loop_over_all_chunks_would_choose() -> None:
+    chance = random.Random(5)
+    for _ in range(60):
+        have = {peer: [chunk for chunk in range(40) if chance.random() < 0.3] for peer in "abcdef"}
+        lacks = {chunk for chunk in range(40) if chance.random() < chance.choice((0.2, 0.9))}
+        ask = _policy(have, supernodes=(), limits=Limits(run=24)).fill(LAYER, bits_of(lacks), 0.0)
+        if ask is None:
+            assert not lacks.intersection(*[{chunk for chunks in have.values() for chunk in chunks}])
+            continue
+        counts = {chunk: sum(chunk in chunks for chunks in have.values()) for chunk in range(40)}
+        useful = lacks.intersection(have[str(ask.source)])  # of who has shown no rate yet, a fourth of a run
+        rarest = {chunk for chunk in useful if counts[chunk] == min(counts[other] for other in useful)}
+        assert len(ask.chunks) == len(set(ask.chunks)) == min(len(useful), 6) and useful.issuperset(ask.chunks)
+        assert rarest.issuperset(ask.chunks) or rarest.issubset(ask.chunks)
+
+
+def test_the_least_busy_is_asked_and_of_these_a_near_one() -> None:
+    policy = _policy({"a": [1], "b": [1], "c": [1], "d": []}, supernodes=())
+    policy.join("near", SourceKind.PEER, near=True)
+    policy.opened("near", LAYER, bits_of([1]))
+    _prove(policy, "near")
+    _serve(policy, "a", CHUNK / 1e6, 1.0)
+
+    def asked() -> set[Hashable]:
+        return {ask.source for _ in range(40) if (ask := policy.fill(LAYER, 0b10, 1.0)) is not None}
+
+    assert asked() == {"near"}
+    policy.started("near", 1, CHUNK, False, 1.0)
+    policy.answered("a", 0.001, 500_000, 1.0)
+    assert asked() == {"b", "c"}, "idle ones, without a queue"
+    policy.busy("b", 1.0)
+    policy.failed("c", 1.0)
+    assert asked() == {"near"}
+    assert policy.lied("near", LAYER, 2, 1.0)
+    assert asked() == {"a"}, "what is left"
+
+
 def test_ties_are_broken_at_random() -> None:
     policy = _policy({"a": list(range(50))}, supernodes=(), limits=Limits(run=1))
     asks = [policy.fill(LAYER, bits_of(range(50)), 0.0) for _ in range(60)]
