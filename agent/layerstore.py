@@ -9,7 +9,7 @@ import mmap
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -146,10 +146,8 @@ class LayerStore:
         lost of it is found by its index. To be done before anybody is promised the layer. OSError if the disk refuses.
         """
         with self._syncing:
-            if not (self._settled or self.present.clean):
-                self.present.flush()
+            if not self.present.clean:
                 self._sync_names()
-                self._settled = True
 
     def complete(self) -> None:
         """Make a full image durable, once: from now on any boot trusts it unseen.
@@ -209,7 +207,7 @@ class LayerStore:
         # On disk before the first new mark can get there: a later power cut must not find `clean` over torn bytes.
         self.present.clean = False
         self.present.boot_id = self._boot_id
-        self.present.flush()
+        self._sync_map()
 
     def _verify_present(self) -> None:
         buffer = memoryview(mmap.mmap(-1, CHUNK_MAX))
@@ -250,15 +248,23 @@ class LayerStore:
             os.fdatasync(self.image_fd)
             self._sync_names()
             self.present.clean = True
-            self.present.flush()
+            self._sync_map()
         except OSError:
             self.present.clean = False
             self.present.boot_id = _NOBODY  # in the map, as an agent that is killed must not forget it either
             raise
 
     def _sync_names(self) -> None:
-        for path in (self.directory / "index", self.directory, self.directory.parent):
-            _fsync(path)
+        """Once: from then on a power cut leaves the pack its name, index and map."""
+        if not self._settled:
+            self._sync_map()
+            for path in (self.directory / "index", self.directory, self.directory.parent):
+                _sync_path(path, os.fsync)
+            self._settled = True
+
+    def _sync_map(self) -> None:
+        # Not msync(2): Python keeps its lock during that, and readers would wait for the disk.
+        _sync_path(self.directory / "present", os.fdatasync)
 
 
 @contextlib.contextmanager
@@ -277,9 +283,9 @@ def from_disk(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _fsync(path: Path) -> None:
+def _sync_path(path: Path, sync: Callable[[int], None]) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)

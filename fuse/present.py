@@ -107,10 +107,6 @@ class PresentMap:
         """Blocks present."""
         return self._map[HEADER_SIZE:].count(1)
 
-    def flush(self) -> None:
-        """Write the map to disk (msync); the image's own bytes must be there first (fdatasync)."""
-        self._map.flush()
-
     @property
     def boot_id(self) -> str:
         """The boot under which blocks were last marked."""

@@ -261,6 +261,11 @@ class Policy:
         return None if table is None else self._choice.unseen(table, layer, lacks, now)
 
     @property
+    def has_company(self) -> bool:
+        """Whether any neighbour serves a layer."""
+        return bool(self._tables)
+
+    @property
     def is_full(self) -> bool:
         """Whether no fill request may start before another one is over."""
         return self._totals.outstanding >= (self.limits.outstanding if self._tables else self.limits.bulk)

@@ -169,7 +169,7 @@ class Bulk:
             return
         starting = self._is_start_going_on(now)
         ready = [node for node, begins_at in self._fill.items() if begins_at <= now and self._is_rested(node, now)]
-        if len(ready) > 1:
+        if len(ready) > 1 and self.flights.policy.has_company:
             self._start_asks(ready, self.flights.unseen_ask, starting, now, fetches)
         self._start_asks(ready, self.flights.fill_ask, starting, now, fetches)
 
@@ -182,11 +182,14 @@ class Bulk:
         fetches: list[Fetch],
     ) -> None:
         """Start what `ask_of` these layers, one after the other, gives."""
+        may_start: bool | None = None  # not known: a request started since it was looked at
         for node in nodes:
             layer = self.flights.layers[node]
-            while self.flights.has_fill_room(now) and (layer.lacks or self._is_late(node, now)):
+            while layer.lacks or self._is_late(node, now):
                 # Asked before the policy: what it costs would be paid with each miss.
-                if not self.gate.is_open(now, starting, self.flights.busy[Kind.FILL]):
+                if may_start is None:
+                    may_start = self._may_fill(now, starting)
+                if not may_start:
                     return
                 ask = ask_of(node, now)
                 if ask is None:
@@ -195,6 +198,11 @@ class Bulk:
                 if self.gate.is_low:
                     ask = replace(ask, chunks=ask.chunks[:1], count=min(ask.count, 1))
                 fetches.append(self.flights.start(node, ask, Kind.FILL, now))
+                may_start = None
+
+    def _may_fill(self, now: float, starting: bool) -> bool:
+        """Whether one more fill request may start, whatever its layer."""
+        return self.flights.has_fill_room(now) and self.gate.is_open(now, starting, self.flights.busy[Kind.FILL])
 
     def _is_rested(self, node: int, now: float) -> bool:
         return self.flights.layers[node].backoff.ready_at(BULK_PAUSE_S) <= now

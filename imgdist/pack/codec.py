@@ -21,6 +21,8 @@ _SAVES_AT_LEAST = 0.03
 _WINDOW_MIN = 1024
 """The smallest window that a zstd frame header can state (RFC 8878, 3.1.1.1.2)."""
 
+_BLOCK_HEADER_BYTES, _RLE, _CHECKSUM_BYTES = 3, 1, 4
+
 Body = bytes | bytearray | memoryview
 
 
@@ -66,10 +68,9 @@ def decode_into(encoding: int, body: Body, out: memoryview) -> None:
         out[:] = body
     elif encoding == ZSTD:
         _check_frame(body, len(out))
-        raw = _decompress(body)
-        if len(raw) != len(out):
-            raise CorruptError(f"zstd chunk body decodes to {len(raw)} bytes, its header says {len(out)}")
-        out[:] = raw
+        count = _decompress(body, out)
+        if count != len(out):
+            raise CorruptError(f"zstd chunk body decodes to {count} bytes, its header says {len(out)}")
     elif encoding == ZERO:
         if len(body):
             raise ProtocolError(f"all-zero chunk has a body of {len(body)} bytes, expected none")
@@ -78,13 +79,15 @@ def decode_into(encoding: int, body: Body, out: memoryview) -> None:
         raise ProtocolError(f"unknown chunk encoding {encoding}: expected 0 raw, 1 zstd or 2 zero")
 
 
-def _decompress(frame: Body) -> bytes:
+def _decompress(frame: Body, out: memoryview) -> int:
+    """Decode straight into `out`; returns how many bytes. The library does that in one step, without memory of its own,
+    where all of the frame is there and room for all that it holds."""
     try:
         decompressor = _decompressors.pop()
     except IndexError:
         decompressor = zstandard.ZstdDecompressor()
     try:
-        return decompressor.decompress(frame, allow_extra_data=False)
+        return decompressor.stream_reader(frame).readinto(out)
     except zstandard.ZstdError as error:
         raise CorruptError(f"zstd chunk body does not decode: {error}") from error
     finally:
@@ -102,3 +105,18 @@ def _check_frame(body: Body, size: int) -> None:
         raise ProtocolError(f"zstd frame wants a window of {frame.window_size} bytes for a chunk of {size}")
     if frame.dict_id:
         raise ProtocolError(f"zstd frame wants dictionary {frame.dict_id}, chunks have none")
+    end = _frame_end(body) + _CHECKSUM_BYTES * frame.has_checksum
+    if end != len(body):
+        raise CorruptError(f"zstd chunk body has {len(body)} bytes, its frame ends at {end}")
+
+
+def _frame_end(body: Body) -> int:
+    """Where the last block of the frame at the start of `body` ends (RFC 8878, 3.1.1.2); of one that is cut, beyond."""
+    at, is_last = zstandard.frame_header_size(body), 0
+    while not is_last:
+        header = int.from_bytes(body[at : at + _BLOCK_HEADER_BYTES], "little")
+        is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        at += _BLOCK_HEADER_BYTES + (1 if kind == _RLE else size)
+        if at > len(body):
+            break
+    return at

@@ -304,6 +304,7 @@ def test_a_pack_is_settled_once_and_one_that_is_clean_is_already(
     assert len(synced) == 3 and not store.present.clean
     put(store, 0, 1, 3, 4)
     store.complete()
+    assert len(synced) == 3 and store.present.clean
     chunks.close()
     synced.clear()
     (again,) = ChunkStore(packs, database).recover()
