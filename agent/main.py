@@ -2,7 +2,8 @@
 
 Readers and containerd wait while a killed agent starts again, and importing is most of that. What neither of them needs
 is loaded after them: the HTTP client that asks a supernode at the next pull, the registry mirror, and the API of the
-command line.
+command line. What protobuf would be in Python is never used beside its C library, which imports it all the same
+(0.7 MiB, 8 ms).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from agent.late import load_late
 def main() -> int:
     """Serve until SIGTERM, or until the holder is gone."""
     load_late("aiohttp", "agent.api", "agent.mirror.service", "agent.rooted")
+    load_late("google.protobuf.internal.python_message")
     from agent.app import main as serve
 
     return serve()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
-_SYSCTL = Path("/proc/sys")
+_SYSCTL = "/proc/sys"
 _TIMEOUT_LEAST_S = 15  # FUSE_TIMEOUT_TIMER_FREQ, fs/fuse/dev.c: the kernel looks no more often
 
 
-def in_words(deadline_s: float, sysctl: Path = _SYSCTL) -> tuple[bool, str]:
+def in_words(deadline_s: float, sysctl: str | os.PathLike[str] = _SYSCTL) -> tuple[bool, str]:
     """Whether reads that wait `deadline_s` (0: for ever) end before the kernel interferes; and one line about it.
 
     The kernel's limits: `kernel.hung_task_timeout_secs` (a line in its log for whoever waits longer, a panic where
     `hung_task_panic` says so) and `fs.fuse.{max,default}_request_timeout` (Linux 6.14: the session is aborted).
     """
-    hung_s = _number(sysctl / "kernel/hung_task_timeout_secs")
-    limits = [_number(sysctl / f"fs/fuse/{name}_request_timeout") for name in ("max", "default")]
+    hung_s = _number(sysctl, "kernel/hung_task_timeout_secs")
+    limits = [_number(sysctl, f"fs/fuse/{name}_request_timeout") for name in ("max", "default")]
     request_s = max(min(filter(None, limits), default=0), _TIMEOUT_LEAST_S) if any(limits) else 0
     wait_s = deadline_s or float("inf")
     promise = f"a read without any source gets EIO after {deadline_s:g} s" if deadline_s else "reads are held for ever"
@@ -29,10 +29,11 @@ def in_words(deadline_s: float, sysctl: Path = _SYSCTL) -> tuple[bool, str]:
     return False, f"{promise}, but {seen}: {remedy}"
 
 
-def _number(path: Path) -> int:
+def _number(sysctl: str | os.PathLike[str], name: str) -> int:
     """A sysctl's value; 0, which means no limit, where this kernel has none of that name."""
     try:
-        return int(path.read_text("ascii"))
+        with open(os.path.join(sysctl, name), encoding="ascii") as file:
+            return int(file.read())
     except (OSError, ValueError):
         return 0
 

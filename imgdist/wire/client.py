@@ -269,6 +269,7 @@ class ChunkClient:
         with self._lock:
             self._busy.discard(connection)
             if reusable and not self._closed and len(self._idle[priority]) < IDLE_CONNECTIONS:
+                connection.rest()
                 self._idle[priority].append(connection)
                 return
         connection.close()

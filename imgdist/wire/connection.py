@@ -1,4 +1,5 @@
-"""A client's connection to a chunk server: one socket, one preallocated buffer, used by one thread at a time."""
+"""A client's connection to a chunk server: one socket, and a buffer while an answer is read; used by one thread at a
+time."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ from imgdist.wire.responses import ResponseHead, decode_response_head
 _HEAD_READ = 4096
 _RATE_LEAST = 64 * 1024
 """Bytes per second below which a source is given up (a guess; as the server's for a reader)."""
+_SPARE_BUFFERS = 8
+"""Kept for the next answers; as many as a start reads at once."""
+_spare: list[memoryview] = []
+"""The one given back last goes out first: its pages are there, and in the cache."""
 
 
 class Connection:
@@ -34,8 +39,7 @@ class Connection:
         """Whether somebody else ended its use."""
         self.heard_at = time.monotonic()
         """When the last bytes came, or the last request was sent."""
-        # Not a bytearray: pages that no body has reached yet do not exist, and most bodies are far below the largest.
-        self._buffer = memoryview(mmap.mmap(-1, HEAD_MAX + FRAME_SIZE + BODY_MAX))
+        self._buffer = memoryview(b"")
         self._start = 0
         self._end = 0
         self.answered_after_s = 0.0
@@ -43,6 +47,8 @@ class Connection:
 
     def ask(self, request: bytes) -> ResponseHead | None:
         """Send a request and read the answer's head; None if the server had closed the connection before."""
+        if not self._buffer:
+            self._buffer = _take_buffer()
         self._start = self._end = 0
         asked = self.heard_at = time.monotonic()
         deadline = asked + 2 * self.read_timeout_s
@@ -111,9 +117,16 @@ class Connection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def rest(self) -> None:
+        """The answer was read: until the next `ask` others may have the memory."""
+        buffer, self._buffer = self._buffer, memoryview(b"")
+        if buffer and len(_spare) < _SPARE_BUFFERS:
+            _spare.append(buffer)
+
     def close(self) -> None:
         """Give the descriptor back."""
         self._socket.close()
+        self.rest()
 
     def _cut(self, error: OSError) -> TemporaryError:
         if isinstance(error, BlockingIOError) and self._patience_s == self.read_timeout_s:
@@ -121,6 +134,14 @@ class Connection:
         if isinstance(error, (BlockingIOError, TimeoutError)):
             return TemporaryError(f"{self._address}: too slow: below {_RATE_LEAST // 1024} KiB/s")
         return UnreachableError(f"{self._address}: the connection was cut: {error.strerror or error}")
+
+
+def _take_buffer() -> memoryview:
+    try:
+        return _spare.pop()
+    except IndexError:
+        # Not a bytearray: pages that no body has reached yet do not exist, and most bodies are far below the largest.
+        return memoryview(mmap.mmap(-1, HEAD_MAX + FRAME_SIZE + BODY_MAX))
 
 
 def _timeval(seconds: float) -> bytes:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -217,7 +216,7 @@ os.read(holder.fileno(), 1)
 """
     state = State(descriptors=[], children=[], announced=True, before=None, failure="the new agent does not serve")
     with tempfile.TemporaryFile() as memory:
-        memory.write(json.dumps({"v": succession.VERSION, **asdict(state)}).encode())
+        memory.write(json.dumps(state.told()).encode())
         memory.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "agent.holder", json.dumps(plan(tmp_path, agent=fails_once))],
