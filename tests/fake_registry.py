@@ -126,8 +126,9 @@ class FakeRegistry:
             return web.Response(body=raw)
         if asked.start >= len(raw):
             return web.Response(status=416)
-        span = f"bytes {asked.start}-{len(raw) - 1}/{len(raw)}"
-        return web.Response(status=206, body=raw[asked.start :], headers={"Content-Range": span})
+        part = raw[asked]
+        span = f"bytes {asked.start}-{asked.start + len(part) - 1}/{len(raw)}"
+        return web.Response(status=206, body=part, headers={"Content-Range": span})
 
 
 def not_found() -> web.Response:

@@ -22,7 +22,8 @@ class PrivateRegistry(FakeRegistry):
     """Repositories are read by who has the password of a user that may: `users` is password and repositories by name,
     `public` what everybody reads. Tokens live for `token_s` seconds, addresses of storage for `url_s` (None: blobs come
     from the registry itself). The next `busy` requests are answered 429, the next `expired` addresses come too late,
-    the next `cuts` bodies of large blobs break off in the middle, half a second later."""
+    the next `cuts` bodies of large blobs break off in the middle, half a second later. With `signs_on` whoever is
+    refused is sent to a web page, with `storage_page` storage answers with one."""
 
     users: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
     public: set[str] = field(default_factory=set)
@@ -33,6 +34,8 @@ class PrivateRegistry(FakeRegistry):
     cuts: int = 0
     scheme: str = "http"
     is_down: bool = False
+    signs_on: bool = False
+    storage_page: bool = False
     name: str = ""
     tokens: dict[str, tuple[str, str, float]] = field(default_factory=dict)
     urls: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -90,8 +93,12 @@ class PrivateRegistry(FakeRegistry):
             return self._token(request)
         if request.path.startswith("/storage/"):
             return await self._stored(request)
+        if request.path == "/sign-on":
+            return page()
         repository = request.path.removeprefix("/v2/").rsplit("/", 2)[0]
         if request.path != "/v2/" and not self._may_read(request.headers.get("Authorization", ""), repository):
+            if self.signs_on:
+                return web.Response(status=302, headers={"Location": "/sign-on"})
             realm = f'Bearer realm="{self.scheme}://{self.host}/token",service="s",scope="repository:{repository}:pull"'
             return web.json_response({"errors": []}, status=401, headers={"WWW-Authenticate": realm})
         places = self.places.get(request.path.rpartition("/")[2])
@@ -136,7 +143,7 @@ class PrivateRegistry(FakeRegistry):
         digest, until = self.urls.get(request.query.get("signature", ""), ("", 0.0))
         if time.monotonic() >= until or "Authorization" in request.headers or request.method == "HEAD":
             return web.Response(status=403)
-        return await self._body(request, self.blobs[digest])
+        return page() if self.storage_page else await self._body(request, self.blobs[digest])
 
     async def _body(self, request: web.Request, raw: bytes) -> web.StreamResponse:
         whole = self._blob(request, raw)
@@ -152,3 +159,7 @@ class PrivateRegistry(FakeRegistry):
         assert request.transport is not None
         request.transport.close()
         return response
+
+
+def page() -> web.Response:
+    return web.Response(text="<html>Please sign on</html>", content_type="text/html")

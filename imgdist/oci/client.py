@@ -10,7 +10,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +57,8 @@ _ONCE = Retry(attempts=1, connect_attempts=1, busy_attempts=1, retry_after_max_s
 """For mirrors: the next one is asked at once, and the registry itself in the end."""
 _EXPIRED = (400, 401, 403, 410)
 """What object stores answer to a presigned URL whose time is over."""
+PAGES = frozenset({"text/html", "application/xhtml+xml"})
+"""What no registry answers, but the web site or the sign-on page in its place."""
 AUTH_ATTEMPTS = HEADERS_MAX + 2
 """Clients' tokens that are refused, then one of our own, and another if that expired while the registry was busy."""
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
@@ -64,8 +66,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 _BRIEF = Retry(attempts=3, connect_attempts=1, busy_attempts=10, retry_after_max_s=2.0)
 """For what a client waits for that can go elsewhere."""
-_YES = frozenset({200, 206}) | REDIRECT_STATUS
-"""Who may have it, or is sent on to storage."""
+_INSTEAD = frozenset({400, 405}) | REDIRECT_STATUS
+"""What HEAD leaves open: it is not served here, or by whoever has it, whose address may be signed for GET alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +162,9 @@ class RegistryClient:
 
     async def shown(self, repository: str, path: str, authorization: str | None) -> Shown:
         """What the registry itself says to somebody who shows exactly this header, or nothing: nothing of ours is sent
-        (no client certificate either), no body is read, and no redirect followed. A token that everybody gets counts as
-        nothing.
+        (no client certificate either), and no body is read. A token that everybody gets counts as nothing.
 
+        A redirect is no answer, as a sign-on page is reached by one, too: it is followed, and a web page is a no (403).
         Raises TemporaryError if it does not say in a try or two.
         """
         said = await self._shown(repository, path, authorization)
@@ -178,28 +180,57 @@ class RegistryClient:
     async def has(self, repository: str, path: str) -> bool:
         """Whether the registry itself says to us that the repository has something: "manifests/..." or "blobs/..."."""
         origin = self._upstreams.origin
-        response = await self._ask(origin, "HEAD", repository, path, {"Accept": _ACCEPT}, (), _BRIEF, follow=False)
-        response.close()
-        return response.status in _YES
+
+        async def ask(method: str, headers: Mapping[str, str], follow: bool) -> aiohttp.ClientResponse:
+            return await self._ask(origin, method, repository, path, headers, (), _BRIEF, follow=follow)
+
+        return (await self._said(path, ask)).status == 200
 
     async def _shown(self, repository: str, path: str, authorization: str | None) -> Shown:
         url = self._upstreams.origin.url(repository, path)
-        headers = _with({"Accept": _ACCEPT}, authorization)
-        listing = path == "tags/list"
-        response = await self._transport.open(
-            "GET" if listing else "HEAD",
-            url.with_query({"n": "1"}) if listing else url,
-            headers,
-            retry=_BRIEF,
-            follow=False,
-            certificate=False,
-        )
-        if response.status in (400, 405) and not listing:  # no HEAD here
-            response.close()
-            response = await self._transport.open("GET", url, headers, retry=_BRIEF, follow=False, certificate=False)
-        response.close()
-        challenges = tuple(response.headers.getall("WWW-Authenticate", []))
-        return Shown(200 if response.status in _YES else response.status, challenges)
+
+        async def ask(method: str, headers: Mapping[str, str], follow: bool) -> aiohttp.ClientResponse:
+            return await self._transport.open(
+                method,
+                url.with_query({"n": "1"}) if path == "tags/list" else url,
+                _with(headers, authorization),
+                retry=_BRIEF,
+                follow=follow,
+                certificate=False,
+            )
+
+        return await self._said(path, ask)
+
+    async def _said(
+        self, path: str, ask: Callable[[str, Mapping[str, str], bool], Awaitable[aiohttp.ClientResponse]]
+    ) -> Shown:
+        """What `ask(method, headers, follow)` comes to: HEAD tells, or else GET as one who wants it would send it."""
+        headers = {"Accept": _ACCEPT}
+        if path != "tags/list":
+            response = await ask("HEAD", headers, False)
+            response.release()
+            if response.status not in _INSTEAD:
+                return self._meaning(response)
+        if path.startswith("blobs/"):
+            headers["Range"] = "bytes=0-0"
+        try:
+            for _ in range(_BRIEF.attempts):
+                response = await ask("GET", headers, True)
+                response.release()
+                if not self._is_expired(response):
+                    break
+                self._transport.retried("expired_url")
+            return self._meaning(response)
+        except ProtocolError as error:  # redirects that lead nowhere, as those to a sign-on page may
+            log.info("%s: %s: taken for a no: %s", self.host, path, error)
+            return Shown(403)
+
+    def _meaning(self, response: aiohttp.ClientResponse) -> Shown:
+        if response.status in (200, 206):
+            return Shown(403 if response.content_type in PAGES else 200)
+        if response.status == 401 and response.url.origin() != self._base.origin():
+            return Shown(403)  # a challenge of another's is not for this registry's clients
+        return Shown(response.status, tuple(response.headers.getall("WWW-Authenticate", [])))
 
     async def ask(
         self, repository: str, path: str, *, accept: str = "*/*", query: Sequence[tuple[str, str]] = ()
@@ -424,13 +455,12 @@ class RegistryClient:
         what = f"{self.host}/{repository}: {what}"
         status = response.status
         if status in (200, 206):
-            if response.content_type == "text/html":
+            if response.content_type in PAGES:
                 raise ProtocolError(f"{what}: answered with a web page; is {self.host} a registry?")
             return
         reason = error_details(await self._read(response, MANIFEST_MAX, what))
         shown = f"status {status}{': ' + reason if reason else ''}"
-        if response.url.origin() not in self._origins and status in _EXPIRED:
-            # A presigned URL that expired between the redirect and its use: the registry hands out a fresh one.
+        if self._is_expired(response):
             raise ExpiredError(f"{what}: {response.url.host}, where the registry sent us, refused: {shown}")
         if status in (401, 403):
             raise DeniedError(f"{what}: access denied ({shown}); check the credentials for {self.host}")
@@ -438,6 +468,10 @@ class RegistryClient:
             await self._expect_registry()
             raise NotFoundError(f"{what}: not found ({shown})")
         raise ProtocolError(f"{what}: unexpected {shown}")
+
+    def _is_expired(self, response: aiohttp.ClientResponse) -> bool:
+        """A presigned URL that expired between the redirect and its use: the registry hands out a fresh one."""
+        return response.url.origin() not in self._origins and response.status in _EXPIRED
 
     async def ping(self) -> None:
         """Return if the registry gives any sign of life. Raises what the transport raises."""
@@ -447,7 +481,7 @@ class RegistryClient:
     async def _expect_registry(self) -> None:
         """Tell "no such image" from "no registry at all": only a registry answers 200 or 401 at /v2/ (API check)."""
         async with await self._transport.open("GET", self._base / "v2/", {}) as response:
-            if response.status not in (200, 401) or response.content_type == "text/html":
+            if response.status not in (200, 401) or response.content_type in PAGES:
                 raise ProtocolError(
                     f"{self._base}: GET /v2/ answered {response.status} {response.content_type}; "
                     f"expected a registry (200 or 401): is {self.host} right?"

@@ -114,6 +114,52 @@ async def test_a_private_repository_is_its_tenants_alone(site: Site) -> None:
     assert verdict.challenges[0].startswith("Bearer realm=") and f"repository:{A}:pull" in verdict.challenges[0]
 
 
+async def test_being_sent_to_a_sign_on_page_is_a_no(site: Site) -> None:
+    registry = site.registry
+    registry.signs_on = True
+    layer, manifest = registry.add_blob(b"layer" * 100), registry.add_image([], "1", repository=A)
+    site.registries.seen.note(f"{registry.host}/{A}", registry.bearer("a", A))
+    await site.pull(A, layer)
+    for reference in ("manifests/1", f"manifests/{manifest}", f"blobs/{layer}", "tags/list", f"referrers/{manifest}"):
+        for shown in (None, registry.bearer("b", B), "Basic eDp5"):
+            assert await site.status(A, reference, shown) == 403
+        assert await site.status(A, reference, registry.bearer("a", A)) == 200
+    assert not await site.registries.client(registry.host).has(B, f"blobs/{layer}")
+
+
+async def test_a_blob_in_storage_is_told_from_a_page(site: Site) -> None:
+    registry = site.registry
+    registry.url_s, registry.expired = 60.0, 2  # addresses there are signed for GET alone
+    layer, shown = registry.add_blob(b"layer" * 100), registry.bearer("a", A)
+    site.registries.seen.note(f"{registry.host}/{A}", shown)
+    assert await site.status(A, f"blobs/{layer}", registry.bearer("b", B)) == 401
+    assert await site.status(A, f"blobs/{layer}", shown) == 200
+    assert await site.registries.client(registry.host).has(A, f"blobs/{layer}")
+    site.access, registry.storage_page = site.made(), True
+    assert await site.status(A, f"blobs/{layer}", shown) == 403
+    assert not await site.registries.client(registry.host).has(A, f"blobs/{layer}")
+
+
+async def test_a_manifest_that_is_kept_elsewhere_is_followed_without_the_clients_secret(site: Site) -> None:
+    registry, storage = site.registry, site.lying
+    manifest = registry.add_image([], "1", repository="open/x")
+    storage.manifests[manifest] = registry.manifests[manifest]
+
+    async def elsewhere(request: web.Request) -> web.Response | None:
+        away = {"Location": f"http://{storage.host}{request.path}"}
+        return web.Response(status=307, headers=away) if "/manifests/" in request.path else None
+
+    async def challenge(request: web.Request) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": "Basic"})
+
+    registry.always = elsewhere
+    assert await site.status("open/x", f"manifests/{manifest}") == 200
+    assert all("Authorization" not in asked.headers for asked in storage.log)
+    site.access, storage.always = site.made(), challenge
+    verdict = await site.access.allowed(f"{registry.host}/open/x", f"manifests/{manifest}", None)
+    assert verdict.status == 401 and all(challenge.startswith("Bearer") for challenge in verdict.challenges)
+
+
 async def test_a_yes_is_remembered_for_a_moment(site: Site) -> None:
     site.registry.add_image([], "1", repository=A)
     shown = site.registry.bearer("a", A)
