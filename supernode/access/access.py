@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 
 from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci.access import Verdict
-from imgdist.oci.client import Shown
 from imgdist.oci.patterns import Patterns
+from imgdist.oci.permission import Shown
 from imgdist.oci.reference import Reference, is_digest
 from supernode.access.grants import Grants
 from supernode.access.proofs import Proofs

@@ -15,10 +15,11 @@ from yarl import URL
 
 from imgdist.errors import CorruptError, DeniedError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.oci import transport
-from imgdist.oci.client import MANIFEST_MAX, RegistryClient
+from imgdist.oci.client import RegistryClient
 from imgdist.oci.credentials import Credentials
 from imgdist.oci.manifest import Descriptor, Manifest
 from imgdist.oci.reference import parse
+from imgdist.oci.requests import DOCUMENT_MAX
 from imgdist.oci.settings import RegistrySettings
 from imgdist.oci.transport import Retry
 
@@ -225,7 +226,7 @@ async def test_not_found_is_told_from_no_registry(registry: FakeRegistry, connec
 
 async def test_manifest_bounds_and_digest(registry: FakeRegistry, connect: Connect) -> None:
     digest = registry.add_image([], "1")
-    registry.manifests[digest] = (registry.manifests[digest][0], b" " * (MANIFEST_MAX + 1))
+    registry.manifests[digest] = (registry.manifests[digest][0], b" " * (DOCUMENT_MAX + 1))
     with pytest.raises(ProtocolError, match="4194304"):
         await connect().manifest("a/b", digest)
     registry.manifests[digest] = (registry.manifests[digest][0], b"{}")
