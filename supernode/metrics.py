@@ -23,77 +23,46 @@ class Metrics:
     """Counters of one supernode. Also the registry client's Meter."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
         self._registries: set[str] = set()
-        self._requests = Counter(
-            "imgdist_registry_requests", "Requests to registries", ["registry", "status"], registry=self._registry
-        )
-        self._bytes = Counter(
-            "imgdist_registry_bytes", "Body bytes from registries", ["registry"], registry=self._registry
-        )
-        self._retries = Counter(
-            "imgdist_registry_retries",
-            "Requests to registries made again, or elsewhere, by reason (docs/registries.md)",
-            ["registry", "reason"],
-            registry=self._registry,
-        )
-        self._authorised = Counter(
-            "imgdist_access",
-            "Questions whether a client may have something, by answer",
-            ["answer"],
-            registry=self._registry,
-        )
-        self._uploads = Counter(
-            "imgdist_upload_bytes", "Chunk bytes sent, by kind of request", ["kind"], registry=self._registry
-        )
+        self._requests = counter("imgdist_registry_requests", "Requests to registries", "registry", "status")
+        self._bytes = counter("imgdist_registry_bytes", "Body bytes from registries", "registry")
+        text = "Requests to registries made again, or elsewhere, by reason (docs/registries.md)"
+        self._retries = counter("imgdist_registry_retries", text, "registry", "reason")
+        text = "Questions whether a client may have something, by answer"
+        self._authorised = counter("imgdist_access", text, "answer")
+        self._uploads = counter("imgdist_upload_bytes", "Chunk bytes sent, by kind of request", "kind")
         for kind in Priority:
             self._uploads.labels(kind.value)
-        self._convert = Histogram(
-            "imgdist_convert_seconds",
-            "Download and conversion of a layer",
-            buckets=_CONVERT_BUCKETS,
-            registry=self._registry,
-        )
-        self._layers = Gauge("imgdist_layers", "Layers by state", ["state"], registry=self._registry)
-        self._store = Gauge("imgdist_store_bytes", "Bytes on disk", ["what"], registry=self._registry)
-        self._freed = Counter("imgdist_space_freed_bytes", "Bytes of packs removed for space", registry=self._registry)
-        self._members = Gauge("imgdist_swarm_members", "Agents that the tracker knows", registry=self._registry)
-        self._reachable = Gauge(
-            "imgdist_swarm_members_reachable",
-            "Agents whose address answered, so that others are told",
-            registry=self._registry,
-        )
-        self._swarms = Gauge("imgdist_swarms", "Swarms that an agent takes part in", registry=self._registry)
-        self._tracked = Counter(
-            "imgdist_tracker_messages", "Messages of agents, and agents refused", ["kind"], registry=self._registry
-        )
-        self._probes = Counter(
-            "imgdist_tracker_probes", "Looks at agents' addresses", ["answered"], registry=self._registry
-        )
-        self._proved = Counter(
-            "imgdist_packs_proved", "Packs held against their layers, by what came of it", ["outcome"],
-            registry=self._registry,
-        )  # fmt: skip
+        text = "Download and conversion of a layer"
+        self._convert = Histogram("imgdist_convert_seconds", text, buckets=_CONVERT_BUCKETS, registry=registry)
+        self._layers = gauge("imgdist_layers", "Layers by state", "state")
+        self._store = gauge("imgdist_store_bytes", "Bytes on disk", "what")
+        self._freed = counter("imgdist_space_freed_bytes", "Bytes of packs removed for space")
+        self._members = gauge("imgdist_swarm_members", "Agents that the tracker knows")
+        text = "Agents whose address answered, so that others are told"
+        self._reachable = gauge("imgdist_swarm_members_reachable", text)
+        self._swarms = gauge("imgdist_swarms", "Swarms that an agent takes part in")
+        self._tracked = counter("imgdist_tracker_messages", "Messages of agents, and agents refused", "kind")
+        self._probes = counter("imgdist_tracker_probes", "Looks at agents' addresses", "answered")
+        text = "Packs held against their layers, by what came of it"
+        self._proved = counter("imgdist_packs_proved", text, "outcome")
         for outcome in OUTCOMES:
             self._proved.labels(outcome)
-        self._revoked = Gauge("imgdist_packs_revoked", "Packs that no layer is any more", registry=self._registry)
-        self._tags = Counter(
-            "imgdist_tags",
-            "Questions about tags: fresh (answered from here), confirmed, moved (or new), stale (no answer came)",
-            ["outcome"],
-            registry=self._registry,
-        )
+        self._revoked = gauge("imgdist_packs_revoked", "Packs that no layer is any more")
+        text = "Questions about tags: fresh (answered from here), confirmed, moved (or new), stale (no answer came)"
+        self._tags = counter("imgdist_tags", text, "outcome")
         for how in ("fresh", "confirmed", "moved", "stale"):
             self._tags.labels(how)
-        self._pulls = Counter(
-            "imgdist_mirror_requests", "Answers to registry clients", ["endpoint", "status"], registry=self._registry
-        )
-        build = Gauge(
-            "imgdist_build_info",
-            "Always 1",
-            ["version", "format_version", "python"],
-            registry=self._registry,
-        )
+        self._pulls = counter("imgdist_mirror_requests", "Answers to registry clients", "endpoint", "status")
+        build = gauge("imgdist_build_info", "Always 1", "version", "format_version", "python")
         build.labels(imgdist.__version__, str(FORMAT_VERSION), platform.python_version()).set(1)
 
     def request(self, registry: str, status: str) -> None:

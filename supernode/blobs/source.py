@@ -108,7 +108,11 @@ class Blobs:
 
     def is_here(self, digest: str) -> bool:
         """Whether the blob is kept, or on its way."""
-        return digest in self._downloads or self._store.find(digest, Kind.RAW) is not None
+        return digest in self._downloads or self.is_whole(digest)
+
+    def is_whole(self, digest: str) -> bool:
+        """Whether all of the blob is on this disk."""
+        return self._store.find(digest, Kind.RAW) is not None
 
     async def read(self, blob: Reference, size: int) -> AsyncGenerator[bytes, None]:
         """A layer's bytes for its conversion, which alone is no reason to keep the blob for long."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from imgdist.distribution import accept as accepting
@@ -14,18 +14,16 @@ from imgdist.distribution.registry import Document
 from imgdist.distribution.request import Request, link
 from imgdist.errors import NotFoundError, TemporaryError
 from imgdist.oci.access import Authoriser
-from imgdist.oci.blobs import Blob, BlobSource
+from imgdist.oci.blobs import Blob
 from imgdist.oci.manifest import OCI_INDEX, Index, Manifest
 from imgdist.oci.reference import Reference
-from supernode.catalog import Catalog
+from supernode.blobs.source import Blobs
 from supernode.freshness import Freshness
-from supernode.registries import Registries
 from supernode.registry import referrers
+from supernode.registry.direct import DirectBlobs
 from supernode.registry.learning import Learning, understood
 from supernode.registry.memoryblob import MemoryBlob
-from supernode.registry.reachable import Answering
-from supernode.resolve import Resolver
-from supernode.tags import Tags
+from supernode.upstream import Upstream
 
 log = logging.getLogger("imgdist.registry")
 
@@ -37,30 +35,18 @@ class PullThrough:
     """A `Registry`. Who may have something is asked of `access` first, also for what is here."""
 
     def __init__(
-        self,
-        registries: Registries,
-        catalog: Catalog,
-        tags: Tags,
-        resolver: Resolver,
-        freshness: Freshness,
-        access: Authoriser,
-        blobs: BlobSource,
-        direct: BlobSource,
-        held: Callable[[str], bool],
-        answering: Answering,
-        learning: Learning,
+        self, upstream: Upstream, freshness: Freshness, access: Authoriser, blobs: Blobs, learning: Learning
     ) -> None:
-        """`direct` keeps nothing. `held(digest)`: the whole blob is on this disk."""
-        self._registries = registries
-        self._catalog = catalog
-        self._tags = tags
-        self._resolver = resolver
+        self._registries = upstream.registries
+        self._answering = upstream.answering
+        self._catalog = upstream.catalog
+        self._tags = upstream.tags
+        self._resolver = upstream.resolver
         self._freshness = freshness
         self._access = access
-        self._blobs = InOrder(blobs, direct)
-        self._direct = direct
-        self._held = held
-        self._answering = answering
+        self._kept = blobs
+        self._direct = DirectBlobs(upstream.registries)
+        self._blobs = InOrder(blobs, self._direct)
         self._learning = learning
 
     async def manifest(self, request: Request, accept: Sequence[str], authorization: str | None) -> Document:
@@ -150,7 +136,7 @@ class PullThrough:
         if isinstance(document, Manifest):
             config = await self._catalog.document(document.config.digest)
             blobs = [*document.layers, *([] if config else [document.config])]
-            return all(self._held(blob.digest) for blob in blobs)
+            return all(self._kept.is_whole(blob.digest) for blob in blobs)
         if isinstance(document, Index):  # which of its images is wanted is not known yet: any that could be had
             known = [await self._catalog.document(image.digest) for image in document.manifests]
             return any([await self._all_held(understood(*image)) for image in known if image])

@@ -22,22 +22,18 @@ from imgdist.distribution.server import PullApi
 from imgdist.oci import transport
 from imgdist.oci.access import Verdict
 from imgdist.oci.settings import RegistrySettings
-from imgdist.pack.kinds import Kind
 from supernode.blobs.source import Blobs
-from supernode.catalog import Catalog
 from supernode.chains import Chains
 from supernode.database import Database
 from supernode.fetch import Origin
 from supernode.freshness import Freshness
 from supernode.metrics import Metrics
 from supernode.registries import Registries
-from supernode.registry.direct import DirectBlobs
 from supernode.registry.learning import Learning
 from supernode.registry.pullthrough import PullThrough
 from supernode.registry.reachable import Answering
-from supernode.resolve import Resolver
 from supernode.store import LocalStore
-from supernode.tags import Tags
+from supernode.upstream import remembered
 
 
 class Policy:
@@ -88,26 +84,12 @@ async def fronts(
         metrics, access = Metrics(), Policy()
         answering = Answering(metrics, clock) if clock else Answering(metrics)
         registries = Registries(http, answering, RegistrySettings(plain_http=[registry.host]))
-        catalog, chains = Catalog(database), Chains(database)
-        tags = Tags(registries, catalog, metrics.tag_asked, lambda: now[0])
-        resolver = Resolver(registries, catalog, chains, tags)
+        upstream = remembered(registries, answering, database, metrics.tag_asked, clock=lambda: now[0])
         store = LocalStore(directory)
         store.recover()
         blobs = Blobs(store, registries)
-        learning = Learning(resolver, learnt.extend)
-        through = PullThrough(
-            registries,
-            catalog,
-            tags,
-            resolver,
-            freshness,
-            access,
-            blobs,
-            DirectBlobs(registries),
-            lambda digest: store.find(digest, Kind.RAW) is not None,
-            answering,
-            learning,
-        )
+        learning = Learning(upstream.resolver, learnt.extend)
+        through = PullThrough(upstream, freshness, access, blobs, learning)
         app = web.Application()
         app.add_routes(PullApi(through, metrics.pulled).routes())
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -132,7 +114,7 @@ async def fronts(
         for part in (learning, blobs):
             stack.callback(asyncio.create_task(part.run()).cancel)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        yield Fronts(registry, supernode, url, metrics, chains, access, seen, now, learnt)
+        yield Fronts(registry, supernode, url, metrics, upstream.chains, access, seen, now, learnt)
 
 
 def down(registry: FakeRegistry) -> None:

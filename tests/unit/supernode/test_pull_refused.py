@@ -11,6 +11,7 @@ from imgdist.errors import NotFoundError
 from imgdist.oci.access import Verdict
 from imgdist.oci.reference import Reference
 from supernode.registry.pullthrough import PullThrough
+from supernode.upstream import Upstream
 
 
 class Refusing:
@@ -29,20 +30,10 @@ class Untouched:
 
 @pytest.mark.parametrize("kind", [Kind.REFERRERS, Kind.TAGS])
 async def test_not_found_is_a_refusal_too(kind: Kind) -> None:
-    other: Any = None
-    registry = PullThrough(
-        Untouched(),
-        other,
-        other,
-        other,
-        other,
-        Refusing(),
-        other,
-        other,
-        other,
-        other,
-        other,  # type: ignore[arg-type]
-    )
+    nothing: Any = None
+    registries: Any = Untouched()
+    upstream = Upstream(registries, nothing, nothing, nothing, nothing, nothing)
+    registry = PullThrough(upstream, nothing, Refusing(), nothing, nothing)
     request = Request(kind, Reference("h.example", "a/private", digest="sha256:" + "1" * 64), "a/private")
     ask = registry.referrers if kind is Kind.REFERRERS else registry.tags
     with pytest.raises(NotFoundError, match="hidden"):
