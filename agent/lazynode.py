@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +15,11 @@ from agent.catalog import Catalog
 from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.early import EarlyLayers
+from agent.events import Events
 from agent.figures import FailedReads
 from agent.images import Images
 from agent.known_images import KnownImages
 from agent.launch import supernode_urls
-from agent.layer import Layer
-from agent.layerstore import LayerStore
 from agent.mounter import Mounter
 from agent.mounts import ImageMounts
 from agent.proving.idle import IdleProver
@@ -48,10 +47,8 @@ from fuse.link import ViewLink
 from imgdist import holder_client
 from imgdist.config import AgentConfig
 from imgdist.oci.platform import Platform
-from imgdist.proving.verdict import Verdict
 from imgdist.space import Watermarks
 from imgdist.wire.clusterkey import open_key
-from imgdist.wire.tracker import Revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,66 +73,12 @@ class LazyNode:
     blobs: Blobs
 
 
-class _Events:
-    """What parts tell others that are made after them, from whatever thread. All are set before anybody speaks."""
-
-    blobs: Blobs
-    catalog: Catalog
-    images: Images
-    keeper: TraceKeeper
-    space: SpaceKeeper
-    transfers: Transfers
-    withdrawal: Withdrawal
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-
-    def missed(self, node: int, start: int, length: int) -> None:
-        self.transfers.miss(node, start, length)
-
-    def touched(self, touches: list[tuple[int, int, int]]) -> None:
-        self.transfers.touched(touches)  # here, in the link's thread: fill makes way at once
-        self._loop.call_soon_threadsafe(self.keeper.touched, touches)
-
-    def lapsed(self, node: int, start: int, length: int, waited_s: float) -> None:
-        self.transfers.lapsed(node, start, length, waited_s)
-
-    def completed(self, store: LayerStore) -> None:
-        self._loop.call_soon_threadsafe(self.catalog.completed, store.pack_id.hex())
-
-    def lost(self, pack_id: str) -> None:
-        self._loop.call_soon_threadsafe(lambda: self.images.lost(pack_id))
-        self._loop.call_soon_threadsafe(lambda: self.blobs.lost(pack_id))
-
-    def refused(self, error: OSError, name: str) -> None:
-        self._loop.call_soon_threadsafe(lambda: self.space.refused(error, name))
-
-    def revoked(self, by: str, packs: Iterable[Revocation]) -> None:
-        self.withdrawal.told(by, packs)
-
-    def proved(self, layer: Layer, verdict: Verdict) -> None:
-        self.withdrawal.found(layer, verdict)
-
-    def suspect(self, pack_id: str) -> None:
-        self.withdrawal.suspect(pack_id)
-
-    def refused_pack(self, pack_id: str) -> str | None:
-        return self.withdrawal.refused(pack_id)
-
-    def released(self) -> None:
-        self.space.wake()
-        self.withdrawal.wake()
-
-    async def make_room(self, size_bytes: int) -> bool:
-        return await self.space.make_room(size_bytes)
-
-
 async def lazy_node(
     config: AgentConfig, holder: holder_client.Holder, stack: AsyncExitStack, tasks: asyncio.TaskGroup
 ) -> LazyNode:
     """Make the parts and take up what earlier agents left; the view is told, and speaks, from then on."""
     root, run = Path(config.root), Path(config.run)
-    events, sharing = _Events(), Sharing()
+    events, sharing = Events(), Sharing()
     urls = supernode_urls(config)
     key = open_key(config.access.key_file)
     supernodes = Supernodes([SupernodeClient(url, key=key) for url in urls])
@@ -171,24 +114,9 @@ async def lazy_node(
     blobs = events.blobs = Blobs(supernodes, catalog, chunks, transfers, tasks, swarm)
     layers = NodeLayers(images, catalog, events.released, events.refused_pack)
     prover = Prover(supernodes, tasks, events.proved)
-    withdrawal = events.withdrawal = Withdrawal(
-        revocations,
-        images,
-        catalog,
-        sharing,
-        tasks,
-        block=config.verify.action == "block",
-        report=supernodes.prove,
-    )
+    withdrawal = events.withdrawal = _withdrawal(config, supernodes, catalog, images, sharing, revocations, tasks)
     events.space = _space(config, catalog, chunks, images, sharing, swarm)
-    own_snapshots = Snapshotter(
-        root / "mounts",
-        layers,
-        take_over_timeout_s=config.prepare_timeout_s,
-        sharing=sharing,
-        user="`imgdist mount`",
-        make_room=events.make_room,
-    )
+    own_snapshots = _own_snapshots(config, layers, sharing, events)
     stack.callback(own_snapshots.close)
 
     await asyncio.to_thread(lambda: database.reserve(mounter.highest_node()))
@@ -196,13 +124,12 @@ async def lazy_node(
     link.start()
     if swarm is not None:
         swarm.start()
-    mounts = ImageMounts(images, own_snapshots)
     strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
     return LazyNode(
         supernodes,
         catalog,
         images,
-        mounts,
+        ImageMounts(images, own_snapshots),
         own_snapshots,
         sharing,
         layers,
@@ -215,6 +142,38 @@ async def lazy_node(
         revocations,
         swarm,
         blobs,
+    )
+
+
+def _own_snapshots(config: AgentConfig, layers: NodeLayers, sharing: Sharing, events: Events) -> Snapshotter:
+    """Those of `imgdist mount`, which containerd's garbage collector must not see."""
+    return Snapshotter(
+        Path(config.root) / "mounts",
+        layers,
+        take_over_timeout_s=config.prepare_timeout_s,
+        sharing=sharing,
+        user="`imgdist mount`",
+        make_room=events.make_room,
+    )
+
+
+def _withdrawal(
+    config: AgentConfig,
+    supernodes: Supernodes,
+    catalog: Catalog,
+    images: Images,
+    sharing: Sharing,
+    revocations: Revocations,
+    tasks: asyncio.TaskGroup,
+) -> Withdrawal:
+    return Withdrawal(
+        revocations,
+        images,
+        catalog,
+        sharing,
+        tasks,
+        block=config.verify.action == "block",
+        report=supernodes.prove,
     )
 
 
@@ -239,7 +198,7 @@ def _transfers(
     seeds: list[SupernodeChunks],
     chunks: ChunkStore,
     connect: Callable[[str], ChunkSource | None],
-    events: _Events,
+    events: Events,
     *,
     swarm: bool,
 ) -> Transfers:
@@ -264,7 +223,7 @@ def _catalog(
     mounter: Mounter,
     transfers: Transfers,
     swarm: Station | None,
-    events: _Events,
+    events: Events,
     tasks: asyncio.TaskGroup,
 ) -> Catalog:
     return Catalog(
@@ -290,7 +249,7 @@ def _images(
     recorder: TraceRecorder,
     tasks: asyncio.TaskGroup,
     revocations: Revocations,
-    events: _Events,
+    events: Events,
 ) -> Images:
     # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
     takes_early = config.fill.mode == "full" and bool(config.supernode)
