@@ -67,7 +67,9 @@ class Revocations:
     def replaced(self, pack_id: str, outlived: Iterable[str]) -> None:
         """Snapshots of the pack are of another one now; these active ones were mounted before."""
         known = self._all[pack_id]
-        self._write(msgspec.structs.replace(known, outlived=(*known.outlived, *outlived)))
+        names = tuple(dict.fromkeys((*known.outlived, *outlived)))
+        if names != known.outlived:
+            self._write(msgspec.structs.replace(known, outlived=names))
 
     def _write(self, revocation: Revocation) -> None:
         self._all[revocation.pack_id] = revocation

@@ -157,12 +157,21 @@ class Withdrawal:
             except (ImgdistError, OSError) as error:
                 log.warning("layer %s has no pack yet that could replace a revoked one: %s", layer.digest, error)
                 continue
-            if found.store.index.diff_id == layer.diff_id:
-                built_on = await self._sharing.built_on()
-                self._revocations.replaced(pack_id, [info.name for info in built_on.get(pack_id, ())])
-                await self._sharing.replace(pack_id, found.pack_id)
+            if found.store.index.diff_id == layer.diff_id and await self._replace_by(pack_id, found.pack_id):
                 log.warning("layer %s: what is new is built on pack %s", layer.digest, found.pack_id)
                 return
+
+    async def _replace_by(self, pack_id: str, by: str) -> bool:
+        """False if the other pack is gone already: nobody used it, and space was short."""
+        async with self._sharing.lock(by):
+            if self._catalog.get(by) is None:
+                return False
+            built_on = await self._sharing.built_on()
+            # Before the rows: else a death in between would lose who runs on it. After, those that came meanwhile.
+            self._revocations.replaced(pack_id, [info.name for info in built_on.get(pack_id, ())])
+            outlived = await self._sharing.replace(pack_id, by)
+            self._revocations.replaced(pack_id, [info.name for info in outlived])
+        return True
 
     async def _drop(self, pack_id: str) -> None:
         """Remove a pack that no snapshot uses and no loop device shows: what is left of it in running containers reads

@@ -254,11 +254,14 @@ class Metadata:
         )
         return [(pack_id, self.get(user).info) for pack_id, user in rows]
 
-    def replace_pack(self, pack_id: str, by: str) -> None:
-        """Snapshots of a pack are of another one from now on; the first is to be released."""
+    def replace_pack(self, pack_id: str, by: str) -> list[Info]:
+        """Snapshots of a pack are of another one from now on; the first is to be released. Returns the active
+        snapshots and views that were built on it until now."""
         with self.transaction():
+            outlived = [info for used, info in self.users() if used == pack_id]
             self._db.execute("UPDATE snapshots SET pack_id = ? WHERE pack_id = ?", (by, pack_id))
             self.mark_unreferenced(pack_id)
+        return outlived
 
     def is_first_of_pack(self, row: Row) -> bool:
         """True for the one snapshot, of all with this pack, that the pack's bytes are accounted to."""

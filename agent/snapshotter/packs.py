@@ -51,11 +51,10 @@ class Sharing:
                 found.setdefault(pack_id, []).append(info)
         return found
 
-    async def replace(self, pack_id: str, by: str) -> None:
-        """Snapshots of a pack are of another one from now on, of the same layer; what is mounted stays as it is."""
-        async with self.lock(by):
-            for store, _ in self._stores:
-                await store.do(store.metadata.replace_pack, pack_id, by)
+    async def replace(self, pack_id: str, by: str) -> list[Info]:
+        """Snapshots of a pack are of another one from now on, of the same layer, whose lock the caller holds; what is
+        mounted stays as it is. Returns the active snapshots and views that were built on the first until now."""
+        return [info for store, _ in self._stores for info in await store.do(store.metadata.replace_pack, pack_id, by)]
 
     async def users(self) -> dict[str, list[str]]:
         """Every pack that a snapshot uses, with the kinds of its users."""

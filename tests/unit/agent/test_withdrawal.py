@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,9 @@ class World:
         self.reported: list[str] = []
         self.answers: list[tuple[str, Verdict | ImgdistError]] = []
         self.busy = True
+        self.evicted = False
+        self.late: list[Info] = []
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.withdrawal = self.begin()
 
     def begin(self, *, block: bool = False) -> Withdrawal:
@@ -80,6 +84,8 @@ class World:
         self.asked.append((reference, digest, manifest_digest))
         if isinstance(self.found, ImgdistError):
             raise self.found
+        if not self.evicted:
+            self.here[self.found.pack_id] = self.found
         return self.found
 
     # Catalog.
@@ -98,7 +104,7 @@ class World:
     # Sharing.
 
     def lock(self, pack_id: str) -> asyncio.Lock:
-        return asyncio.Lock()
+        return self.locks[pack_id]
 
     async def is_used(self, pack_id: str) -> bool:
         return pack_id in self.snapshots
@@ -106,8 +112,10 @@ class World:
     async def built_on(self) -> dict[str, list[Info]]:
         return self.snapshots
 
-    async def replace(self, pack_id: str, by: str) -> None:
-        self.snapshots[by] = self.snapshots.pop(pack_id)
+    async def replace(self, pack_id: str, by: str) -> list[Info]:
+        assert self.locks[by].locked(), "else it may go meanwhile"
+        self.snapshots[by] = [*self.snapshots.pop(pack_id), *self.late]
+        return self.snapshots[by]
 
     async def _report(self, pack_id: str) -> Iterable[tuple[str, Verdict | ImgdistError]]:
         self.reported.append(pack_id)
@@ -188,7 +196,25 @@ async def test_snapshots_are_put_on_the_layers_own_pack_and_who_runs_is_named(
     assert world.withdrawal.used_by == {BAD.pack_id: ["container k8s.io/web"]}
     world.busy = False
     await world.look()
-    assert (world.here, world.withdrawal.used_by) == ({}, {})
+    assert BAD.pack_id not in world.here and world.withdrawal.used_by == {}
+
+
+async def test_a_replacement_that_has_gone_again_is_none(world: World) -> None:
+    world.found, world.evicted = GOOD, True
+    world.withdrawal.revoke(BAD.pack_id, "it lies", THIS_NODE)
+    await world.look()
+    assert world.snapshots.keys() == {BAD.pack_id}
+    world.evicted = False
+    await world.look()
+    assert world.snapshots.keys() == {GOOD.pack_id}
+
+
+async def test_who_comes_while_a_pack_is_replaced_is_named_too(world: World) -> None:
+    world.found, world.late = GOOD, [Info("k8s.io/8/late", "", Kind.ACTIVE, 0, 0)]
+    world.withdrawal.revoke(BAD.pack_id, "it lies", THIS_NODE)
+    await world.look()
+    assert world.revocations.all()[0].outlived == (MOUNT.name, CONTAINER.name, "k8s.io/8/late")
+    assert world.withdrawal.used_by[BAD.pack_id] == ["container k8s.io/late", "container k8s.io/web", "mount /m"]
 
 
 async def test_a_damaged_pack_goes_once_nobody_uses_it(world: World) -> None:

@@ -188,7 +188,7 @@ def test_a_pack_is_replaced_below_its_snapshots(store: Metadata) -> None:
     store.create(Kind.COMMITTED, "a", "", {}, pack_id="old", has_directory=False)
     store.create(Kind.COMMITTED, "b", "a", {}, pack_id="other", has_directory=False)
     store.create(Kind.ACTIVE, "c", "b", {})
-    store.replace_pack("old", "new")
+    assert [info.name for info in store.replace_pack("old", "new")] == ["c"]
     assert [row.pack_id for row in store.chain("c")] == [None, "other", "new"]
     assert store.unreferenced() == ["old"]
     assert {pack for pack, _ in store.users()} == {"new", "other"}
