@@ -55,6 +55,7 @@ def main() -> int:
     """Serve until SIGTERM, or until the holder is gone."""
     config = msgspec.json.decode(sys.argv[1], type=AgentConfig)
     daemon.configure_logging(config.log_format)
+    daemon.end_with_threads()
     daemon.forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     code = 0

@@ -34,6 +34,7 @@ def main() -> int:
     """Serve until the holder is gone."""
     deadline_s, log_format = options(sys.argv[1:])
     daemon.configure_logging(log_format)
+    daemon.end_with_threads()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     bounded, promise = deadline.in_words(deadline_s)
     log.log(logging.INFO if bounded else logging.WARNING, "%s", promise)

@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -45,6 +46,21 @@ def configure_logging(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def end_with_threads() -> None:
+    """From now on a thread that ends by a fault (a defect, or no memory is left) ends the process with exit code 1: who
+    waits for that thread would wait for ever, and whoever started this process starts it anew."""
+    threading.excepthook = _end_with_thread
+
+
+def _end_with_thread(fault: threading.ExceptHookArgs) -> None:
+    name = fault.thread.name if fault.thread is not None else "?"
+    try:
+        error = fault.exc_value or fault.exc_type()
+        logging.getLogger("imgdist.daemon").critical("thread %s cannot go on: this process ends", name, exc_info=error)
+    finally:
+        os._exit(1)
 
 
 def forbid_core_dumps() -> None:

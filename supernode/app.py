@@ -30,6 +30,7 @@ log = logging.getLogger("imgdist.supernode")
 def main(config: SupernodeConfig) -> int:
     """Run the daemon in the foreground. Returns the exit code; raises ImgdistError for what keeps it from starting."""
     daemon.configure_logging(config.log_format)
+    daemon.end_with_threads()
     stopped_by = asyncio.run(serve(config))
     return 128 + signal.SIGINT if stopped_by == signal.SIGINT else 0
 

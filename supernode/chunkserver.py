@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from imgdist import daemon
 from imgdist.errors import ImgdistError
 from imgdist.wire.address import Address
 from imgdist.wire.clusterkey import ClusterKey, open_key
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--listener", type=int, help="number of an open socket that listens there")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    daemon.end_with_threads()
     try:
         serve(parsed.root, Address.parse(parsed.listen), parsed.listener, open_key(parsed.key_file))
     except ImgdistError as error:

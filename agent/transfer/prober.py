@@ -55,6 +55,9 @@ class Prober:
         except ImgdistError as error:
             _log.debug("%s %s gives no sign of life: %s", source.kind, source.name, error)
             answered = False
+        except Exception:  # no memory, say: this source is looked at again
+            _log.exception("%s %s cannot be probed", source.kind, source.name)
+            answered = False
         with self._lock:
             self._threads.discard(threading.current_thread())
             now = self._clock()

@@ -164,13 +164,7 @@ class ChunkServer:
         sweep_at = time.monotonic() + SWEEP_S
         while not self._stopping:
             for fd, _ in self._poll.poll(SWEEP_S if self._accept_at is None else FULL_S):
-                try:
-                    if fd in self._listeners:
-                        self._accept(self._listeners[fd])
-                    elif fd != self._wake and (session := self._sessions.get(fd)) is not None:
-                        self._continue(session)
-                except OSError as error:  # of one connection (gone at a bad moment, no memory): the others go on
-                    _log.warning("a connection is lost: %s", error)
+                self._heed(fd)
             now = time.monotonic()
             if self._accept_at is not None and now >= self._accept_at:
                 self._accept_at = None
@@ -179,6 +173,19 @@ class ChunkServer:
                 sweep_at = now + SWEEP_S
                 self._close_idle(now - IDLE_S)
                 self._close_parked(now)
+
+    def _heed(self, fd: int) -> None:
+        """What happened at one socket. What fails there (it went at a bad moment, no memory) costs that one alone."""
+        session = self._sessions.get(fd)
+        try:
+            if fd in self._listeners:
+                self._accept(self._listeners[fd])
+            elif session is not None:
+                self._continue(session)
+        except Exception as error:
+            _log.warning("a connection is lost: %s", error or type(error).__name__, exc_info=_is_defect(error))
+            if session is not None:
+                self.close(session)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -285,3 +292,7 @@ class ChunkServer:
         for session in slow:
             _log.info("%s: the reader is too slow", session.peer or "a unix socket")
             self.close(session)
+
+
+def _is_defect(error: Exception) -> bool:
+    return not isinstance(error, OSError | MemoryError)

@@ -183,6 +183,9 @@ class Slots:
         except (OSError, ImgdistError) as error:  # a reader that left, or a pack that broke: this request only
             _log.info("pack %s: answer cut short: %s", request.name, error)
             alive = False
+        except Exception:  # no memory, say: the slot goes on
+            _log.exception("pack %s: answer cut short", request.name)
+            alive = False
         if not alive:
             self._desk.close(session)
         elif session.answer is not None:

@@ -27,6 +27,8 @@ from imgdist.wire.messages import FRAME_SIZE, Frame, Priority, encode_frame
 from imgdist.wire.requests import encode_request
 from imgdist.wire.responses import encode_head
 from imgdist.wire.server import ChunkServer
+from imgdist.wire.session import Session
+from imgdist.wire.slots import SLOTS
 
 PACK = "cd" * 32
 BODIES = [os.urandom(262144), b"", os.urandom(1), os.urandom(100_000)]
@@ -101,6 +103,24 @@ def fetch(
 def test_chunks_arrive_in_the_order_asked(client: ChunkClient) -> None:
     assert fetch(client, [3, 0, 1, 2]) == [BODIES[3], BODIES[0], BODIES[1], BODIES[2]]
     assert fetch(client, [0, 0, 3], Priority.FILL) == [BODIES[0], BODIES[0], BODIES[3]]
+
+
+@pytest.mark.parametrize("place", ["a slot", "the watcher"])
+def test_no_memory_costs_a_connection_and_no_thread(
+    client: ChunkClient, shelf: Shelf, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        if place == "a slot":
+            patched.setattr(shelf, "on_open", fail)
+        else:
+            patched.setattr(Session, "take_in", fail)
+        for _ in range(2 * SLOTS[Priority.DEMAND]):
+            with pytest.raises(TemporaryError):
+                fetch(client, [0])
+    assert fetch(client, [0]) == BODIES[:1]
 
 
 def test_what_is_missing_is_said_and_the_connection_lives(client: ChunkClient) -> None:
