@@ -16,6 +16,9 @@ import msgspec
 
 log = logging.getLogger("imgdist.agent")
 
+PACKLESS_MAX = 256
+"""Images remembered none of whose layers is a pack, declined ones say: some MiB at most (a guess)."""
+
 
 class KnownLayer(msgspec.Struct, frozen=True, kw_only=True):
     """A layer of an image; `pack_id` (hex) is None until its index was sealed, or for a declined layer."""
@@ -51,7 +54,7 @@ class KnownImages:
         self._packs: dict[str, str] = {}
         self._chains: dict[str, KnownLayer] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        for path in sorted(directory.glob("*.json")):
+        for path in sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
             try:
                 self._remember(msgspec.json.decode(path.read_bytes(), type=KnownImage))
             except msgspec.DecodeError as error:
@@ -61,7 +64,7 @@ class KnownImages:
                 path.replace(path.with_suffix(".bad"))
 
     def all(self) -> list[KnownImage]:
-        """Every image, oldest first."""
+        """Every image, the last one added at the end."""
         return list(self._images.values())
 
     def get(self, manifest_digest: str) -> KnownImage | None:
@@ -69,8 +72,9 @@ class KnownImages:
         return self._images.get(manifest_digest)
 
     def add(self, image: KnownImage) -> None:
-        """Record an image, keeping what is known already: pack ids, and what its layers were held against."""
-        before = self._images.get(image.manifest_digest)
+        """Record an image, keeping what is known already: pack ids, and what its layers were held against. Of those
+        without packs the oldest are forgotten."""
+        before = self._images.pop(image.manifest_digest, None)
         if before is not None and list(map(_named, before.layers)) == list(map(_named, image.layers)):
             image = msgspec.structs.replace(image, rooted_in=before.rooted_in)
         layers = tuple(
@@ -78,6 +82,9 @@ class KnownImages:
             for layer in image.layers
         )
         self._write(msgspec.structs.replace(image, layers=layers))
+        packless = [known for known in self.all() if not _packs(known)]
+        if len(packless) > PACKLESS_MAX:
+            self._forget(packless[:-PACKLESS_MAX])
 
     def sealed(self, layer_digest: str, pack_id: str) -> None:
         """A layer's pack id has become known; every image with that layer is told."""
@@ -110,15 +117,16 @@ class KnownImages:
     def forget_without(self, pack_ids: Collection[str], spared: Collection[str] = ()) -> None:
         """Forget the images none of whose packs is among `pack_ids`, those on this node; never one without packs, nor
         those whose manifests are `spared`."""
-        gone = []
-        for image in self.all():
-            packs = {layer.pack_id for layer in image.layers if layer.pack_id}
-            if packs and packs.isdisjoint(pack_ids) and image.manifest_digest not in spared:
-                gone.append(self._images.pop(image.manifest_digest))
+        images = [image for image in self.all() if image.manifest_digest not in spared]
+        self._forget([image for image in images if (packs := _packs(image)) and packs.isdisjoint(pack_ids)])
+
+    def _forget(self, images: Collection[KnownImage]) -> None:
+        for image in images:
+            del self._images[image.manifest_digest]
         self._packs, self._chains = {}, {}
         for image in self.all():
             self._remember(image)
-        for image in gone:
+        for image in images:
             self._path(image).unlink(missing_ok=True)
 
     def layer_of_chain(self, chain_id: str) -> KnownLayer | None:
@@ -156,3 +164,7 @@ class KnownImages:
 
 def _named(layer: KnownLayer) -> tuple[str, str, str]:
     return layer.digest, layer.diff_id, layer.chain_id
+
+
+def _packs(image: KnownImage) -> set[str]:
+    return {layer.pack_id for layer in image.layers if layer.pack_id}

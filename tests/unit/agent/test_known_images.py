@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.known_images import KnownImage, KnownImages, KnownLayer
+from agent.known_images import PACKLESS_MAX, KnownImage, KnownImages, KnownLayer
 
 
 def _layer(number: int) -> KnownLayer:
@@ -36,6 +36,21 @@ def test_a_seal_reaches_every_image_with_the_layer_and_survives_a_restart(tmp_pa
         assert len(state.with_pack("ab" * 32)) == 2
         found = state.layer_of_chain(_layer(1).chain_id)
         assert found is not None and found.pack_id == "ab" * 32
+
+
+def test_images_without_packs_are_not_remembered_for_ever(tmp_path: Path) -> None:
+    known = KnownImages(tmp_path)
+    known.add(_image(0, _layer(0)))
+    known.sealed(_layer(0).digest, "ab" * 32)
+    for number in range(1, PACKLESS_MAX + 1):
+        known.add(_image(number, _layer(number)))
+    known.add(_image(1, _layer(1)))
+    known.add(_image(PACKLESS_MAX + 1, _layer(PACKLESS_MAX + 1)))
+    for number in (0, 1, 3, PACKLESS_MAX + 1):
+        assert known.get(_image(number).manifest_digest) is not None
+    assert known.get(_image(2).manifest_digest) is None
+    assert known.layer_of_chain(_layer(2).chain_id) is None
+    assert len(list(tmp_path.iterdir())) == PACKLESS_MAX + 1
 
 
 def test_adding_an_image_again_keeps_its_pack_ids(tmp_path: Path) -> None:
