@@ -102,7 +102,7 @@ class Supernodes:
             try:
                 await client.tar_split(pack_id, out, most_bytes)
                 return
-            except (NotFoundError, TemporaryError) as error:
+            except (NotFoundError, ProtocolError, TemporaryError) as error:
                 problem = error
         raise problem
 

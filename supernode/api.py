@@ -229,7 +229,8 @@ class _Api:
 
     async def prove(self, request: web.Request) -> web.Response:
         """POST /v1/packs/PACK/proof: the verdict, when it is there; a recent one counts."""
-        return _json(await self._parts.prover.look(request.match_info["pack_id"], fresh=False))
+        by = request.remote or "this machine"
+        return _json(await self._parts.prover.look(request.match_info["pack_id"], fresh=False, by=by))
 
     async def revoked(self, request: web.Request) -> web.Response:
         """GET /v1/revoked: reasons by pack id."""

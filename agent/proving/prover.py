@@ -21,6 +21,7 @@ from imgdist.errors import ImgdistError
 from imgdist.pack.kinds import Kind
 from imgdist.proving.process import When, prove_aside
 from imgdist.proving.verdict import Verdict
+from imgdist.space import disk_of
 
 log = logging.getLogger("imgdist.proving")
 
@@ -28,8 +29,10 @@ MARK = "proven"
 """An empty file in a pack's directory: it was proved by this node once."""
 LOOKS_MAX = 10_000
 """Looks that are remembered, some 200 bytes each; the oldest go."""
-_SLACK_BYTES = 64 << 10
+SLACK_BYTES = 64 << 10
 """By how much a compressed stream may be longer than it is uncompressed (zstd: 1/256 and some)."""
+DISK_SHARE = 4
+"""One part in so many of what the disk has available is what a stream may take while it is looked at (a guess)."""
 
 
 class Splits(Protocol):
@@ -110,7 +113,7 @@ class Prover:
         try:
             with tempfile.TemporaryFile(dir=directory.parent) as split:
                 if is_whole and index.kind is Kind.LAYER:
-                    most = index.tar_split.size + index.tar_split.size // 128 + _SLACK_BYTES
+                    most = most_bytes(index.tar_split.size, disk_of(directory).available_bytes)
                     await self._splits.tar_split(layer.pack_id, split, most)
                     split.seek(0)
                 return await prove_aside(
@@ -118,3 +121,9 @@ class Prover:
                 )
         except (ImgdistError, OSError) as error:
             return Verdict("unproven", str(error))
+
+
+def most_bytes(named: int, available: int) -> int:
+    """The longest compressed stream that is taken of one whose index says `named` bytes, on a disk with `available`:
+    the index is the word of whoever hands out the stream, and is not to fill the disk."""
+    return min(named + named // 128 + SLACK_BYTES, available // DISK_SHARE)

@@ -15,6 +15,8 @@ log = logging.getLogger("imgdist.access")
 
 WAITING_MAX = 256
 """Proofs that wait; what is beyond is asked for again by the next pull."""
+HOST_MAX = 64
+"""Of these, of one registry: who names blobs that it is slow to show keeps nobody else from theirs."""
 PARALLEL = 4
 """Registries that are read side by side: one that is slow, or means to be, does not keep the others waiting."""
 LONGEST_S = 900.0
@@ -35,7 +37,7 @@ class Proofs:
     def begin(self, blob: Reference, size: int | None) -> None:
         """Have a blob proven, soon. `size` in bytes, None: the registry is asked."""
         assert blob.digest is not None
-        if len(self._waiting) < WAITING_MAX:
+        if len(self._waiting) < WAITING_MAX and sum(host == blob.host for host, _ in self._waiting) < HOST_MAX:
             self._waiting.setdefault((blob.host, blob.digest), (blob, size))
             self._changed.set()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ REMEMBERED_S = 600.0
 """A verdict counts for so long for agents that ask: many may report one pack (a guess)."""
 WAITING_MAX = 32
 """Packs that may wait to be looked at on agents' account."""
+ASKED_MAX = 8
+"""Of these, as many may be one node's: a node that asks about everything leaves room for the word of others."""
 
 
 async def prove_pack(directory: Path, when: When) -> Verdict:
@@ -70,7 +73,7 @@ class Prover:
         self._prove = prove
         self._one: dict[When, asyncio.Lock] = {"idle": asyncio.Lock(), "soon": asyncio.Lock()}
         self._looks: SingleFlight[Verdict] = SingleFlight()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
         self._verdicts: dict[str, tuple[float, Verdict]] = {}
 
     async def run(self) -> None:
@@ -91,9 +94,10 @@ class Prover:
         except OSError as error:  # a full disk takes no revocation: it is due again with the next look
             log.error("pack %s: what its proof came to cannot be acted on: %s", pack_id, error)
 
-    async def look(self, pack_id: str, *, fresh: bool = True, when: When = "soon") -> Verdict:
+    async def look(self, pack_id: str, *, fresh: bool = True, when: When = "soon", by: str = "") -> Verdict:
         """The verdict on a pack, acted on. Who asks while it is looked at gets the same; unless `fresh`, so does who
-        asks soon after. NotFoundError if it is not here; TemporaryError if too many wait."""
+        asks soon after. `by`: the node that asks, if one does. NotFoundError if the pack is not here; TemporaryError if
+        too many wait."""
         if (reason := self._store.revoked.reason(pack_id)) is not None:
             return Verdict("false", reason)
         if not self._store.directory(pack_id).exists():
@@ -101,18 +105,21 @@ class Prover:
         at, known = self._verdicts.get(pack_id, (float("-inf"), Verdict("unproven")))
         if not fresh and time.monotonic() - at < REMEMBERED_S:
             return known
-        return await self._looks.do(pack_id, lambda: self._look(pack_id, when))
+        return await self._looks.do(pack_id, lambda: self._look(pack_id, when, by))
 
-    async def _look(self, pack_id: str, when: When) -> Verdict:
-        if self._waiting >= WAITING_MAX:
+    async def _look(self, pack_id: str, when: When, by: str) -> Verdict:
+        if self._waiting.total() >= WAITING_MAX:
             raise TemporaryError(f"{WAITING_MAX} packs wait to be looked at already; ask again later")
-        self._waiting += 1
+        if by and self._waiting[by] >= ASKED_MAX:
+            raise TemporaryError(f"{ASKED_MAX} packs wait to be looked at for {by} already; ask again later")
+        self._waiting[by] += 1
         try:
             async with self._one[when]:
                 verdict = await self._looked(pack_id, when)
                 await self._act(pack_id, verdict)
         finally:
-            self._waiting -= 1
+            self._waiting[by] -= 1
+            self._waiting += Counter()  # without those of whom nothing waits
         now = time.monotonic()
         self._verdicts = {pack: seen for pack, seen in self._verdicts.items() if now - seen[0] < REMEMBERED_S}
         self._verdicts[pack_id] = (now, verdict)

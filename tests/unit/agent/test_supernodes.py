@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from blake3 import blake3
@@ -36,6 +37,11 @@ class FakeClient:
             await self._barrier.wait()
             raise self.error
         return self.name
+
+    async def tar_split(self, pack_id: str, out: IO[bytes], most_bytes: int) -> None:
+        out.write(self.name.encode())
+        if self.error is not None:
+            raise self.error
 
     async def close(self) -> None:
         self.calls = -1
@@ -77,6 +83,13 @@ async def test_an_answer_is_an_answer(error: Exception) -> None:
     with pytest.raises(type(error)):
         await together(FakeClient("one", error), other).chain("c")
     assert other.calls == 0
+
+
+async def test_a_stream_that_one_lies_about_comes_from_the_next() -> None:
+    out = io.BytesIO()
+    endless, gone = FakeClient("an endless one", ProtocolError("too long")), FakeClient("gone", NotFoundError("no"))
+    await together(endless, gone, FakeClient("right")).tar_split("p", out, 10)
+    assert out.getvalue() == b"right"
 
 
 async def test_closing_closes_them_all() -> None:

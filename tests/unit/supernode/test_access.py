@@ -31,7 +31,7 @@ from supernode.access import provenance
 from supernode.access.access import Access
 from supernode.access.grants import Grants
 from supernode.access.guard import guard
-from supernode.access.proofs import Proofs
+from supernode.access.proofs import HOST_MAX, Proofs
 from supernode.access.provenance import Provenance
 from supernode.database import Database
 from supernode.metrics import Metrics
@@ -303,6 +303,14 @@ async def test_a_registry_that_dawdles_or_breaks_keeps_no_other_from_its_proof(s
     finally:
         stays.set()
         running.cancel()
+
+
+async def test_a_registry_that_claims_much_leaves_room_for_the_proofs_of_others(site: Site) -> None:
+    proofs, digests = Proofs(site.registries), [f"sha256:{number:064x}" for number in range(HOST_MAX + 1)]
+    for digest in digests:
+        proofs.begin(Reference("slow.example", "x", digest=digest), 1)
+    proofs.begin(Reference("other.example", "x", digest=digests[-1]), 1)
+    assert proofs.hosts(digests[0]) == {"slow.example"} and proofs.hosts(digests[-1]) == {"other.example"}
 
 
 async def test_when_nobody_can_be_asked_nobody_new_gets_in(site: Site) -> None:

@@ -169,6 +169,23 @@ async def test_what_is_not_here_and_too_many(tmp_path: Path, monkeypatch: pytest
     await asyncio.gather(*asking)
 
 
+async def test_a_node_that_asks_about_everything_leaves_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prover, "ASKED_MAX", 2)
+    packs = [stored(tmp_path, f"sha256:{n:064x}", file(b"%d" % n, b"x") + END) for n in range(4)]
+    world = World(tmp_path, *[Verdict("proven")] * 4)
+    world.gate.clear()
+    asking = [asyncio.create_task(world.prover.look(pack, by="10.0.0.1")) for pack in packs[:2]]
+    await world.looking.wait()
+    with pytest.raises(TemporaryError, match=r"for 10\.0\.0\.1 already"):
+        await world.prover.look(packs[2], by="10.0.0.1")
+    asking.append(asyncio.create_task(world.prover.look(packs[3], by="10.0.0.2")))
+    world.gate.set()
+    assert await asyncio.gather(*asking) == [Verdict("proven")] * 3
+    assert await world.prover.look(packs[2], by="10.0.0.1") == Verdict("proven")
+
+
 async def test_who_asks_does_not_wait_for_what_has_only_idle_processors(tmp_path: Path) -> None:
     due, asked = (stored(tmp_path, f"sha256:{n:064x}", file(b"%d" % n, b"x") + END) for n in range(2))
     world = World(tmp_path, Verdict("proven"), Verdict("proven"))

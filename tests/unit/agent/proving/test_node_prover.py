@@ -18,10 +18,11 @@ from agent.chunkstore import ChunkStore
 from agent.database import Database
 from agent.layer import Layer
 from agent.layerstore import LayerStore
-from agent.proving.prover import MARK, Look, Prover
-from imgdist.errors import NotFoundError
+from agent.proving.prover import DISK_SHARE, MARK, SLACK_BYTES, Look, Prover, most_bytes
+from imgdist.errors import NotFoundError, ProtocolError
 from imgdist.proving.process import When
 from imgdist.proving.verdict import Verdict
+from imgdist.space import Disk
 from supernode.convert.pipeline import Options, convert
 from supernode.store import LocalStore
 from supernode.store.scrub import stored_image
@@ -102,6 +103,25 @@ async def test_a_whole_layer_is_proven_once(node: Node) -> None:
     assert 0 < look.done_bytes <= look.total_bytes
     assert node.found == [Verdict("proven")]
     assert [path.name for path in layer.store.directory.parent.iterdir()] == [layer.pack_id], "nothing else is kept"
+
+
+def test_a_stream_takes_no_more_than_its_index_says_nor_than_the_disk_spares() -> None:
+    assert most_bytes(0, 1 << 40) == SLACK_BYTES
+    assert (1 << 20) < most_bytes(1 << 20, 1 << 40) < (2 << 20)
+    assert most_bytes(1 << 60, 1 << 40) == (1 << 40) // DISK_SHARE
+
+
+async def test_a_stream_for_which_there_is_no_room_proves_nothing(
+    node: Node, supernode: Supernode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(pack_id: str, out: IO[bytes], most: int) -> None:
+        assert most == 25
+        raise ProtocolError(f"a tar-split stream of more than {most} bytes")
+
+    monkeypatch.setattr(agent.proving.prover, "disk_of", lambda path: Disk(1000, 100))
+    monkeypatch.setattr(supernode, "tar_split", endless)
+    verdict = await node.prover.begin(node.layer()).wait()
+    assert verdict == Verdict("unproven", "a tar-split stream of more than 25 bytes")
 
 
 async def test_who_waits_does_not_wait_for_an_unasked_look(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
