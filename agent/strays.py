@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.layers import loop, mount
-from imgdist import mountinfo
+from imgdist import loopdevices, mountinfo
 from imgdist.errors import ImgdistError
 
 log = logging.getLogger("imgdist.agent")
@@ -40,7 +40,7 @@ class Strays:
         await asyncio.to_thread(self._free_loops)
 
     def _free_loops(self) -> None:
-        devices = [device for device in loop.devices() if device.backing_file.startswith(self._shown)]
+        devices = [device for device in loopdevices.devices() if device.backing_file.startswith(self._shown)]
         mounted = {entry.source for entry in mountinfo.entries()}  # after the look at the devices, as above
         for device in devices:
             if device.path not in mounted:
@@ -55,12 +55,12 @@ def _unmount(path: str) -> None:
         log.warning("a layer that this node does not know stays mounted: %s", error)
 
 
-def _free(device: loop.Loop) -> None:
+def _free(device: loopdevices.Loop) -> None:
     """One that somebody has open or mounted where we cannot see it goes with its last user, as it would have."""
     try:
         loop.detach(device.path)
     except ImgdistError as error:
         log.warning("%s shows %s to no mount and stays: %s", device.path, device.backing_file, error)
         return
-    if device not in loop.devices():
+    if device not in loopdevices.devices():
         log.warning("%s showed %s to no mount: freed", device.path, device.backing_file)

@@ -10,38 +10,26 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from imgdist import mountinfo
+from imgdist import loopdevices, mountinfo
 from imgdist.errors import ImgdistError
+from imgdist.loopdevices import Loop
 from imgdist.mountinfo import MountEntry
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _OVERLAY_DIRECTORIES = ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir")
 """Those with a + are shown of overlays that were put together one by one (fsconfig(2), Linux 6.8)."""
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # <sys/mount.h>
+NOT_MOUNTED = (errno.EINVAL, errno.ENOENT)
+"""What umount2(2) says where nothing is mounted."""
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A loop device in use and the file that it shows."""
-
-    device: str
-    file: str
 
 
 def loops_below(directory: str) -> list[Loop]:
     """Loop devices that show a file at or below `directory`, also one that was deleted since."""
     top = _resolved(directory) + "/"
-    found = []
-    for entry in sorted(Path("/sys/block").glob("loop*/loop/backing_file")):
-        with suppress(OSError):
-            file = entry.read_text(errors="surrogateescape").rstrip("\n").removesuffix(" (deleted)")
-            if file.startswith(top):
-                found.append(Loop(f"/dev/{entry.parts[3]}", file))
-    return found
+    return [loop for loop in loopdevices.devices() if loop.file.startswith(top)]
 
 
 def mounts_below(directory: str) -> list[MountEntry]:
@@ -99,17 +87,19 @@ def abort(view: MountEntry) -> None:
             raise ImgdistError(f"{view.path}: its connection {minor} cannot be aborted: {error.strerror}") from None
 
 
-def unmount(path: str, *, lazy: bool = False) -> bool:
-    """umount2(2); False if something holds it. ImgdistError for anything else but that nothing is mounted there."""
+def umount(path: str, *, lazy: bool = False) -> int:
+    """umount2(2), of no symlink's target; `lazy` takes it out of the tree at once and lets users finish. The errno: 0
+    if it was done."""
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
-    if _libc.umount2(os.fsencode(path), flags) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code == errno.EBUSY:
-        return False
-    if code in (errno.EINVAL, errno.ENOENT):
-        return True
-    raise ImgdistError(f"cannot unmount {path}: {os.strerror(code)}")
+    return 0 if _libc.umount2(os.fsencode(path), flags) == 0 else ctypes.get_errno()
+
+
+def unmount(path: str, *, lazy: bool = False) -> bool:
+    """As `umount`: False if something holds it. ImgdistError for anything else but that nothing is mounted there."""
+    code = umount(path, lazy=lazy)
+    if code not in (0, errno.EBUSY, *NOT_MOUNTED):
+        raise ImgdistError(f"cannot unmount {path}: {os.strerror(code)}")
+    return code != errno.EBUSY
 
 
 @contextmanager

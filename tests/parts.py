@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +16,12 @@ def require(condition: object, what: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"needs {what}, which CI must install")
     pytest.skip(f"needs {what}")
+
+
+def require_lazy_layers(*programs: str) -> None:
+    """What an agent needs to show layers that are not here yet, and these programs."""
+    require(os.geteuid() == 0, "root")
+    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
+    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
+    for program in programs:
+        require(shutil.which(program), program)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent.layers.syscall import call
 from imgdist.errors import ImgdistError
 
 _OPEN_TREE, _MOUNT_SETATTR = 428, 442  # <asm-generic/unistd.h>, the same on every architecture
@@ -33,8 +34,6 @@ print(flush=True)
 sys.stdin.read()
 """
 _MAP = "0 100000 65536\n"  # any will do
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class IdMaps:
@@ -54,25 +53,42 @@ class IdMaps:
 
 def _can_map(directory: str) -> bool:
     try:
-        with _user_namespace() as namespace:
-            flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
-            clone = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(directory), flags)
-            try:
-                attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_IDMAP, 0, 0, namespace)  # struct mount_attr
-                flags = _AT_EMPTY_PATH | _AT_RECURSIVE
-                _call(_MOUNT_SETATTR, clone, b"", flags, attributes, ctypes.sizeof(attributes))
-            finally:
-                os.close(clone)
+        with user_namespace() as namespace, clone(directory) as mounts:
+            return map_ids(mounts, namespace)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return False
         raise ImgdistError(f"{directory}: cannot try whether its mounts can be id-mapped: {error.strerror}") from None
+
+
+@contextmanager
+def clone(directory: str) -> Iterator[int]:
+    """A descriptor of a clone of the mounts at and below a directory, attached nowhere (open_tree(2)). OSError."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+    descriptor = call(_OPEN_TREE, _AT_FDCWD, os.fsencode(directory), flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def map_ids(mounts: int, namespace: int) -> bool:
+    """Give cloned mounts the ids of a user namespace, both descriptors; False if the kernel cannot. OSError."""
+    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_IDMAP, 0, 0, namespace)  # struct mount_attr
+    flags = _AT_EMPTY_PATH | _AT_RECURSIVE
+    try:
+        call(_MOUNT_SETATTR, mounts, b"", flags, attributes, ctypes.sizeof(attributes))
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
     return True
 
 
 @contextmanager
-def _user_namespace() -> Iterator[int]:
-    """A descriptor of a new user namespace. It needs a process: no thread of a process can enter one alone."""
+def user_namespace() -> Iterator[int]:
+    """A descriptor of a new user namespace, whose ids begin at 100000 outside. It needs a process: no thread of one can
+    enter it alone."""
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _NAMESPACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
@@ -88,11 +104,3 @@ def _user_namespace() -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _call(number: int, *arguments: object) -> int:
-    result = int(_libc.syscall(ctypes.c_long(number), *arguments))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

@@ -10,6 +10,7 @@ import errno
 import os
 
 from agent.layers import holders
+from imgdist import kernel_state
 from imgdist.errors import ImgdistError, TemporaryError, UnsupportedError
 
 # <sys/mount.h>
@@ -17,12 +18,9 @@ MS_RDONLY = 1
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
-_MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 PAGE = 4096
 """Bytes of options that mount(2) takes, the final zero included."""
@@ -59,16 +57,13 @@ def umount(path: str, *, lazy: bool = False) -> bool:
     `lazy` takes it out of the tree at once and lets users finish: right for a mount whose server is dead (ENOTCONN),
     where a plain umount says EBUSY. BusyError names the holders; ImgdistError for anything else.
     """
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
-    if _libc.umount2(os.fsencode(path), flags) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOENT):
-        return False
+    code = kernel_state.umount(path, lazy=lazy)
     if code == errno.EBUSY:
         held = ", ".join(map(str, holders.of_mount(path))) or "nobody that /proc shows (a nested mount, a swap file?)"
         raise BusyError(f"cannot unmount {path}: in use by {held}")
-    raise ImgdistError(f"cannot unmount {path}: {os.strerror(code)}")
+    if code not in (0, *kernel_state.NOT_MOUNTED):
+        raise ImgdistError(f"cannot unmount {path}: {os.strerror(code)}")
+    return code == 0
 
 
 def is_dead(path: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from agent.layers import loop
+from imgdist.loopdevices import devices
 
 
 class ViewReaders:
@@ -44,7 +44,7 @@ class ViewReaders:
             self._known.pop(name, None)
 
     def _search(self) -> None:
-        for device in loop.devices():
+        for device in devices():
             view, name = _shown(device.backing_file)
             if view == self._view:
                 self._known.setdefault(name, set()).add(device.path)

@@ -8,7 +8,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from agent.layers import loop
+from imgdist.loopdevices import devices
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _BLOCK = 512  # unit of st_blocks, stat(2)
@@ -37,8 +37,8 @@ def shown_by_loops(packs: Path) -> set[str]:
     """Ids of the packs below `packs` whose image a loop device shows, in whatever mount namespace."""
     here = os.path.realpath(packs)
     found = set()
-    for device in loop.devices():
-        directory, _, name = device.backing_file.removesuffix(" (deleted)").rpartition("/")
+    for device in devices():
+        directory, _, name = device.file.rpartition("/")
         above, _, pack_id = directory.rpartition("/")
         if name == "image" and above == here:
             found.add(pack_id)

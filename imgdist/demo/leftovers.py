@@ -30,7 +30,7 @@ def unmount_below(directory: Path) -> list[Path]:
 
 def loops_below(directory: Path) -> list[str]:
     """Loop devices ("/dev/loop7") whose backing file lies below `directory`."""
-    return [loop.device for loop in kernel_state.loops_below(os.path.realpath(directory))]
+    return [loop.path for loop in kernel_state.loops_below(os.path.realpath(directory))]
 
 
 def detach_loops_below(directory: Path) -> list[str]:

@@ -96,7 +96,7 @@ def _uses(top: str, called: str) -> Iterator[tuple[str, str]]:
     may lead to `top`.
     """
     for loop in kernel_state.loops_below(top):
-        yield _unit(top, loop.file), f"{loop.device} shows it to what is mounted from it"
+        yield _unit(top, loop.file), f"{loop.path} shows it to what is mounted from it"
     bound = _as_bound(top)
     for entry in kernel_state.all_mounts():
         is_below = f"{entry.path}/".startswith(f"{top}/")

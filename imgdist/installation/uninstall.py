@@ -55,9 +55,9 @@ def _behind_view(config: AgentConfig) -> list[str]:
     mounted = {entry.source: entry for entry in kernel_state.mounts_below(os.path.join(config.root, "l"))}
     users: set[str] = set()
     for loop in kernel_state.loops_below(os.path.join(config.run, "view")):
-        layer = mounted.get(loop.device)
+        layer = mounted.get(loop.path)
         if layer is None:
-            users.add(f"a reader of {loop.device}")
+            users.add(f"a reader of {loop.path}")
         else:
             users.update(kernel_state.overlays_over(layer.path), kernel_state.bound_from(layer))
     return sorted(users)

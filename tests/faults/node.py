@@ -20,7 +20,7 @@ from faults import content
 from faults.edge import Hook
 from faults.link import Link
 from faults.readers import Target
-from parts import require
+from parts import require_lazy_layers
 
 from agent import launch
 from agent.layers import loop
@@ -75,10 +75,7 @@ class Site:
 @contextmanager
 def site(directory: Path, *, layers: int, layer_blocks: int) -> Iterator[Site]:
     """A site with an image of `layers` layers, each with a file of so many blocks."""
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
-    require(shutil.which("docker-registry"), "docker-registry")
+    require_lazy_layers("docker-registry")
     with registry(directory / "registry", f"127.0.0.1:{free_port()}") as address, Link() as link:
         made = content.image(directory / "image", layers, layer_blocks)
         reference, _ = push(made, address, "known", "1")

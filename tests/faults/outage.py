@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from parts import require
+from parts import require_lazy_layers
 
 from imgdist.demo import leftovers
 from imgdist.demo.agent import Agent, Supernode
@@ -101,9 +101,7 @@ class Site:
 @contextmanager
 def site(directory: Path, *settings: str) -> Iterator[Site]:
     """A site; skips (in CI: fails) where a part is missing."""
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
+    require_lazy_layers()
     with ExitStack() as parts:
         yield Site(directory, parts, settings)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from parts import require
+from parts import require_lazy_layers
 from rig.images import LayerTar, Pushed, Workshop
 from rig.local_agent import LocalAgent
 
@@ -39,9 +38,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
+    require_lazy_layers()
     address = f"127.0.0.1:{free_port()}"
     with registry(tmp_path / "registry", address):
         layer = LayerTar().add("big", _BIG).bytes()

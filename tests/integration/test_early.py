@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import require
+from parts import require_lazy_layers
+from rig import logs
 from rig.images import LayerTar, Pushed, Workshop
+from rig.killing import kill_node
 from rig.valve import Valve
 
 from imgdist.demo.agent import Agent, Supernode
@@ -114,27 +115,15 @@ class Node:
         assert self.packs == [self.layer()["pack_id"]]
 
     def kill(self) -> None:
-        """SIGKILL for holder, view and agent, the holder first so that nothing is started again."""
-        holder = self.agent.pid
-        children = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
-        for pid in (holder, *map(int, children)):
-            os.kill(pid, signal.SIGKILL)
-        self.agent.stop()
+        """SIGKILL for holder, view and agent."""
+        kill_node(self.agent)
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
-    require(shutil.which("docker-registry"), "docker-registry")
-    try:
-        with ExitStack() as parts:
-            yield Site(tmp_path, parts)
-    finally:
-        for log in sorted(tmp_path.glob("**/*.log")):
-            if log.parent.name not in ("logs", "registry"):
-                print(f"--- {log.relative_to(tmp_path)}", log.read_text(errors="replace")[-8000:], sep="\n")
+    require_lazy_layers("docker-registry")
+    with logs.shown(tmp_path), ExitStack() as parts:
+        yield Site(tmp_path, parts)
 
 
 def test_most_of_a_layer_is_here_before_its_seal_and_comes_once(site: Site) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from parts import require
+from parts import require, require_lazy_layers
 from rig import tree
 from rig.images import LayerTar, Pushed, Workshop, busybox_layer
 from rig.local_agent import LocalAgent
@@ -85,10 +85,8 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
-    require(shutil.which("docker-registry") and Path("/bin/busybox").exists(), "docker-registry and busybox-static")
+    require_lazy_layers("docker-registry")
+    require(Path("/bin/busybox").exists(), "busybox-static")
     address = f"127.0.0.1:{free_port()}"
     with registry(tmp_path / "registry", address):
         workshop = Workshop(tmp_path / "images", address)

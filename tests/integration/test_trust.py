@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +13,8 @@ from typing import Any
 
 import pytest
 from forged_pack import forge
-from parts import require
+from parts import require_lazy_layers
+from rig import logs
 from rig.images import LayerTar, Pushed, Workshop
 
 from imgdist.api import JsonApi
@@ -103,17 +102,9 @@ class Node:
 
 @pytest.fixture
 def lie(tmp_path: Path) -> Iterator[Lie]:
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
-    require(shutil.which("docker-registry"), "docker-registry")
-    try:
-        with ExitStack() as parts:
-            yield Lie(tmp_path, parts)
-    finally:
-        for log in sorted(tmp_path.glob("**/*.log")):
-            if log.parent.name not in ("logs", "registry"):
-                print(f"--- {log.relative_to(tmp_path)}", log.read_text(errors="replace")[-8000:], sep="\n")
+    require_lazy_layers("docker-registry")
+    with logs.shown(tmp_path), ExitStack() as parts:
+        yield Lie(tmp_path, parts)
 
 
 def test_a_lie_is_found_by_an_idle_node_and_taken_back_everywhere(lie: Lie) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import random
-import shutil
 import signal
 import threading
 import time
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from parts import require
+from parts import require, require_lazy_layers
 from rig.containerds import Containerd, Setting, containerd
 from rig.images import LayerTar, Pushed, Workshop, busybox_layer
 from rig.releases import Release, UpgradedAgent, release
@@ -127,10 +126,8 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
-    require(shutil.which("docker-registry") and Path("/bin/busybox").exists(), "docker-registry and busybox-static")
+    require_lazy_layers("docker-registry")
+    require(Path("/bin/busybox").exists(), "busybox-static")
     address = f"127.0.0.1:{free_port()}"
     with registry(tmp_path / "registry", address):
         made = Site(tmp_path, address)

@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from parts import require
+from parts import require, require_lazy_layers
+from rig import logs
 from rig.containerds import Containerd, Setting, containerd
 from rig.images import Workshop
 
@@ -24,7 +25,6 @@ from imgdist.demo.registry import registry
 _QUICK = ("fill.quiet_s=0", "switch.idle_s=0.2")
 _SETTLED = {"switched", "complete", "plain"}
 _SETTLE_S = 60.0
-_LOG_LINES = 200
 
 
 class Node:
@@ -156,15 +156,7 @@ class Stack:
 def stack(directory: Path, settings: Sequence[str] = _QUICK) -> Iterator[Stack]:
     """A stack with its state in `directory` (short), its agent set as said; skips (in CI: fails) where a part is
     missing. What is mounted at `directory`/a/root before is the agent's disk."""
-    require(os.geteuid() == 0, "root")
-    require(Path("/dev/fuse").exists() and Path("/dev/loop-control").exists(), "FUSE and loop devices")
-    require("\terofs" in Path("/proc/filesystems").read_text(), "EROFS in the kernel")
+    require_lazy_layers()
     require(Path("/bin/busybox").exists(), "busybox-static")
-    try:
-        with ExitStack() as parts:
-            yield Stack(directory, parts, settings)
-    finally:
-        for log in sorted(directory.glob("**/*.log")):
-            if log.parent.name not in ("logs", "registry"):
-                lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-                print(f"--- {log.relative_to(directory)}", *lines, sep="\n")  # pytest shows it if the test fails
+    with logs.shown(directory), ExitStack() as parts:
+        yield Stack(directory, parts, settings)

@@ -11,6 +11,7 @@ import pytest
 from parts import require
 
 from agent.layers import loop
+from agent.layers import readers as readers_module
 from agent.layers.readers import ViewReaders
 
 
@@ -62,7 +63,7 @@ def test_a_device_that_shows_something_else_or_is_free_is_no_reader(view: Path, 
 
 def test_sysfs_is_searched_once(view: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[None] = []
-    monkeypatch.setattr(loop, "devices", lambda: searches.append(None) or iter(()))
+    monkeypatch.setattr(readers_module, "devices", lambda: searches.append(None) or iter(()))
     readers = ViewReaders(view)
     assert [readers.of(name) for name in "abc"] == [[], [], []]
     assert len(searches) == 1
