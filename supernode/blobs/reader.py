@@ -59,6 +59,10 @@ class StoredBlob:
             start += len(piece)
             yield piece
 
+    async def holds(self, offset: int, data: bytes) -> bool:
+        """Whether these are the bytes at `offset`, all of which have been read: also of a blob that was given up."""
+        return await asyncio.to_thread(self._holds, offset, memoryview(data))
+
     @property
     def _is_whole(self) -> bool:
         return self._growing is None or self._growing.is_sealed
@@ -72,6 +76,14 @@ class StoredBlob:
             if chunk < min(growing.chunks, self._chunks - 1):
                 return
             await growing.changed()
+
+    def _holds(self, offset: int, data: memoryview) -> bool:
+        while data:
+            piece = self._read(offset, len(data))
+            if piece != data[: len(piece)]:
+                return False
+            offset, data = offset + len(piece), data[len(piece) :]
+        return True
 
     def _read(self, offset: int, length: int) -> bytes:
         chunk, within = divmod(offset, CHUNK_MAX)

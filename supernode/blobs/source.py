@@ -18,7 +18,8 @@ from imgdist.oci.manifest import Descriptor
 from imgdist.oci.reference import Reference, is_sha256
 from imgdist.pack.kinds import Kind
 from supernode.blobs.reader import StoredBlob
-from supernode.blobs.spool import Spool
+from supernode.blobs.spool import RefusedError, Spool
+from supernode.blobs.unkept import rest
 from supernode.registries import Registries
 from supernode.store import LocalStore
 
@@ -115,16 +116,30 @@ class Blobs:
         return self._store.find(digest, Kind.RAW) is not None
 
     async def read(self, blob: Reference, size: int) -> AsyncGenerator[bytes, None]:
-        """A layer's bytes for its conversion, which alone is no reason to keep the blob for long."""
-        digest = _checked(blob)
-        source = await self._stored(digest)
-        if source is None:
-            download = await self._join(blob, size, is_wanted=False)
-            assert download.size is not None and download.spool is not None
-            source = StoredBlob(digest, download.size, download.spool.reader, download.spool.growing)
-        async with aclosing(source.stream()) as pieces:
+        """A layer's bytes for its conversion, which alone is no reason to keep the blob for long, nor to fail where the
+        disk refuses it: then the rest is read past the disk."""
+        source, position = None, 0
+        try:
+            source = await self._for_conversion(blob, size)
+            async with aclosing(source.stream()) as pieces:
+                async for piece in pieces:
+                    position += len(piece)
+                    yield piece
+                return
+        except RefusedError:
+            log.warning("blob %s is not kept: its layer is read once more, from its registry", blob.digest)
+        descriptor = Descriptor(MEDIA_TYPE, _checked(blob), size)
+        again = self._registries.client(blob.host).blob(blob.repository, descriptor)
+        async with aclosing(rest(again, source, position)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def _for_conversion(self, blob: Reference, size: int) -> StoredBlob:
+        if stored := await self._stored(_checked(blob)):
+            return stored
+        download = await self._join(blob, size, is_wanted=False)
+        assert download.size is not None and download.spool is not None
+        return StoredBlob(_checked(blob), download.size, download.spool.reader, download.spool.growing)
 
     async def _stored(self, digest: str) -> StoredBlob | None:
         """The blob from its sealed pack, if there is one."""

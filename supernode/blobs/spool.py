@@ -15,6 +15,10 @@ from supernode.store.growing import GrowingPack
 from supernode.store.writer import PackWriter
 
 
+class RefusedError(TemporaryError):
+    """The disk takes no more of a blob."""
+
+
 class Spool:
     """`async with`, `feed` all of the blob, `finish`. Leaving the block otherwise, also by cancellation, keeps nothing.
 
@@ -55,7 +59,7 @@ class Spool:
                 self.growing.fail(reason)
 
     async def feed(self, data: bytes) -> None:
-        """The next bytes. TemporaryError if the disk takes no more."""
+        """The next bytes. RefusedError if the disk takes no more."""
         self._pending.append(data)
         self._pending_bytes += len(data)
         self._fed += len(data)
@@ -104,5 +108,5 @@ class Spool:
         self._pending = [bytes(data[end:])]
         self._pending_bytes = len(data) - end
 
-    def _refused(self, error: OSError) -> TemporaryError:
-        return TemporaryError(f"blob {self._digest}: the supernode's disk refuses it: {error.strerror}")
+    def _refused(self, error: OSError) -> RefusedError:
+        return RefusedError(f"blob {self._digest}: the supernode's disk refuses it: {error.strerror}")

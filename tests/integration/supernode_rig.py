@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from faults import edge
+from faults.edge import Hook
 
 from imgdist.demo.image import ImageWriter, add_file
 from imgdist.demo.processes import Process
@@ -20,9 +24,11 @@ from imgdist.wire.messages import Priority
 
 
 @contextmanager
-def supernode(directory: Path, *registries: str) -> Iterator[Process]:
-    """A supernode with root `directory`/sn, on `directory`/s.sock, that speaks plain HTTP to `registries`."""
-    argv = [sys.executable, "-m", "imgdist.cli", "supernode", "--root", str(directory / "sn")]
+def supernode(directory: Path, *registries: str, hooks: Sequence[Hook] = ()) -> Iterator[Process]:
+    """A supernode with root `directory`/sn, on `directory`/s.sock, that speaks plain HTTP to `registries`; `hooks`:
+    what fails in its process."""
+    module = ["-m", "imgdist.cli"] if not hooks else [edge.__file__, json.dumps(hooks), "imgdist.cli"]
+    argv = [sys.executable, *module, "supernode", "--root", str(directory / "sn")]
     argv += ["--listen", url_of(directory), "--chunk-listen", f"unix://{directory}/c.sock"]
     for registry in registries:
         argv += ["--plain-http", registry]

@@ -139,6 +139,21 @@ async def test_a_layer_that_is_cut_and_refused_still_arrives(tmp_path: Path) -> 
                 check_chunks(read_pack(resolved.chunks or "", index), index)
 
 
+async def test_a_disk_that_refuses_the_blob_fails_no_conversion(tmp_path: Path) -> None:
+    layer = tar_gz(layer_tree(4))
+    full = {"call": "supernode.blobs.spool.Spool._write_chunks", "do": "ENOSPC", "at": 2, "times": 1000}
+    async with serving(FakeRegistry()) as fake:
+        fake.add_image([layer], "1")
+        with supernode(tmp_path, fake.host, hooks=[full]) as process:
+            async with SupernodeClient(url_of(tmp_path)) as client:
+                resolved = await client.resolve(f"{fake.host}/a/b:1")
+                (index,) = await indexes(client, resolved)
+                check_chunks(read_pack(resolved.chunks or "", index), index)
+            assert "is not kept" in process.written()
+    assert fake.paths(part=digest_of(layer)) == [f"/v2/a/b/blobs/{digest_of(layer)}"] * 2
+    assert [path.name for path in (tmp_path / "sn/layers").iterdir()] == [f"{digest_of(layer)[7:]}-v0"]
+
+
 async def test_wrong_bytes_are_told_and_leave_nothing(tmp_path: Path) -> None:
     good = tar_gz(layer_tree(5, 3))
     async with serving(FakeRegistry()) as fake:

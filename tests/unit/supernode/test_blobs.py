@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import os
 import random
 from collections import Counter
@@ -25,6 +27,7 @@ from supernode.blobs.source import Blobs
 from supernode.metrics import Metrics
 from supernode.registries import Registries
 from supernode.store import LocalStore
+from supernode.store.writer import PackWriter
 
 BLOB = random.Random(1).randbytes(3 * CHUNK_MAX + 12_345)
 ENDS_WITH_CHUNK = random.Random(2).randbytes(2 * CHUNK_MAX)
@@ -74,6 +77,18 @@ class Site:
 
     def parts(self) -> list[str]:
         return [path.name for path in (self.root / "packs").iterdir() if path.name.startswith(".")]
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
+    """From so many chunks on the disk is full."""
+    add_chunk, written = PackWriter.add_chunk, itertools.count()
+
+    def full(self: PackWriter, *chunk: Any) -> None:
+        if next(written) >= chunks:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add_chunk(self, *chunk)
+
+    monkeypatch.setattr(PackWriter, "add_chunk", full)
 
 
 @pytest.fixture
@@ -179,6 +194,35 @@ async def test_a_size_that_is_wrong_keeps_nothing_and_harms_nobody_else(site: Si
         await site.whole(blob, size=size)
     assert site.parts() == []
     assert await site.whole(blob) == BLOB
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+async def test_a_conversion_goes_on_where_the_disk_refuses_its_blob(
+    site: Site, monkeypatch: pytest.MonkeyPatch, chunks: int
+) -> None:
+    fill_disk(monkeypatch, chunks)
+    blob = site.blob(BLOB)
+    async with aclosing(site.blobs.read(blob, len(BLOB))) as pieces:
+        assert b"".join([piece async for piece in pieces]) == BLOB
+    assert (site.reads, site.parts(), site.store.find(blob.digest or "", Kind.RAW)) == (2, [], None)
+    with pytest.raises(TemporaryError, match="disk refuses it"):
+        await site.whole(blob)
+
+
+async def test_bytes_that_differ_when_they_are_read_again_are_no_layer(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest vouches for those of the second time alone."""
+    fill_disk(monkeypatch, 2)
+    blob = site.blob(BLOB)
+    fault, going_on = held_back(b"!" + BLOB[1:], 2 * CHUNK_MAX)
+    site.registry.faults.append(fault)
+    async with aclosing(site.blobs.read(blob, len(BLOB))) as pieces:
+        assert (await anext(pieces))[:1] == b"!"
+        going_on.set()
+        with pytest.raises(CorruptError, match="other bytes than before"):
+            async for _ in pieces:
+                pass
 
 
 async def test_who_joined_a_download_that_was_refused_tries_once_more(site: Site) -> None:
