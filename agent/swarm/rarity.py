@@ -1,8 +1,8 @@
 """Which chunks few neighbours have: counts of all chunks at once, held as the bits of binary numbers ("bit-sliced").
 
-Slice k is the set of chunks whose count has bit k. Adding a neighbour is a carry from slice to slice, two operations on
-whole sets each; the rarest of some chunks are found from the highest slice down. 24 neighbours with 10,000 chunks take
-about 10 us, where a loop over chunks takes milliseconds.
+Slice k is the set of chunks whose count has bit k. Sets are added three at a time by a full adder, whose carries are
+what the next slice is added up from; the rarest of some chunks are found from the highest slice down. 24 neighbours
+with 10,000 chunks take about 20 us, where a loop over chunks takes milliseconds.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ class Rarity:
 
     def __init__(self, sets: Iterable[int]) -> None:
         slices: list[int] = []
-        for carry in sets:
-            for k, held in enumerate(slices):
-                slices[k] = held ^ carry
-                carry &= held
-                if not carry:
-                    break
-            else:
-                if carry:
-                    slices.append(carry)
+        column = list(sets)
+        while column:
+            carries: list[int] = []
+            while len(column) > 1:
+                a, b, c = column.pop(), column.pop(), column.pop() if column else 0
+                odd = a ^ b
+                column.append(odd ^ c)
+                if carry := a & b | odd & c:
+                    carries.append(carry)
+            slices += column
+            column = carries
         self.slices = slices
         self.union = 0
         """Chunks that occur at all."""

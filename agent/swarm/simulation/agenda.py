@@ -11,14 +11,14 @@ from typing import Any
 Event = tuple[float, Callable[[float, Any], None], object]
 """When, what is done then, and with what."""
 
-_PAGES_PER_S = 10_000
-"""The busiest pages hold some hundred events."""
+_PAGES_PER_S = 100_000
+"""10,000 nodes at 1 Gbit/s put some 100 events on a page."""
 _time_of = itemgetter(0)
 
 
 class Agenda:
     """Events by time, those of one time as they were put in. A calendar queue (Brown, 1988): events gather on pages
-    of 0.1 ms, each sorted when its turn comes: 0.9 us an event, where a heap of 60,000 takes 2.0 [measured]."""
+    of 10 us, each sorted when its turn comes: 0.9 us an event, where a heap of 60,000 takes 2.0 [measured]."""
 
     def __init__(self) -> None:
         self._pages: dict[int, list[Event]] = {}

@@ -52,6 +52,15 @@ class Outcome:
         """Bytes from the registry, in F: a supernode reads a layer once, and so does the one that takes its place."""
         return 1.0 if self.scenario.supernode_dies_at is None else 2.0
 
+    @property
+    def cpu_s_per_gb(self) -> float:
+        """What the machine that all nodes share (`Scenario.cores`) did for each GB that was received or sent."""
+        tally, scenario = self.tally, self.scenario
+        crossed = tally.peer_bytes + tally.supernode_bytes
+        spent_s = (tally.peer_requests + tally.supernode_requests) * scenario.request_cpu_s
+        spent_s += crossed / scenario.chunk_bytes * scenario.chunk_cpu_s
+        return spent_s / (2 * crossed / 1e9)
+
     def document(self) -> dict[str, Any]:
         """For machines. Times in seconds, `..._ratio` in T*, `..._share` in F."""
         scenario, tally = self.scenario, self.tally

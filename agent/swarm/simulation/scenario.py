@@ -39,10 +39,10 @@ class Scenario:
     """What each node takes of the supernode itself before it fills: the index, and metadata nobody else has yet."""
     cores: int = 0
     """All nodes share a machine of so many, as those of `bench swarm` do; 0: each has one that is fast enough."""
-    request_cpu_s: float = 0.002
-    chunk_cpu_s: float = 0.0012
-    """What a request and each of its chunks cost such a machine, both ends and the kernel [fitted to 16 nodes at 25
-    Mbit/s with requests of one chunk: T/T* 1.48, measured 1.47]."""
+    request_cpu_s: float = 0.0028
+    chunk_cpu_s: float = 0.0017
+    """What a request and each of its chunks cost such a machine, both ends and the kernel: together what 16 real nodes
+    at 25 Mbit/s spent, 24.5 CPU-s for each GB received or sent [measured on two cores with other work beside it]."""
     zones: int = 0
     """Equal zones of nodes; 0: one for each 40 nodes."""
     random_neighbours: int = 16
