@@ -18,13 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fuse import channel
-from fuse.channel import RING_BUFFER_SIZE, RING_BUFFERS, RING_SIZE
+from fuse.channel import RING_BUFFER_SIZE, RING_SIZE
 from imgdist.errors import CorruptError, ProtocolError, TemporaryError
 
 log = logging.getLogger("imgdist.view")
 
 _SEND_TIMEOUT_S = 10  # a view that takes no message for so long is stopped or stuck: it is dropped, not waited for
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.02, 1.0
+_BUFFERS_USED = 8
+"""Of the ring's: as many as requests of readers run at once. A buffer that was used stays resident, and a memory cgroup
+can take back none of it; who finds no free one answers from the image."""
 
 
 @dataclass(slots=True)
@@ -71,7 +74,7 @@ class ViewLink:
         self._ring = memoryview(mmap.mmap(self._ring_fd, RING_SIZE))
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # something was answered, or the view is another
-        self._free = list(range(RING_BUFFERS))  # the last one given back first: its pages are there already
+        self._free = list(range(_BUFFERS_USED))  # the last one given back first: its pages are there already
         self._sent: set[int] = set()
         self._layers: dict[int, _Shown] = {}
         self._removing: dict[int, threading.Event] = {}

@@ -25,6 +25,7 @@ _log = logging.getLogger("imgdist.agent")
 WAIT_S = 1.0
 """For chunks that are on their way to whom a busy source named: sixteen links of 12 Mbit/s, one behind the other, take
 as long for a chunk (a guess)."""
+_BUFFERS_KEPT = 4
 TWINS_KEPT = 4
 """Copies of a chunk that are remembered; the first present one is used (a guess)."""
 
@@ -142,8 +143,8 @@ class Desk(Protocol):
 
 
 class _Buffers:
-    """Page-aligned memory for a chunk, as O_DIRECT wants it. What was given back last goes out first: there come to be
-    as many as chunks are decoded at once (2 to 4), not as many as threads."""
+    """Page-aligned memory for a chunk, as O_DIRECT wants it. What was given back last goes out first, and few are kept:
+    2 to 4 chunks are decoded at once, however many threads there are."""
 
     def __init__(self) -> None:
         self._free: list[memoryview] = []
@@ -158,7 +159,8 @@ class _Buffers:
         try:
             yield buffer
         finally:
-            self._free.append(buffer)
+            if len(self._free) < _BUFFERS_KEPT:
+                self._free.append(buffer)
 
 
 _buffers = _Buffers()
