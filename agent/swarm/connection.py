@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
         return self._transport is None or self._transport.is_closing()
 
     def send(self, frame: bytes) -> None:
-        """Send a whole frame. One who does not read what is sent is left."""
+        """Send whole frames. One who does not read what is sent is left."""
         if self._transport is None or self._transport.is_closing():
             return
         self._transport.write(frame)

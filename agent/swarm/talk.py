@@ -66,6 +66,10 @@ class Partner:
         self.connection.send(wire.encode(message))
 
 
+_Frames = dict[tuple[int, int], bytes]
+"""By a swarm's number and how many arrivals were told before: most partners have been told the same so far."""
+
+
 class Talk:
     """`changed` is called when this node is in other swarms than before."""
 
@@ -107,8 +111,7 @@ class Talk:
 
     def room(self, partner: Partner) -> None:
         """It can take more."""
-        for own, _ in partner.heard.shared():
-            self._catch_up(partner, own, {})
+        self._catch_up(partner, [own for own, _ in partner.heard.shared()], {})
 
     def sharing(self, node: int) -> list[str]:
         """The ids of partners that are in a swarm of ours, too."""
@@ -168,10 +171,10 @@ class Talk:
             if node in self._opening:
                 self._opening[node].append(chunk)
         grown = {own.number: own for node, chunk in news if (own := self._swarms.arrived(node, chunk)) is not None}
+        frames: _Frames = {}
+        for partner in self._partners:
+            self._catch_up(partner, grown.values(), frames)
         for own in grown.values():
-            frames: dict[int, list[bytes]] = {}  # most partners have been told the same so far
-            for partner in self._partners:
-                self._catch_up(partner, own, frames)
             if own.is_complete:
                 self._completed(own)
 
@@ -211,7 +214,7 @@ class Talk:
         if partner.source is not None and not own.is_complete:
             self._hand_over()
             self._exchange.opened(partner.source, own.node, theirs.bits)
-        self._catch_up(partner, own, {})
+        self._catch_up(partner, (own,), {})
 
     def _hear(self, source: ChunkSource, node: int, chunks: list[int]) -> None:
         """News of one partner waits for those of others."""
@@ -242,19 +245,24 @@ class Talk:
         partner.told[own.number] = len(own.arrivals)
         partner.send(wire.open_bits(own.number, own.layer, own.pack, own.count, own.bits))
 
-    def _catch_up(self, partner: Partner, own: Own, frames: dict[int, list[bytes]]) -> None:
-        """Tell it of arrivals, if it lacks chunks of that swarm and reads what it is told."""
-        theirs, told = partner.heard.of(own), partner.told.get(own.number, 0)
-        if theirs is None or theirs.is_complete or partner.connection.is_full or told == len(own.arrivals):
+    def _catch_up(self, partner: Partner, swarms: Iterable[Own], frames: _Frames) -> None:
+        """Tell it, all at once, of arrivals in those of these swarms in which it lacks chunks, if it reads what it is
+        told."""
+        if partner.connection.is_full:
             return
-        if told not in frames:
-            frames[told] = _frames(own.number, own.arrivals[told:])
-        for frame in frames[told]:
-            partner.connection.send(frame)
-        partner.told[own.number] = len(own.arrivals)
+        news = b""
+        for own in swarms:
+            theirs, told = partner.heard.of(own), partner.told.get(own.number, 0)
+            if theirs is None or theirs.is_complete or told == len(own.arrivals):
+                continue
+            if (own.number, told) not in frames:
+                frames[own.number, told] = _frames(own.number, own.arrivals[told:])
+            news += frames[own.number, told]
+            partner.told[own.number] = len(own.arrivals)
+        if news:
+            partner.connection.send(news)
 
 
-def _frames(number: int, chunks: Sequence[int]) -> list[bytes]:
-    return [
-        wire.encode(wire.have(number, chunks[start : start + HAVE_MAX])) for start in range(0, len(chunks), HAVE_MAX)
-    ]
+def _frames(number: int, chunks: Sequence[int]) -> bytes:
+    starts = range(0, len(chunks), HAVE_MAX)
+    return b"".join(wire.encode(wire.have(number, chunks[start : start + HAVE_MAX])) for start in starts)

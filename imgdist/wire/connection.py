@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import select
 import socket
 import struct
 import time
@@ -15,6 +16,9 @@ from imgdist.wire.messages import BODY_MAX, FRAME_SIZE, HEAD_MAX
 from imgdist.wire.responses import ResponseHead, decode_response_head
 
 _HEAD_READ = 4096
+_GATHER_LEAST = 16 * 1024
+"""Bytes from which on the kernel is told how many are waited for: on a link each packet would wake the thread
+otherwise."""
 _RATE_LEAST = 64 * 1024
 """Bytes per second below which a source is given up (a guess; as the server's for a reader)."""
 _SPARE_BUFFERS = 8
@@ -35,6 +39,10 @@ class Connection:
         self.read_timeout_s = read_timeout_s
         """Longest silence within an answer; may be set between requests."""
         self._patience_s = 0.0
+        self._arrival = select.poll()
+        self._arrival.register(self._socket, select.POLLIN)
+        self._gathers = self._socket.family != socket.AF_UNIX
+        self._awaited = 1
         self.is_aborted = False
         """Whether somebody else ended its use."""
         self.heard_at = time.monotonic()
@@ -83,7 +91,8 @@ class Connection:
         deadline = time.monotonic() + self.read_timeout_s + size / _RATE_LEAST
         try:
             while self._end < end:
-                count = self._receive(end, socket.MSG_WAITALL, deadline)
+                is_long = self._gathers and end - self._end >= _GATHER_LEAST
+                count = self._gather(end, deadline) if is_long else self._receive(end, socket.MSG_WAITALL, deadline)
                 if count == 0:
                     raise UnreachableError(f"{self._address}: closed the connection {end - self._end} bytes short")
                 self._end += count
@@ -95,6 +104,24 @@ class Connection:
 
     def _receive(self, end: int, flags: int, deadline: float) -> int:
         """Receive into the buffer up to `end`. Raises TimeoutError, and BlockingIOError after a silence."""
+        self._be_patient(deadline)
+        self._await(1)
+        return self._take_in(end, flags)
+
+    def _gather(self, end: int, deadline: float) -> int:
+        """The same, once all of it is there, or as much as the kernel takes in at a time."""
+        patience_s = self._be_patient(deadline)
+        self._await(end - self._end)
+        self._arrival.poll(patience_s * 1000)
+        return self._take_in(end, socket.MSG_DONTWAIT)
+
+    def _take_in(self, end: int, flags: int) -> int:
+        count = self._socket.recv_into(self._buffer[self._end : end], 0, flags)
+        self.heard_at = time.monotonic()
+        return count
+
+    def _be_patient(self, deadline: float) -> float:
+        """Have the kernel wait no longer than a silence may last; so many seconds. Raises TimeoutError."""
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -102,9 +129,13 @@ class Connection:
         if patience_s != self._patience_s:
             self._patience_s = patience_s
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(patience_s))
-        count = self._socket.recv_into(self._buffer[self._end : end], 0, flags)
-        self.heard_at = time.monotonic()
-        return count
+        return patience_s
+
+    def _await(self, size: int) -> None:
+        """Have the kernel wake this thread for so many bytes (SO_RCVLOWAT, socket(7))."""
+        if size != self._awaited:
+            self._awaited = size
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     @property
     def is_drained(self) -> bool:

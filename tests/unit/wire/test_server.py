@@ -499,6 +499,30 @@ def test_a_source_that_trickles_is_given_up(head: bytes, monkeypatch: pytest.Mon
         listener.close()
 
 
+def test_a_body_that_comes_in_pieces_is_taken_when_its_last_one_is_there() -> None:
+    body = bytes(range(256)) * 512
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def dawdle() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(4096)
+            answer = encode_head(200, 16 + len(body)) + encode_frame(Frame(7, 0, len(body), len(body))) + body
+            for start in range(0, len(answer), 50_000):
+                time.sleep(0.1)  # the client waits meanwhile
+                sock.sendall(answer[start : start + 50_000])
+
+    thread = threading.Thread(target=dawdle)
+    thread.start()
+    client = ChunkClient(Address.parse(f"127.0.0.1:{listener.getsockname()[1]}"), read_timeout_s=30.0)
+    began = time.monotonic()
+    assert fetch(client, [7]) == [body]
+    assert time.monotonic() - began < 20
+    thread.join()
+    client.close()
+    listener.close()
+
+
 def test_a_pack_file_cut_short_never_looks_whole(client: ChunkClient, shelf: Shelf) -> None:
     os.truncate(shelf.reader.file.fileno(), 1000)
     with pytest.raises(TemporaryError, match="short"):
