@@ -6,20 +6,19 @@ import http.client
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from imgdist.api import JsonApi
 from imgdist.demo import leftovers
 from imgdist.demo.ports import free_port
-from imgdist.demo.processes import Process, command, wait_until
+from imgdist.demo.processes import Daemon, Process, command, wait_until
 
 IMGDIST = (sys.executable, "-m", "imgdist.cli")
 # The fill of 230 MB at 200 Mbit/s takes 10 s; a busy machine several times that.
 COMPLETE_TIMEOUT_S = 180.0
 
 
-class Supernode:
+class Supernode(Daemon):
     """A running `imgdist supernode`; a context manager.
 
     `listen` is "host:port" of the control API (chunk bodies on the next port). `inside` is a command prefix
@@ -47,27 +46,6 @@ class Supernode:
             argv += ["--plain-http", registry]
         self._process = Process("supernode", [*argv, *flags], root.with_name(root.name + ".log"), stop_timeout_s=40)
 
-    def __enter__(self) -> Supernode:
-        try:
-            self._process.wait_for_line("ready")
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    @property
-    def log(self) -> Path:
-        return self._process.log
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def preheat(self, reference: str) -> None:
         """`imgdist preheat REF --wait`: returns when every layer is converted. Raises ImgdistError with its reason."""
         command(*IMGDIST, "preheat", reference, "--supernode", self.url, "--wait")
@@ -82,12 +60,8 @@ class Supernode:
         finally:
             connection.close()
 
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that does not help."""
-        self._process.stop()
 
-
-class Agent:
+class Agent(Daemon):
     """A running `imgdist agent`; a context manager that also removes the mounts and loop devices that outlive it.
 
     `directory` (short: unix sockets live in `directory`/run) takes root, run directory and log. `inside` is a command
@@ -120,31 +94,10 @@ class Agent:
             argv += ["--set", setting]
         self._process = Process("agent", [*argv, *flags], directory / "agent.log", stop_timeout_s=60)
 
-    def __enter__(self) -> Agent:
-        try:
-            self._process.wait_for_line("ready")
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     @property
     def snapshotter(self) -> Path:
         """What containerd's proxy plugin connects to."""
         return self.run / "snapshotter.sock"
-
-    @property
-    def log(self) -> Path:
-        return self._process.log
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     @property
     def api(self) -> JsonApi:
@@ -183,7 +136,7 @@ class Agent:
 
     def stop(self) -> None:
         """SIGTERM; then whatever is still mounted or looped below our directory goes, as a reboot would do."""
-        self._process.stop()
+        super().stop()
         for pid in leftovers.processes_with(str(self.run)):
             leftovers.kill_with_children(pid)
         leftovers.unmount_below(self.directory)

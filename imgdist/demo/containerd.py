@@ -15,7 +15,7 @@ from types import TracebackType
 
 from imgdist.demo import cri, leftovers
 from imgdist.demo.cache import cache_directory
-from imgdist.demo.processes import Process, command
+from imgdist.demo.processes import Daemon, Process, command
 from imgdist.errors import ImgdistError, UnsupportedError
 
 BUILT_VERSION = "2.4.2"
@@ -76,7 +76,7 @@ class Run:
     output: bytes
 
 
-class Containerd:
+class Containerd(Daemon):
     """A running containerd; a context manager that also ends its containers, shims and mounts.
 
     `directory` (short: unix sockets live there) takes root, state, log and configuration. With `snapshotter` (socket
@@ -113,19 +113,6 @@ class Containerd:
             directory / "containerd.log",
             env=self.environment,
         )
-
-    def __enter__(self) -> Containerd:
-        try:
-            self._process.wait_until(self._serving)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def ctr(self, *arguments: str) -> str:
         """Output of one `ctr` command in our namespace. Raises ImgdistError with what it wrote."""
@@ -184,10 +171,13 @@ class Containerd:
         """End containers, shims and containerd, unmount what they left. Again: does nothing."""
         if self._process.running:
             self._end_containers()
-        self._process.stop()
+        super().stop()
         for pid in leftovers.processes_with("-address", str(self.socket)):
             leftovers.kill_with_children(pid)
         leftovers.unmount_below(self.directory)
+
+    def _wait_ready(self) -> None:
+        self._process.wait_until(self._serving)
 
     def _kill(self, name: str) -> None:
         try:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from imgdist.errors import ImgdistError, TemporaryError
 
@@ -135,3 +136,38 @@ class Process:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class Daemon:
+    """What runs as one process, and is ready in its `with` block. A subclass makes `_process`, may say when it is ready
+    (`_wait_ready`), and clears up what outlives it (`stop`)."""
+
+    _process: Process
+
+    def __enter__(self) -> Self:
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> Path:
+        return self._process.log
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL when that does not help."""
+        self._process.stop()
+
+    def _wait_ready(self) -> None:
+        self._process.wait_for_line("ready")

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,18 +31,6 @@ class Pack:
 
     def wait(self, numbers: Sequence[int], seconds: float) -> None:
         raise NotImplementedError
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 
 from imgdist.wire.load import BODY_BYTES, RATE_BYTES_PER_S, SLICE_S, STALLED_S, Load
 from imgdist.wire.messages import Priority
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

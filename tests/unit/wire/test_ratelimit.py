@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,18 +11,6 @@ from imgdist.wire.messages import BODY_MAX
 from imgdist.wire.ratelimit import PIECE, RateLimit
 
 RATE = 1_000_000.0
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def send(limit: RateLimit, clock: Clock, size: int, *, urgent: bool = False) -> None:

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 
 from agent.swarm import relay as relay_module
 from agent.swarm.relay import ASKERS, FRESH_S, NAMED, Relay
 
 A, B, C = "10.0.0.1:7651", "10.0.0.2:7651", "10.0.0.3:7651"
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
