@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> Report:
         Row("16 nodes: sent by the supernode", rig.supernode_share, 2.0, "F"),
         Row("16 nodes, its link 10 times theirs: sent by it", fast.supernode_share, 2.0, "F"),
         Row("tracker", plane["tracker_messages_per_s"], None, "messages/s"),
-        Row("tracker, each node", plane["tracker_bytes_per_node"] / 1000, None, "kB"),
+        Row("tracker, each node", plane["tracker_bytes_per_node_per_s"], None, "B/s"),
         Row("have-lists, each node", plane["have_bytes_per_node"] / 1000, None, "kB"),
         Row("the simulation itself, each request", took / requests * 1e6, None, "us"),
     )

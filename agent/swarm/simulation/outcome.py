@@ -93,6 +93,7 @@ class Outcome:
             "duplicate_share_per_node": tally.duplicate_bytes / scenario.layer_bytes / scenario.nodes,
             "tracker_messages_per_s": plane.tracker_messages / self.seconds,
             "tracker_bytes_per_node": plane.tracker_bytes / scenario.nodes,
+            "tracker_bytes_per_node_per_s": plane.tracker_bytes / scenario.nodes / self.seconds,
             "have_messages_per_node_per_s": plane.have_messages / scenario.nodes / self.seconds,
             "have_bytes_per_node": plane.have_bytes / scenario.nodes,
         }
@@ -114,7 +115,7 @@ class Outcome:
             ("from peers", f"{tally.peer_requests} requests, {tally.peer_busy / max(1, tally.peer_requests):.0%}"
              f" of them refused; {told['duplicate_share_per_node']:.3%} twice"),
             ("tracker", f"{told['tracker_messages_per_s']:.0f} messages/s,"
-             f" {told['tracker_bytes_per_node'] / 1000:.1f} kB a node"),
+             f" {told['tracker_bytes_per_node_per_s']:.0f} bytes/s a node"),
             ("have-lists", f"{told['have_messages_per_node_per_s']:.0f} messages/s a node,"
              f" {told['have_bytes_per_node'] / 1000:.0f} kB a node"),
         ]  # fmt: skip

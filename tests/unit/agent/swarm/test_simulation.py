@@ -100,6 +100,14 @@ def test_a_machine_that_all_nodes_share_takes_its_time(small: Outcome) -> None:
     assert least_s <= slow.seconds <= 1.2 * least_s
 
 
+def test_what_the_shared_machine_spent_is_told_for_what_crossed_the_links() -> None:
+    few = replace(SMALL, nodes=8, chunks=50, cores=2)
+    shared = simulate(replace(few, request_cpu_s=0.0, chunk_cpu_s=0.001))
+    assert shared.cpu_s_per_gb == pytest.approx(0.001 / (2 * SMALL.chunk_bytes / 1e9))
+    dear = simulate(replace(few, request_cpu_s=0.001, chunk_cpu_s=0.001))
+    assert dear.cpu_s_per_gb > 1.2 * shared.cpu_s_per_gb
+
+
 def test_what_each_node_takes_first_crosses_the_supernodes_link(small: Outcome) -> None:
     late = simulate(replace(SMALL, head_bytes=500_000))
     extra_s = SMALL.nodes * 500_000 / (SMALL.supernode_bits / 8)
@@ -150,6 +158,7 @@ def test_the_document_and_the_table_agree(small: Outcome) -> None:
     assert told["ratio"] == pytest.approx(told["seconds"] / told["least_seconds"])
     assert told["p50_ratio"] <= told["p99_ratio"] <= told["p999_ratio"] <= told["ratio"]
     assert told["completed"] == 16 and told["origin_share"] == 1.0
+    assert told["tracker_bytes_per_node_per_s"] == pytest.approx(told["tracker_bytes_per_node"] / told["seconds"])
     table = small.table()
     assert f"{small.ratio:.3f} T*" in table and f"{small.supernode_share:.2f} F" in table
 
