@@ -145,9 +145,8 @@ class Desk:
             )
 
     def is_wanted(self, node: int, chunk: int) -> bool:
-        """Whether a reader waits for the chunk."""
-        with self._lock:
-            return self._scheduler.is_wanted(node, chunk)
+        """Whether a reader waits for the chunk. Without the lock: one that comes just now hears of it from `landed`."""
+        return self._scheduler.is_wanted(node, chunk)
 
     @property
     def is_alone(self) -> bool:

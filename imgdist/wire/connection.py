@@ -15,7 +15,6 @@ from imgdist.wire.address import Address
 from imgdist.wire.messages import BODY_MAX, FRAME_SIZE, HEAD_MAX
 from imgdist.wire.responses import ResponseHead, decode_response_head
 
-_HEAD_READ = 4096
 _GATHER_LEAST = 16 * 1024
 """Bytes from which on the kernel is told how many are waited for: on a link each packet would wake the thread
 otherwise."""
@@ -63,7 +62,7 @@ class Connection:
         try:
             self._socket.sendall(request)
             while (found := decode_response_head(self._buffer[: self._end])) is None:
-                count = self._receive(self._end + _HEAD_READ, 0, deadline)
+                count = self._receive(len(self._buffer), 0, deadline)
                 if count == 0:
                     if self._end == 0:
                         return None
@@ -83,7 +82,7 @@ class Connection:
     def read(self, size: int) -> memoryview:
         """The next `size` bytes (at most BODY_MAX), valid until the next call. However they trickle in, they take no
         longer than `read_timeout_s` and a second for each 64 KiB."""
-        if self._start + size > len(self._buffer):
+        if self._start == self._end or self._start + size > len(self._buffer):
             rest = self._end - self._start
             self._buffer[:rest] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, rest
@@ -91,8 +90,12 @@ class Connection:
         deadline = time.monotonic() + self.read_timeout_s + size / _RATE_LEAST
         try:
             while self._end < end:
-                is_long = self._gathers and end - self._end >= _GATHER_LEAST
-                count = self._gather(end, deadline) if is_long else self._receive(end, socket.MSG_WAITALL, deadline)
+                if self._gathers and end - self._end >= _GATHER_LEAST:
+                    count = self._gather(end, deadline)
+                elif size == FRAME_SIZE:  # with what came behind it: each call may have to wait for Python's lock
+                    count = self._receive(len(self._buffer), 0, deadline)
+                else:
+                    count = self._receive(end, socket.MSG_WAITALL, deadline)
                 if count == 0:
                     raise UnreachableError(f"{self._address}: closed the connection {end - self._end} bytes short")
                 self._end += count
