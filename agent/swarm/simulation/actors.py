@@ -10,6 +10,9 @@ from agent.swarm.holdings import Holding
 from agent.swarm.policy import Policy
 from agent.swarm.simulation.seeder import Seeder
 
+LAYER = 0
+"""What all policies call the one layer."""
+
 
 @dataclass(slots=True)
 class Tally:
@@ -72,7 +75,7 @@ class Node:
         self.have = 0
         self.lacks = (1 << chunks) - 1
         self.missing = chunks
-        self.requests: set[Request] = set()
+        self.requests: dict[Request, None] = {}  # in the order in which they went out
         self.unflushed = 0
         self.flushed_at = float("-inf")
         self.flush_at = float("inf")

@@ -17,14 +17,12 @@ from collections.abc import Callable, Sequence
 
 from agent.swarm.asks import Ask
 from agent.swarm.bitset import bits_of
-from agent.swarm.policy import Policy, SourceKind
-from agent.swarm.simulation.actors import Node, Request, Source, Tally
+from agent.swarm.policy import SourceKind
+from agent.swarm.simulation.actors import LAYER, Node, Request, Source, Tally
 from agent.swarm.simulation.agenda import Agenda
-from agent.swarm.simulation.graph import neighbours
+from agent.swarm.simulation.population import introduce, new_nodes, new_supernode
 from agent.swarm.simulation.scenario import Scenario
-from agent.swarm.simulation.seeder import Seeder
 
-_LAYER = 0
 _NEVER = float("inf")
 _LOOK_S = 0.02
 """How soon a node that has nothing to ask for looks again: in truth each have-list that comes makes it look.
@@ -54,14 +52,27 @@ class World:
         self._chunk_bytes = scenario.chunk_bytes
         self._machine_free_at = 0.0
         self.tally = Tally()
-        goodput = (1.0 - scenario.loss) / 8
-        self._supernode = self._new_supernode()
-        self._nodes = [self._new_node(number, goodput) for number in range(scenario.nodes)]
+        self._supernode = new_supernode(scenario, self._random)
+        self._nodes = new_nodes(scenario, self._supernode, self._random)
         self._left = scenario.nodes
-        self._mesh()
+        self.tally.links = introduce(self._nodes, scenario, self._random)
 
     def run(self) -> Tally:
         """Until every node that lives has everything."""
+        self._begin()
+        collects = gc.isenabled()
+        gc.disable()  # nothing that goes refers to itself
+        try:
+            for now, act, what in self._agenda:
+                act(now, what)
+                if not self._left:
+                    break
+        finally:
+            if collects:
+                gc.enable()
+        return self.tally
+
+    def _begin(self) -> None:
         scenario, chance = self._scenario, self._random.random
         least = scenario.least_time_s()
         for node in self._nodes:
@@ -77,50 +88,11 @@ class World:
             self._at(scenario.supernode_dies_at * least, self._kill_supernode, self._supernode)
         if self._watch is not None:
             self._at(0.0, self._report, self._watch)
-        collects = gc.isenabled()
-        gc.disable()  # nothing that goes refers to itself
-        try:
-            for now, act, what in self._agenda:
-                act(now, what)
-                if not self._left:
-                    break
-        finally:
-            if collects:
-                gc.enable()
-        return self.tally
 
     def _report(self, now: float, watch: Callable[[float, float], None]) -> None:
         scenario = self._scenario
         watch(now, 1.0 - sum(node.missing for node in self._nodes) / (scenario.chunks * scenario.nodes))
         self._at(now + scenario.least_time_s() / _REPORTS, self._report, watch)
-
-    # Making it.
-
-    def _new_supernode(self) -> Source:
-        scenario = self._scenario
-        seeder = Seeder(scenario.chunks, self._random.random, scenario.super_seeding)
-        return Source(scenario.supernode_bits * (1.0 - scenario.loss) / 8, seeder)
-
-    def _new_node(self, number: int, goodput: float) -> Node:
-        scenario = self._scenario
-        is_slow = number < scenario.slow_nodes
-        factor = scenario.slow_factor * goodput if is_slow else goodput
-        policy = Policy(self._random.random, scenario.limits)
-        policy.join(self._supernode, SourceKind.SUPERNODE)
-        source = Source(scenario.up_bits * factor)
-        return Node(scenario.chunks, scenario.down_bits * factor, is_slow, source, policy)
-
-    def _mesh(self) -> None:
-        scenario = self._scenario
-        zones = [self._random.randrange(scenario.zone_count) for _ in self._nodes]
-        linked = neighbours(scenario.nodes, zones, scenario.random_neighbours, scenario.zone_neighbours, self._random)
-        self.tally.links = sum(map(len, linked))
-        for number, node in enumerate(self._nodes):
-            for other in linked[number]:
-                source = self._nodes[other].source
-                near = zones[number] == zones[other] and scenario.zone_count > 1
-                node.policy.join(source, SourceKind.PEER, near=near)
-                node.policy.opened(source, _LAYER, source.have)
 
     # What happens.
 
@@ -137,7 +109,7 @@ class World:
             if not lacks:
                 flying = self._late(node, now)
                 lacks = bits_of(flying)
-            ask = policy.fill(_LAYER, lacks, now, flying) if lacks else None
+            ask = policy.fill(LAYER, lacks, now, flying) if lacks else None
             if ask is None:
                 break
             self._send(now, node, ask)
@@ -176,7 +148,7 @@ class World:
                 retry_s = _RECENT_RETRY_S
         number = len(chunks) or ask.count
         request = Request(node, source, chunks, number * self._chunk_bytes, now)
-        node.requests.add(request)
+        node.requests[request] = None
         node.policy.started(source, number, request.size, False, now)
         self._count(source, retry_s is not None)
         if not is_there:
@@ -220,9 +192,9 @@ class World:
     def _refused(self, now: float, refusal: tuple[Request, float, bool]) -> None:
         request, retry_s, has_nothing = refusal
         node, source = request.node, request.source
-        node.requests.discard(request)
+        node.requests.pop(request, None)
         if has_nothing:
-            node.policy.waits(source, _LAYER, now, retry_s)
+            node.policy.waits(source, LAYER, now, retry_s)
         else:
             node.policy.busy(source, now, retry_s)
         node.policy.ended(source, request.size, False, now)
@@ -256,7 +228,7 @@ class World:
         if source.died_at < request.sent_at:
             self._at(max(now, source.died_at + self._scenario.silence_s), self._failed, request)
             return
-        node.requests.discard(request)
+        node.requests.pop(request, None)
         number = len(request.chunks)
         node.policy.came(source, size, now, number)
         node.policy.ended(source, size, False, now)
@@ -288,7 +260,7 @@ class World:
         node, source = request.node, request.source
         if request not in node.requests:
             return
-        node.requests.remove(request)
+        del node.requests[request]
         node.policy.failed(source, now)
         node.policy.ended(source, request.size, False, now)
         node.lacks |= request.bits ^ (request.bits & node.have)
@@ -334,7 +306,7 @@ class World:
         self._at(now + self._scenario.replaced_after_s, self._replace_supernode, supernode)
 
     def _replace_supernode(self, now: float, old: Source) -> None:
-        new = self._new_supernode()
+        new = new_supernode(self._scenario, self._random)
         for node in self._nodes:
             for request in [request for request in node.requests if request.source is old]:
                 self._failed(now, request)

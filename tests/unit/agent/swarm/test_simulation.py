@@ -49,6 +49,8 @@ def test_every_byte_is_accounted_for(small: Outcome) -> None:
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another(small: Outcome) -> None:
     assert simulate(SMALL).tally == small.tally
+    late = replace(SMALL, nodes=20, chunks=60, cores=2)  # many last chunks are asked of two
+    assert simulate(late).tally == simulate(late).tally
     assert simulate(replace(SMALL, seed=2)).tally.done_at != small.tally.done_at
 
 
