@@ -238,6 +238,7 @@ async def _leave(server: SnapshotsServer, calls: api.Calls, node: LazyNode | Non
             await node.swarm.close()
 
     if node is not None:
+        node.images.known.flush()
         await node.keeper.flush()
     await leave(server, lambda: calls.under_way, node.layers if node is not None else None, farewell)
     log.info("left; the next agent goes on")

@@ -34,8 +34,7 @@ log = logging.getLogger("imgdist.agent")
 SMALL_BYTES = 4 << 20
 """Layers below this are fetched whole and mounted locally: no view, no switch; most layers of most images."""
 COMING_BYTES = 16 << 20
-"""Of small layers that are fetched whole at once. Those beyond are shown by the view: else an image of 128 small layers
-would come whole before it starts."""
+"""Of small layers that are fetched whole at once, whatever images they are of; those beyond are shown by the view."""
 
 _LAST_SWITCH_S = 2.0  # what a drain grants the switches that it has begun; each takes 13-52 ms unless a reader waits
 
@@ -162,12 +161,19 @@ class Catalog:
         layer.readers -= 1
         lastuse.note(layer.store.directory)
 
-    async def mount(self, layer: Layer) -> str:
-        """Mount the layer if it is not, through the view where bytes are missing; returns the directory."""
+    async def mount(self, layer: Layer, *, whole: bool = True) -> str:
+        """Mount the layer if it is not, through the view where bytes are missing; returns the directory. `whole`: a
+        small one is fetched before instead, if there is room for it among those on their way."""
         self._transfers.starting()
         if not layer.mounted or layer.lock.locked():
-            await SharedWork(self._tasks, self._mount_once(layer)).wait()
+            await SharedWork(self._tasks, self._mount_once(layer, whole)).wait()
         return self._mounter.directory(layer.store)
+
+    def mounted_at(self, pack_id: str) -> str | None:
+        """Where the layer of that pack (hex) is mounted; None if it is not, or is being mounted or unmounted."""
+        layer = self._layers.get(pack_id)
+        usable = layer is not None and layer.mounted and not layer.lock.locked()
+        return self._mounter.directory(layer.store) if layer is not None and usable else None
 
     async def ensure_mounted(self, pack_id: str) -> str:
         """`mount` by pack id (hex). NotFoundError if the pack is not here."""
@@ -219,7 +225,7 @@ class Catalog:
         self._layers[layer.pack_id] = layer
         return layer
 
-    async def _mount_once(self, layer: Layer) -> None:
+    async def _mount_once(self, layer: Layer, whole: bool) -> None:
         async with layer.lock:
             if layer.mounted:
                 return
@@ -227,7 +233,7 @@ class Catalog:
                 raise _gone(layer.pack_id)
             store = layer.store
             await self._prove(store)
-            if not store.is_complete and self._comes_whole(store):
+            if whole and not store.is_complete and self._comes_whole(store):
                 await self._fetch_whole(store)
             if store.is_complete:
                 await asyncio.to_thread(store.complete)
@@ -289,9 +295,8 @@ class Catalog:
         await asyncio.to_thread(self._transfers.add, store)
         metadata = [chunk for chunk in store.missing_chunks() if store.index.is_metadata(chunk)]
         try:
-            fetching = self._transfers.fetch_now(store, metadata)  # on its way while the view is told
-            await asyncio.to_thread(self._mounter.show, store)
-            await asyncio.to_thread(store.settle)  # a snapshot will name the pack; meanwhile chunks come
+            fetching = self._transfers.fetch_now(store, metadata)  # on its way meanwhile
+            await asyncio.to_thread(self._show_settled, store)
             await asyncio.wrap_future(fetching)
             await asyncio.to_thread(self._mounter.mount_shown, store)
         except BaseException:
@@ -302,6 +307,10 @@ class Catalog:
             self._switching.wake()
         elif self._fill:
             self._transfers.fill(store)
+
+    def _show_settled(self, store: LayerStore) -> None:
+        self._mounter.show(store)
+        store.settle()  # a snapshot will name the pack
 
 
 def _gone(pack_id: str) -> NotFoundError:

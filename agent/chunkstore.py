@@ -19,7 +19,7 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from agent.database import Database, Twin
@@ -187,7 +187,9 @@ class ChunkStore:
             except OSError as error:
                 _log.error("pack %s: cannot be synced, a reboot will hash it: %s", store.pack_id.hex(), error)
 
-    def _to_copy(self, found: Iterable[Twin]) -> list[tuple[int, LayerStore, int]]:
+    def _to_copy(self, found: Sequence[Twin]) -> list[tuple[int, LayerStore, int]]:
+        if not found:
+            return []
         by_node = {}
         for store in self.stores():
             with store.use() as usable:  # one that is being removed has no map any more

@@ -110,9 +110,13 @@ class Database:
     def add_chunks(self, node: int, digests: Iterable[tuple[int, bytes]]) -> None:
         """Record (chunk number, digest) of a pack, all of them at once. Where they are recorded already, `digests` are
         not looked at: a start would spend most of its time on them."""
-        if self._run(lambda connection: connection.execute(_KNOWN, (node,)).fetchone()) is None:
-            rows = [(_prefix(digest), node, number) for number, digest in digests]
-            self._write("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", *rows)
+
+        def job(connection: sqlite3.Connection) -> None:
+            if connection.execute(_KNOWN, (node,)).fetchone() is None:
+                rows = [(_prefix(digest), node, number) for number, digest in digests]
+                connection.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", rows)
+
+        self._run(job)
 
     def twins(self, node: int) -> list[Twin]:
         """Chunks of a pack that other packs have too, wherever their bytes are present by now or not: at most one

@@ -11,19 +11,20 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from agent import rooted
-from agent.agreement import DisagreementError
-from agent.catalog import Catalog, Layer
-from agent.early import EarlyLayer, EarlyLayers
+from agent.catalog import SMALL_BYTES, Catalog, Layer
+from agent.early import EarlyLayers
 from agent.known_images import KnownImage, KnownImages, KnownLayer
+from agent.layerindexes import LayerIndexes
 from agent.supernodes import Supernodes
 from agent.tracing import TraceRecorder, unpack
 from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
-from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci.reference import parse
 from imgdist.wire.control import Resolution
 
@@ -31,6 +32,11 @@ log = logging.getLogger("imgdist.agent")
 
 RENEW_S = 5.0
 """Between two requests to convert a layer again that a supernode has lost (a guess)."""
+OPENING_AT_ONCE = 16
+"""Layers of one image that are laid out and mounted side by side; each waits for its metadata meanwhile (a guess)."""
+WHOLE_BYTES = 4 << 20
+"""Of the small layers of one image that are fetched whole before the image starts. Those beyond are shown by the view:
+an image of 128 would come whole first otherwise [measured: at 200 Mbit/s its start took 6 s]."""
 KEEP_S = 600.0
 """How long a job that has ended is remembered. It spares the Prepares of one pull a question each; they are seconds
 apart, or minutes where containerd unpacks a declined layer between them."""
@@ -42,6 +48,23 @@ class ImageJob:
 
     image: KnownImage
     layers: dict[str, SharedWork[Layer]]
+
+
+@dataclass(slots=True)
+class _Together:
+    """What the openings of one image's layers share. A turn lasts from the sealed index to the mount: the base layer,
+    which containerd asks for first, does not wait until all others have been laid out."""
+
+    indexes: SharedWork[Mapping[str, bytes]]
+    turns: asyncio.Semaphore
+    whole_bytes_left: int = WHOLE_BYTES
+
+    def takes_whole(self, size_bytes: int) -> bool:
+        """Whether a layer may be fetched whole before it is mounted, if it is a small one; decides and counts it."""
+        if size_bytes >= SMALL_BYTES or size_bytes > self.whole_bytes_left:
+            return False
+        self.whole_bytes_left -= size_bytes
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +109,10 @@ class Images:
         self._platform = platform
         self._traces = traces
         self._prefetch = prefetch
-        self._agreement = agreement
         self._revoked = revoked
-        self._suspect = suspect
+        self._indexes = LayerIndexes(
+            supernodes, platform=platform, agreement=agreement, revoked=revoked, suspect=suspect
+        )
         self._jobs: dict[tuple[str, str | None], SharedWork[ImageJob]] = {}
         self._opening: dict[str, SharedWork[Layer]] = {}
         self._renewing: set[str] = set()
@@ -109,7 +133,8 @@ class Images:
             job = self._jobs[key] = SharedWork(self._tasks, self._start(reference, manifest_digest))
         opened = await job.wait()
         by_digest = (reference, opened.image.manifest_digest)
-        if by_digest not in self._jobs or self._is_stale(self._jobs[by_digest]):
+        other = self._jobs.setdefault(by_digest, job)
+        if other is not job and self._is_stale(other):
             self._jobs[by_digest] = job
         return opened
 
@@ -130,6 +155,8 @@ class Images:
 
     async def layer(self, reference: str, layer_digest: str, manifest_digest: str | None) -> Layer:
         """The mounted layer of an image by its compressed digest. DeclinedError if it cannot be lazy."""
+        if (begun := self._begun(reference, layer_digest, manifest_digest)) is not None:
+            return await begun.wait()
         job = await self.open(reference, manifest_digest)
         if layer_digest not in job.layers and manifest_digest is None:  # the tag has moved since the job began
             job = await self.open(reference, anew=True)
@@ -137,6 +164,19 @@ class Images:
         if opening is None:
             raise DeclinedError(f"image {reference} has no layer {layer_digest}")
         return await opening.wait()
+
+    def above(self, reference: str, layer_digest: str, manifest_digest: str | None) -> tuple[str, Layer] | None:
+        """Chain ID and layer of what an image has above a layer, if it is open by now."""
+        job = self._jobs.get((reference, manifest_digest))
+        if job is None or job.result is None:
+            return None
+        layers = job.result.image.layers
+        place = next((place for place, layer in enumerate(layers, 1) if layer.digest == layer_digest), len(layers))
+        if place == len(layers):
+            return None
+        opening = self._begun(reference, layers[place].digest, manifest_digest)
+        opened = opening.result if opening is not None else None
+        return None if opened is None else (layers[place].chain_id, opened)
 
     async def check_rooted(self, reference: str, image: KnownImage) -> None:
         """Hold what a supernode said of an image against the image's own documents, for who has nobody else's word.
@@ -193,6 +233,7 @@ class Images:
 
     def started(self, pack_id: str) -> None:
         """A container is being created over this pack: what its image's layers are read for now is a start."""
+        self._transfers.starting()
         now = time.monotonic()
         for image in self.known.with_pack(pack_id):
             if image.layers[-1].pack_id == pack_id:
@@ -200,11 +241,15 @@ class Images:
                 self._recorder.started(image.manifest_digest, now)
 
     def _forget_old(self) -> None:
-        before = asyncio.get_running_loop().time() - KEEP_S
+        before = self._oldest()
         for key in [key for key, job in self._jobs.items() if _ended(job, before)]:
             del self._jobs[key]
         for digest in [digest for digest, opening in self._opening.items() if opening.ended_before(before)]:
             del self._opening[digest]
+
+    @staticmethod
+    def _oldest() -> float:
+        return asyncio.get_running_loop().time() - KEEP_S
 
     async def _start(self, reference: str, manifest_digest: str | None) -> ImageJob:
         try:
@@ -216,14 +261,22 @@ class Images:
             if remembered is None:
                 raise
             log.warning("%s: taken as this node knows it, all its layers being here: %s", reference, error)
+            together = self._together(())
             return ImageJob(
-                remembered, {layer.digest: self._opening_of(remembered, layer, None) for layer in remembered.layers}
+                remembered,
+                {layer.digest: self._opening_of(remembered, layer, None, together) for layer in remembered.layers},
             )
         image = _known(reference, resolution)
         self.known.add(image)
         declined = {layer.digest: layer.reason or "" for layer in resolution.layers if layer.state == "declined"}
+        ready = [layer.digest for layer in resolution.layers if layer.state == "ready"]
+        together = self._together(ready)
         job = ImageJob(
-            image, {layer.digest: self._opening_of(image, layer, declined.get(layer.digest)) for layer in image.layers}
+            image,
+            {
+                layer.digest: self._opening_of(image, layer, declined.get(layer.digest), together)
+                for layer in image.layers
+            },
         )
         if self._traces:
             SharedWork(self._tasks, self._follow_trace(job, resolution.trace))
@@ -239,12 +292,14 @@ class Images:
         ]
         return found[0] if len(found) == 1 else None
 
-    def _opening_of(self, image: KnownImage, layer: KnownLayer, declined: str | None) -> SharedWork[Layer]:
+    def _opening_of(
+        self, image: KnownImage, layer: KnownLayer, declined: str | None, together: _Together
+    ) -> SharedWork[Layer]:
         if declined is not None:  # of this image: another one may have the layer from where it may be had
-            return SharedWork(self._tasks, self._open_layer(image, layer, declined))
+            return SharedWork(self._tasks, self._open_layer(image, layer, declined, together))
         opening = self._opening.get(layer.digest)
         if opening is None or opening.failed or self._is_gone(opening):
-            work = self._open_layer(image, layer, declined)
+            work = self._open_layer(image, layer, declined, together)
             opening = self._opening[layer.digest] = SharedWork(self._tasks, work)
         return opening
 
@@ -253,80 +308,59 @@ class Images:
         layer = opening.result
         return layer is not None and (not layer.mounted or self._revoked(layer.pack_id) is not None)
 
+    def _begun(self, reference: str, layer_digest: str, manifest_digest: str | None) -> SharedWork[Layer] | None:
+        """A layer's opening by the image's job, if that still counts: what `open` would come to, without a look at all
+        other layers for each of them."""
+        job = self._jobs.get((reference, manifest_digest))
+        opening = job.result.layers.get(layer_digest) if job is not None and job.result is not None else None
+        if opening is None or opening.ended_before(self._oldest()) or self._is_past(opening):
+            return None
+        return opening
+
     def _is_stale(self, job: SharedWork[ImageJob]) -> bool:
         """A finished job answers later callers only as long as each of its layers is mounted, about to be, or
         declined."""
-        if job.failed:
-            return True
         done = job.result
-        return done is not None and any(
-            (opening.failed and not isinstance(opening.error, DeclinedError)) or self._is_gone(opening)
-            for opening in done.layers.values()
-        )
+        return job.failed or (done is not None and any(map(self._is_past, done.layers.values())))
 
-    async def _open_layer(self, image: KnownImage, layer: KnownLayer, declined: str | None) -> Layer:
+    def _is_past(self, opening: SharedWork[Layer]) -> bool:
+        return (opening.failed and not isinstance(opening.error, DeclinedError)) or self._is_gone(opening)
+
+    async def _open_layer(
+        self, image: KnownImage, layer: KnownLayer, declined: str | None, together: _Together
+    ) -> Layer:
         try:
             if declined is not None:
                 raise DeclinedError(f"layer {layer.digest}: {declined or 'declined by the supernode'}")
-            found = self._catalog.get(self.known.pack_of(layer.digest) or "") or await self._adopt(image, layer)
-            await self._catalog.mount(found)
-            self._check_revoked(layer, found.pack_id)  # meanwhile
+            async with AsyncExitStack() as turn:
+                found = self._here(layer.digest) or await self._adopt(image, layer, together, turn)
+                await self._catalog.mount(found, whole=together.takes_whole(found.store.index.image_size))
+            self._indexes.check_revoked(layer, found.pack_id)  # meanwhile
         except (ImgdistError, OSError) as error:
             self.plain[layer.digest] = PlainLayer(layer, str(error))
             raise
         self.plain.pop(layer.digest, None)
         return found
 
-    async def _adopt(self, image: KnownImage, layer: KnownLayer) -> Layer:
+    def _here(self, layer_digest: str) -> Layer | None:
+        return self._catalog.get(self.known.pack_of(layer_digest) or "")
+
+    def _together(self, ready: Sequence[str]) -> _Together:
+        wanted = [digest for digest in ready if self._here(digest) is None]
+        return _Together(SharedWork(self._tasks, self._indexes.ready(wanted)), asyncio.Semaphore(OPENING_AT_ONCE))
+
+    async def _adopt(self, image: KnownImage, layer: KnownLayer, together: _Together, turn: AsyncExitStack) -> Layer:
         self.indexing[layer.digest] = layer
         try:
             async with self.early.layer(layer.digest) as early:
-                index_data = await self._index(image, layer, early)
+                ready = (await together.indexes.wait()).get(layer.digest)
+                index_data = await self._indexes.of(image, layer, ready, early.progress)
+                await turn.enter_async_context(together.turns)
                 found = await self._catalog.adopt(index_data, await early.hand_over())
         finally:
             self.indexing.pop(layer.digest, None)
         self.known.sealed(layer.digest, found.pack_id)
         return found
-
-    async def _index(self, image: KnownImage, layer: KnownLayer, early: EarlyLayer) -> bytes:
-        """The layer's sealed index stream, rooted in the image's configuration by its diff ID."""
-        agreed = await self._agreed(image, layer) if self._agreement > 1 else None
-        try:
-            index, data = await self._supernodes.follow_index(layer.digest, early.progress)
-        except NotFoundError:
-            # Another supernode than the one that resolved the image has to hear of it first.
-            await self._supernodes.resolve(
-                image.reference, platform=self._platform, manifest_digest=image.manifest_digest
-            )
-            index, data = await self._supernodes.follow_index(layer.digest, early.progress)
-        self._check_revoked(layer, index.pack_id.hex())
-        if agreed not in (None, index.pack_id.hex()):
-            raise CorruptError(f"index of layer {layer.digest}: expected pack {agreed}, found {index.pack_id.hex()}")
-        if index.diff_id != layer.diff_id:
-            self._suspect(index.pack_id.hex())
-            raise CorruptError(
-                f"index of layer {layer.digest}: expected diff ID {layer.diff_id}, found {index.diff_id}"
-            )
-        return data
-
-    async def _agreed(self, image: KnownImage, layer: KnownLayer) -> str:
-        """The pack id that supernodes agree on: nothing of the layer is fetched before."""
-        try:
-            return await self._supernodes.agree(
-                layer.digest,
-                image.reference,
-                platform=self._platform,
-                manifest_digest=image.manifest_digest,
-                count=self._agreement,
-            )
-        except DisagreementError as error:
-            for pack_id in error.pack_ids:
-                self._suspect(pack_id)
-            raise
-
-    def _check_revoked(self, layer: KnownLayer, pack_id: str) -> None:
-        if (why := self._revoked(pack_id)) is not None:  # not for long: its supernode converts the layer again
-            raise TemporaryError(f"layer {layer.digest}: pack {pack_id} is revoked: {why}")
 
     async def _renew(self, pack_id: str, image: KnownImage) -> None:
         log.warning(

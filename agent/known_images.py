@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -47,9 +47,12 @@ class KnownImage(msgspec.Struct, frozen=True, kw_only=True):
 class KnownImages:
     """All images under `directory`, in memory and on disk."""
 
-    def __init__(self, directory: Path) -> None:
-        """Read what is there; a file that makes no sense is set aside as *.bad."""
+    def __init__(self, directory: Path, later: Callable[[Callable[[], None]], object] = lambda write: write()) -> None:
+        """Read what is there; a file that makes no sense is set aside as *.bad. `later(write)` is to call `write`, soon
+        but once for many layers: an image of 128 would be written 128 times. `flush` before the end."""
         self._directory = directory
+        self._later = later
+        self._unwritten: set[str] = set()
         self._images: dict[str, KnownImage] = {}
         self._packs: dict[str, str] = {}
         self._chains: dict[str, KnownLayer] = {}
@@ -89,13 +92,24 @@ class KnownImages:
     def sealed(self, layer_digest: str, pack_id: str) -> None:
         """A layer's pack id has become known; every image with that layer is told."""
         self._packs[layer_digest] = pack_id
+        was_due = bool(self._unwritten)
         for image in self.all():
             if any(layer.digest == layer_digest and layer.pack_id != pack_id for layer in image.layers):
                 layers = tuple(
                     msgspec.structs.replace(layer, pack_id=pack_id) if layer.digest == layer_digest else layer
                     for layer in image.layers
                 )
-                self._write(msgspec.structs.replace(image, layers=layers))
+                self._remember(msgspec.structs.replace(image, layers=layers))
+                self._unwritten.add(image.manifest_digest)
+        if self._unwritten and not was_due:
+            self._later(self.flush)
+
+    def flush(self) -> None:
+        """Write down what `sealed` has told."""
+        for digest in list(self._unwritten):
+            if (image := self._images.get(digest)) is not None:
+                self._write(image)
+        self._unwritten.clear()
 
     def rooted(self, manifest_digest: str, digest: str) -> None:
         """The image's layers were held against the document of that digest."""

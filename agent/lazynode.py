@@ -50,6 +50,9 @@ from imgdist.oci.platform import Platform
 from imgdist.space import Watermarks
 from imgdist.wire.clusterkey import open_key
 
+_REMEMBER_S = 0.1
+"""For so long the packs of an image's layers are gathered before its record is written (a guess)."""
+
 
 @dataclass(frozen=True, slots=True)
 class LazyNode:
@@ -111,6 +114,7 @@ async def lazy_node(
     images = events.images = _images(
         config, supernodes, catalog, chunks, transfers, swarm, recorder, tasks, revocations, events
     )
+    stack.callback(images.known.flush)
     blobs = events.blobs = Blobs(supernodes, catalog, chunks, transfers, tasks, swarm)
     layers = NodeLayers(images, catalog, events.released, events.refused_pack)
     prover = Prover(supernodes, tasks, events.proved)
@@ -257,7 +261,7 @@ def _images(
         supernodes,
         catalog,
         EarlyLayers(chunks, transfers, tasks, enabled=takes_early, swarm=swarm),
-        KnownImages(Path(config.root) / "images"),
+        KnownImages(Path(config.root) / "images", partial(asyncio.get_running_loop().call_later, _REMEMBER_S)),
         transfers,
         recorder,
         tasks,

@@ -24,7 +24,19 @@ from imgdist.pack.records import offset_of
 from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
 from imgdist.wire.clusterkey import ClusterKey
-from imgdist.wire.control import BlobStatus, Chain, Failure, LayerStatus, Resolution, ResolveRequest, Trace, error_of
+from imgdist.wire.control import (
+    INDEXES_MAX,
+    BlobStatus,
+    Chain,
+    Failure,
+    Indexes,
+    IndexesRequest,
+    LayerStatus,
+    Resolution,
+    ResolveRequest,
+    Trace,
+    error_of,
+)
 
 T = TypeVar("T")
 
@@ -204,6 +216,16 @@ class SupernodeClient:
         A supernode that forgot the layer (NotFoundError) wants the image to be resolved again.
         """
         return await self._follow(f"layer {digest}", lambda start: self.index_stream(digest, start), on_progress)
+
+    async def indexes(self, digests: Sequence[str]) -> dict[str, bytes]:
+        """The index streams of those layers that are ready at the supernode, as many as one answer takes: to be loaded,
+        and so verified, by the caller. A supernode of an earlier release refuses (UsageError)."""
+        asked = IndexesRequest(tuple(digests[:INDEXES_MAX]))
+        raw = await self._read("POST", "/v1/indexes", msgspec.json.encode(asked))
+        found = self._decoded(lambda: msgpack.decode(raw, type=Indexes)).indexes
+        for digest in found.keys() - set(digests):
+            raise ProtocolError(f"supernode {self.url}: an index that was not asked for, of {digest[:80]!r}")
+        return found
 
     async def blob_size(self, blob: Reference, authorization: str | None = None) -> int:
         """Bytes of a blob; nothing is fetched. As BlobSource.size."""

@@ -89,6 +89,10 @@ class Supernodes:
         """As SupernodeClient.follow_index. Another supernode means another follower, from the beginning."""
         return await self._ask(lambda client: client.follow_index(layer_digest, on_progress))
 
+    async def indexes(self, layer_digests: Sequence[str]) -> dict[str, bytes]:
+        """As SupernodeClient.indexes."""
+        return await self._ask(lambda client: client.indexes(layer_digests))
+
     async def agree(self, layer_digest: str, reference: str, *, platform: str, manifest_digest: str, count: int) -> str:
         """The pack id that `count` supernodes name for a layer; errors as of `agreement.agreed`."""
         named = await ask_all(self._clients, layer_digest, reference, platform, manifest_digest, count)

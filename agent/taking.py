@@ -45,7 +45,7 @@ class NodeLayers:
 
     async def take_over(self, request: LayerRequest) -> TakenLayer:
         """By source labels where there are any, else by chain ID. DeclinedError says why it is left to containerd."""
-        if self._stopped.is_set() or asyncio.get_running_loop().time() < self._leaves_until:
+        if self._is_leaving:
             raise DeclinedError("the agent is being stopped or drained")
         try:
             layer = await self._unless_stopped(self._find(request))
@@ -55,8 +55,14 @@ class NodeLayers:
             if not is_full(error):
                 raise
             raise DeclinedError(f"the disk has no room for it, and nothing more can go: {error}") from error
-        index = layer.store.index
-        return TakenLayer(layer.pack_id, index.diff_id, index.implied_directories, index.hides)
+        return _taken(layer)
+
+    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
+        """Only for requests with source labels: a chain ID alone may be of several images."""
+        if (source := request.source) is None or self._is_leaving:
+            return None
+        found = self._images.above(source.reference, source.layer_digest, source.manifest_digest)
+        return None if found is None else (found[0], _taken(found[1]))
 
     async def ensure_mounted(self, pack_id: str) -> str:
         """The layer's directory, mounted. A pack that is gone from this node's disk comes back; NotFoundError if nobody
@@ -69,6 +75,10 @@ class NodeLayers:
         if self._catalog.get(pack_id) is None:
             await self._images.bring_back(pack_id)
         return await self._catalog.ensure_mounted(pack_id)
+
+    def mounted_at(self, pack_id: str) -> str | None:
+        """The layer's directory, if the layer is mounted and may be built on."""
+        return self._catalog.mounted_at(pack_id) if self._refused(pack_id) is None else None
 
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
         """Directories that the layer only implies. NotFoundError if its pack is gone from this node."""
@@ -91,6 +101,10 @@ class NodeLayers:
         await self._catalog.unmount(pack_id)
         self._released()
 
+    @property
+    def _is_leaving(self) -> bool:
+        return self._stopped.is_set() or asyncio.get_running_loop().time() < self._leaves_until
+
     async def _unless_stopped(self, finding: Coroutine[Any, Any, Layer]) -> Layer:
         stopped, found = asyncio.ensure_future(self._stopped.wait()), asyncio.ensure_future(finding)
         try:
@@ -107,6 +121,11 @@ class NodeLayers:
         if source is None:
             return await self._images.layer_by_chain(request.chain_id)
         return await self._images.layer(source.reference, source.layer_digest, source.manifest_digest)
+
+
+def _taken(layer: Layer) -> TakenLayer:
+    index = layer.store.index
+    return TakenLayer(layer.pack_id, index.diff_id, index.implied_directories, index.hides)
 
 
 def _usage(directory: Path) -> Usage:

@@ -20,7 +20,18 @@ from imgdist.oci.reference import Reference, is_digest, parse
 from imgdist.pack import FORMAT_VERSION
 from imgdist.wire.address import Address
 from imgdist.wire.clusterkey import ClusterKey
-from imgdist.wire.control import Chain, Layer, LayerStatus, Resolution, ResolveRequest, failure
+from imgdist.wire.control import (
+    INDEXES_BYTES,
+    INDEXES_MAX,
+    Chain,
+    Indexes,
+    IndexesRequest,
+    Layer,
+    LayerStatus,
+    Resolution,
+    ResolveRequest,
+    failure,
+)
 from imgdist.wire.tracker import PATH as TRACKER_PATH
 from supernode.access.access import Access
 from supernode.access.guard import guard
@@ -84,6 +95,7 @@ def application(parts: Parts) -> web.Application:
             web.post("/v1/resolve", api.resolve),
             web.get("/v1/layers/{digest}", api.layer),
             web.get("/v1/layers/{digest}/index", api.index),
+            web.post("/v1/indexes", api.indexes),
             web.get("/v1/chains/{chain_id}", api.chain),
             web.get("/v1/traces/{manifest_digest}", api.trace),
             web.put("/v1/traces/{manifest_digest}", api.put_trace),
@@ -161,6 +173,17 @@ class _Api:
             raise UsageError(f"from={start!r}: expected the number of a record")
         async with aclosing(self._parts.fetcher.index(_digest(request), int(start))) as stream:
             return await send_stream(request, stream)
+
+    async def indexes(self, request: web.Request) -> web.Response:
+        """POST /v1/indexes (the answer is msgpack)"""
+        try:
+            asked = msgspec.json.decode(await request.read(), type=IndexesRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"indexes request: {error}") from None
+        if len(asked.layers) > INDEXES_MAX:
+            raise UsageError(f"indexes request: expected at most {INDEXES_MAX} layers, found {len(asked.layers)}")
+        found = await self._parts.fetcher.ready_indexes(asked.layers, INDEXES_BYTES)
+        return web.Response(body=msgspec.msgpack.encode(Indexes(found)), content_type=MSGPACK)
 
     async def chain(self, request: web.Request) -> web.Response:
         """GET /v1/chains/CHAIN_ID"""

@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
@@ -257,6 +257,24 @@ class Fetcher:
         if failed := self._failed.get(digest):
             raise failed.error
         raise NotFoundError(f"layer {digest} is neither here nor on its way: resolve an image that has it")
+
+    async def ready_indexes(self, digests: Sequence[str], most_bytes: int) -> dict[str, bytes]:
+        """The index streams of those layers that are ready, the first that fit into `most_bytes`."""
+        wanted = [digest for digest in digests if is_sha256(digest) and digest not in self._jobs]
+        return await asyncio.to_thread(self._read_indexes, wanted, most_bytes)
+
+    def _read_indexes(self, digests: Sequence[str], most_bytes: int) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for digest in digests:
+            if (pack_id := self._store.find(digest)) is None:
+                continue
+            with suppress(NotFoundError):  # removed meanwhile
+                stream = self._store.index_bytes(pack_id)
+                if len(stream) <= most_bytes:
+                    self._store.used(pack_id)
+                    found[digest] = stream
+                    most_bytes -= len(stream)
+        return found
 
     async def _work(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from agent.layers.idmap import IdMaps
-from agent.snapshotter import disk, labels
+from agent.snapshotter import disk, filters, labels
 from agent.snapshotter.metadata import Row
 from agent.snapshotter.model import AlreadyExistsError, Info, Kind, Layers, Mount, PreconditionError, Usage
 from agent.snapshotter.mounts import mounts
@@ -70,6 +70,7 @@ class Snapshotter:
         """
         self._store = Store(root)
         self._metadata = self._store.metadata
+        self._reading = self._store.reading
         self._directories = self._store.directories
         self._packs = Packs(self._store, layers, sharing or Sharing(), user)
         self._make_room = make_room
@@ -104,7 +105,13 @@ class Snapshotter:
         return Recovered(tuple(missing), unmounted)
 
     async def run(self) -> None:
-        """Remove in the background what Remove left and what was in use when Cleanup came. Runs until cancelled."""
+        """What is done beside calls, until cancelled: layers that will be asked for next are recorded, and what Remove
+        left, and what was in use when Cleanup came, is removed."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_over.run())
+            tasks.create_task(self._remove_forever())
+
+    async def _remove_forever(self) -> None:
         delay_s = _RETRY_S[0]
         while True:
             self._work_left.clear()
@@ -142,7 +149,7 @@ class Snapshotter:
 
     async def mounts(self, key: str) -> list[Mount]:
         """The mounts of an active snapshot or a view, as Prepare or View gave them."""
-        row = await self._store.do(self._metadata.get, key)
+        row = self._reading.get(key)
         if row.info.kind == Kind.COMMITTED:
             raise PreconditionError(f"snapshot {key!r} is committed, only active ones and views have mounts")
         return await self._mounts(row)
@@ -159,20 +166,23 @@ class Snapshotter:
         self._work_left.set()
 
     async def stat(self, key: str) -> Info:
-        return (await self._store.do(self._metadata.get, key)).info
+        return self._reading.get(key).info
 
     async def update(self, info: Info, paths: Sequence[str]) -> Info:
         """Replace the labels named by `paths` ("labels", "labels.x"; none: all)."""
         return (await self._write(self._metadata.update, info, paths)).info
 
-    async def walk(self, filters: Sequence[str] = ()) -> list[Info]:
+    async def walk(self, wanted: Sequence[str] = ()) -> list[Info]:
         """Snapshots that match any of the filters (filters.py), oldest first."""
-        return [row.info for row in await self._store.do(self._metadata.walk, filters)]
+        match = filters.parse(wanted)
+        if match.required(("parent",)) is not None:
+            return [row.info for row in self._reading.matching(match)]
+        return [row.info for row in await self._store.do(self._metadata.matching, match)]
 
     async def usage(self, key: str) -> Usage:
         """Local disk space of a snapshot, its parents excluded. An active one is measured now, a committed one was
         measured when it was committed, a taken-over layer counts what its pack has on this disk."""
-        row = await self._store.do(self._metadata.get, key)
+        row = self._reading.get(key)
         used = row.usage
         if row.info.kind == Kind.ACTIVE or (row.pack_id is not None and row.has_directory):
             used = await asyncio.to_thread(disk.usage, self._directories.place(row.id).upper)
@@ -189,7 +199,7 @@ class Snapshotter:
         name, place = row.info.name, self._directories.place(row.id).upper
         try:
             if row.pack_id is not None:
-                chain = await self._store.do(self._metadata.chain, row.info.parent)
+                chain = self._reading.chain(row.info.parent)
                 wanted = await self._packs.fixup_of(row.pack_id, await self._packs.layered(chain))
                 await self._store.do(self._store.remake_fixup, row, wanted)
                 log.warning("snapshot %s had lost its directory %s: made again", name, place)
@@ -204,7 +214,7 @@ class Snapshotter:
         row = await self._write(self._store.create, kind, key, parent, snapshot_labels)
         try:
             if labels.SNAPSHOT_REF not in snapshot_labels:
-                await self._packs.starting(await self._store.do(self._metadata.chain, parent))
+                await self._packs.starting(self._reading.chain(parent))
             return await self._mounts(row)
         except BaseException:
             # The client will not learn of the key, or not believe in it: it must be free for the next attempt.
@@ -212,7 +222,7 @@ class Snapshotter:
             raise
 
     async def _mounts(self, row: Row) -> list[Mount]:
-        chain = await self._store.do(self._metadata.chain, row.info.parent)
+        chain = self._reading.chain(row.info.parent)
         lowers = await self._packs.lowers(chain)
         is_lazy = any(below.pack_id is not None for below in chain)
         id_mapping = labels.id_mapping(row.info.labels)

@@ -101,9 +101,19 @@ class Layers(Protocol):
         """
         ...
 
+    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
+        """Chain ID and layer of what the request's image has above the layer that is asked for, if that is mounted by
+        now: the client will ask for it next."""
+        ...
+
     async def ensure_mounted(self, pack_id: str) -> str:
         """The directory where the layer is mounted, mounting it if it is not; its name is short (128 of them fit
         into one page of mount options) and stays the same. Fast where it is mounted already."""
+        ...
+
+    def mounted_at(self, pack_id: str) -> str | None:
+        """What `ensure_mounted` would return, if it need not do anything; an image of 128 layers asks for each layer
+        below each of them."""
         ...
 
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from agent.layers import fixup
-from agent.snapshotter.metadata import Row
+from agent.snapshotter.metadata import Lower, Row
 from agent.snapshotter.model import Info, Layers, Usage
 from agent.snapshotter.store import Store
 from imgdist.errors import TemporaryError, UnsupportedError
@@ -80,14 +80,16 @@ class Packs:
         """Directory of the mounted layer, mounting it if need be. UnsupportedError where this node cannot."""
         if self.layers is None:
             raise UnsupportedError(f"layer {pack_id} is lazy, and lazy layers are switched off on this node")
+        if (directory := self.layers.mounted_at(pack_id)) is not None:
+            return directory
         async with self.lock(pack_id):
             return await self.layers.ensure_mounted(pack_id)
 
-    async def lowers(self, chain: Sequence[Row]) -> list[str]:
+    async def lowers(self, chain: Sequence[Lower]) -> list[str]:
         """Lower directories of a chain (top first), fix-up lowers above their layers, everything mounted."""
         return [directory for directories in await self.layered(chain) for directory in directories]
 
-    async def layered(self, chain: Sequence[Row]) -> list[list[str]]:
+    async def layered(self, chain: Sequence[Lower]) -> list[list[str]]:
         """The same, a list for each layer."""
         found: list[list[str]] = []
         for row in chain:
@@ -103,7 +105,7 @@ class Packs:
         implied = await self.layers.implied_directories(pack_id)
         return await asyncio.to_thread(fixup.plan, implied, directory, below)
 
-    async def starting(self, chain: Sequence[Row]) -> None:
+    async def starting(self, chain: Sequence[Lower]) -> None:
         """A container is being created over this chain (top first): tell the layers."""
         packs = [row.pack_id for row in chain if row.pack_id is not None]
         if self.layers is not None and packs:

@@ -28,6 +28,10 @@ TRACE_LAYERS_MAX = 1_024
 """Layers of a trace; containerd's images have at most some hundred."""
 
 
+INDEXES_MAX, INDEXES_BYTES = 1_024, 256 << 10
+"""Of one answer: 128 small layers have 50 KB of indexes; a large one is read in pieces, as it comes."""
+
+
 class ResolveRequest(Struct, frozen=True, omit_defaults=True):
     """POST /v1/resolve. `platform` is empty for the supernode's own; `manifest_digest` wins over the reference's
     tag and digest; `convert` starts the conversion of every layer that is not there; `documents` asks for them."""
@@ -37,6 +41,19 @@ class ResolveRequest(Struct, frozen=True, omit_defaults=True):
     manifest_digest: str | None = None
     convert: bool = True
     documents: bool = False
+
+
+class IndexesRequest(Struct, frozen=True):
+    """POST /v1/indexes: compressed layers by digest, at most `INDEXES_MAX`."""
+
+    layers: tuple[str, ...]
+
+
+class Indexes(Struct, frozen=True):
+    """The answer, in msgpack: index streams by layer digest, of those that are ready and fit into `INDEXES_BYTES`. The
+    others are to be followed one by one."""
+
+    indexes: dict[str, bytes]
 
 
 class Document(Struct, frozen=True):

@@ -77,6 +77,12 @@ class _ConvertedLayers:
     async def ensure_mounted(self, pack_id: str) -> str:
         return str(self.directories[pack_id])
 
+    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
+        return None
+
+    def mounted_at(self, pack_id: str) -> str | None:
+        return str(self.directories[pack_id])
+
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
         return next(layer.implied_directories for layer in self.taken.values() if layer.pack_id == pack_id)
 

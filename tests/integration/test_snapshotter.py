@@ -89,6 +89,12 @@ class ErofsLayers:
                 mount_erofs(device, place)
         return place
 
+    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
+        return None
+
+    def mounted_at(self, pack_id: str) -> str | None:
+        return None  # `ensure_mounted` sees
+
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
         return next(layer.implied_directories for layer in self._layers.values() if layer.pack_id == pack_id)
 

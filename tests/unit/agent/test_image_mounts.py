@@ -55,6 +55,12 @@ class FakeLayers:
         self.mounted.add(pack_id)
         return f"/l/{pack_id}"
 
+    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
+        return None
+
+    def mounted_at(self, pack_id: str) -> str | None:
+        return f"/l/{pack_id}" if pack_id in self.mounted else None
+
     async def starting(self, pack_ids: Sequence[str]) -> None:
         pass
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +15,21 @@ from fake_node import FakeNode, FakeStore
 from agent import rooted
 from agent.agreement import DisagreementError
 from agent.early import EarlyLayers
-from agent.images import Images
+from agent.images import WHOLE_BYTES, Images
 from agent.known_images import KnownImages
 from agent.tracing import TraceUpdate, pack
-from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, ProtocolError, TemporaryError
-from imgdist.wire.control import Chain, Layer, Resolution, Trace
+from imgdist.errors import (
+    CorruptError,
+    DeclinedError,
+    ImgdistError,
+    NotFoundError,
+    ProtocolError,
+    TemporaryError,
+    UsageError,
+)
+from imgdist.pack import records
+from imgdist.pack.index import IndexBuilder
+from imgdist.wire.control import Chain, Layer, LayerState, Resolution, Trace
 
 REFERENCE, MANIFEST = "reg.test/app:1", "sha256:" + "a" * 64
 DIFF_ID = "sha256:" + "d" * 64
@@ -33,7 +43,13 @@ def chain(number: int) -> str:
     return f"sha256:c{number:063x}"
 
 
-def resolution(*numbers: int, declined: tuple[int, ...] = (), trace: bool = False, manifest: str = MANIFEST) -> Any:
+def resolution(
+    *numbers: int,
+    declined: tuple[int, ...] = (),
+    trace: bool = False,
+    manifest: str = MANIFEST,
+    state: LayerState = "converting",
+) -> Any:
     layers = tuple(
         Layer(
             digest(number),
@@ -41,7 +57,7 @@ def resolution(*numbers: int, declined: tuple[int, ...] = (), trace: bool = Fals
             100,
             DIFF_ID,
             chain(number),
-            "declined" if number in declined else "converting",
+            "declined" if number in declined else state,
             reason="hard link to a lower layer" if number in declined else None,
         )
         for number in numbers
@@ -50,14 +66,23 @@ def resolution(*numbers: int, declined: tuple[int, ...] = (), trace: bool = Fals
     return Resolution(REFERENCE, "reg.test/app", manifest, kind, digest(0), "linux/amd64", 1, None, 0, trace, layers)
 
 
+def sealed_index(number: int, diff_id: str = "d") -> bytes:
+    builder = IndexBuilder(digest(number))
+    body = builder.header + builder.add(records.Chunk(1, bytes([number]) * 32, metadata=True))
+    body += builder.add(records.Metadata(1, 1)) + builder.add(records.Superblock(b"s" * 128))
+    body += builder.add(records.DiffId(bytes.fromhex(diff_id * 64))) + builder.add(records.TarSplit(b"t" * 32, 9))
+    return body + records.encode(records.Seal(builder.pack_id()))
+
+
 class FakeSupernodes:
     """Answers from what the test lays out; an exception in its place is raised."""
 
     def __init__(self) -> None:
         self.resolution: Any = resolution(5)
-        self.indexes: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {}
         self.chains: dict[str, Chain] = {}
         self.traces: Any = None
+        self.ready: dict[str, bytes] | Exception = {}
         self.packs: dict[int, int] = {}
         self.agreed: str | Exception = (bytes([5]) * 32).hex()
         self.asked: list[str] = []
@@ -74,11 +99,17 @@ class FakeSupernodes:
     async def follow_index(self, layer_digest: str, on_progress: Any) -> tuple[Any, bytes]:
         self.asked.append(f"index {int(layer_digest.removeprefix('sha256:'), 16)}")
         number = int(layer_digest.removeprefix("sha256:"), 16)
-        answers = self.indexes.get(layer_digest, [DIFF_ID])
+        answers = self.answers.get(layer_digest, [DIFF_ID])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, Exception):
             raise answer
         return SimpleNamespace(diff_id=answer, pack_id=bytes([self.packs.get(number, number)]) * 32), bytes([number])
+
+    async def indexes(self, layer_digests: Sequence[str]) -> dict[str, bytes]:
+        self.asked.append(f"indexes {len(layer_digests)}")
+        if isinstance(self.ready, Exception):
+            raise self.ready
+        return self.ready
 
     async def agree(self, layer_digest: str, reference: str, *, platform: str, manifest_digest: str, count: int) -> str:
         self.asked.append(f"agree {count}")
@@ -154,6 +185,52 @@ async def test_the_first_layer_asked_for_starts_them_all_once(tmp_path: Path) ->
         assert made.resolved() == 1
 
 
+async def test_indexes_that_are_ready_are_asked_for_together(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, 7, state="ready")
+        made.supernodes.ready = {digest(5): sealed_index(5)}
+        made.node.chunks.stores[sealed_index(5)] = made.node.chunks.stores[bytes([5])]
+        layers = await asyncio.gather(*(made.images.layer(REFERENCE, digest(number), MANIFEST) for number in (5, 6, 7)))
+        assert [layer.store.node for layer in layers] == [5, 6, 7]
+        assert sorted(made.supernodes.asked)[:3] == ["index 6", "index 7", "indexes 3"]
+
+
+@pytest.mark.parametrize("refusal", [UsageError("status 404"), TemporaryError("it is away")])
+async def test_a_supernode_without_such_an_answer_is_asked_one_by_one(tmp_path: Path, refusal: ImgdistError) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, state="ready")
+        made.supernodes.ready = refusal
+        assert (await made.images.layer(REFERENCE, digest(6), MANIFEST)).mounted
+        assert sorted(made.supernodes.asked)[:3] == ["index 5", "index 6", "indexes 2"]
+
+
+async def test_an_index_that_is_ready_but_wrong_is_not_taken(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, state="ready")
+        made.supernodes.ready = {digest(5): sealed_index(5, "e"), digest(6): sealed_index(6)[:-1]}
+        for number, what in ((5, "expected diff ID"), (6, "cut short")):
+            with pytest.raises(CorruptError, match=what):
+                await made.images.layer(REFERENCE, digest(number), MANIFEST)
+
+
+async def test_layers_of_an_image_take_turns_from_the_base_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.images.OPENING_AT_ONCE", 1)
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, 7)
+        await asyncio.gather(*(made.images.layer(REFERENCE, digest(number), MANIFEST) for number in (7, 6, 5)))
+        assert [node for step, node in made.node.steps.done if step in ("add", "mount_shown")] == [5, 5, 6, 6, 7, 7]
+
+
+async def test_of_an_images_small_layers_only_so_many_come_whole_before_it_starts(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, 7)
+        made.node.chunks.stores = {bytes([number]): FakeStore(number, small=True) for number in (5, 6, 7)}
+        assert made.node.chunks.stores[bytes([5])].index.image_size * 2 == WHOLE_BYTES
+        await asyncio.gather(*(made.images.layer(REFERENCE, digest(number), MANIFEST) for number in (5, 6, 7)))
+        mounts = [step for step in made.node.steps.done if step[0].startswith("mount_")]
+        assert sorted(mounts) == [("mount_local", 5), ("mount_local", 6), ("mount_shown", 7)]
+
+
 async def test_an_image_under_way_is_not_forgotten_with_its_old_packs(tmp_path: Path) -> None:
     """Its base layer is known from before, and its pack went; another's chunks are on their way."""
     async with world(tmp_path) as made:
@@ -200,7 +277,7 @@ async def test_a_resolution_that_failed_is_every_waiters_error_and_the_next_call
 async def test_a_failed_layer_is_tried_anew_and_the_others_are_kept(tmp_path: Path, error: Exception) -> None:
     async with world(tmp_path) as made:
         made.supernodes.resolution = resolution(5, 6)
-        made.supernodes.indexes[digest(6)] = [error, DIFF_ID]
+        made.supernodes.answers[digest(6)] = [error, DIFF_ID]
         with pytest.raises(type(error)):
             await made.images.layer(REFERENCE, digest(6), None)
         assert made.images.plain[digest(6)].reason == str(error)
@@ -229,7 +306,7 @@ async def test_a_layer_that_the_manifest_does_not_have_is_declined(tmp_path: Pat
 
 async def test_an_index_of_another_diff_id_is_refused(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
-        made.supernodes.indexes[digest(5)] = ["sha256:" + "e" * 64]
+        made.supernodes.answers[digest(5)] = ["sha256:" + "e" * 64]
         with pytest.raises(CorruptError, match="expected diff ID sha256:ddd"):
             await made.images.layer(REFERENCE, digest(5), None)
         assert made.node.catalog.all() == [] and made.images.indexing == {}
@@ -238,7 +315,7 @@ async def test_an_index_of_another_diff_id_is_refused(tmp_path: Path) -> None:
 async def test_a_supernode_that_does_not_know_the_layer_is_told_of_the_image(tmp_path: Path) -> None:
     """The one that resolved it has died, and another follows."""
     async with world(tmp_path) as made:
-        made.supernodes.indexes[digest(5)] = [NotFoundError("no such layer"), DIFF_ID]
+        made.supernodes.answers[digest(5)] = [NotFoundError("no such layer"), DIFF_ID]
         assert (await made.images.layer(REFERENCE, digest(5), None)).mounted
         assert made.supernodes.asked == [
             f"resolve {REFERENCE} None",
@@ -420,7 +497,7 @@ async def test_a_pack_that_is_revoked_while_it_is_opened_is_not_taken(tmp_path: 
 
 async def test_a_pack_of_another_layer_is_told_to_the_supernodes(tmp_path: Path) -> None:
     async with world(tmp_path) as made:
-        made.supernodes.indexes[digest(5)] = ["sha256:" + "0" * 64]
+        made.supernodes.answers[digest(5)] = ["sha256:" + "0" * 64]
         with pytest.raises(CorruptError, match="expected diff ID"):
             await made.images.layer(REFERENCE, digest(5), MANIFEST)
         assert made.suspects == [(bytes([5]) * 32).hex()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,24 @@ def test_images_without_packs_are_not_remembered_for_ever(tmp_path: Path) -> Non
     assert known.get(_image(2).manifest_digest) is None
     assert known.layer_of_chain(_layer(2).chain_id) is None
     assert len(list(tmp_path.iterdir())) == PACKLESS_MAX + 1
+
+
+def test_seals_are_written_once_for_many_layers(tmp_path: Path) -> None:
+    due: list[Callable[[], None]] = []
+    known = KnownImages(tmp_path, due.append)
+    known.add(_image(1, _layer(1), _layer(2)))
+    for number in (1, 2):
+        known.sealed(_layer(number).digest, f"{number:064x}")
+    assert len(due) == 1 and known.pack_of(_layer(2).digest) == f"{2:064x}"
+    assert KnownImages(tmp_path).pack_of(_layer(1).digest) is None
+    due.pop()()
+    assert KnownImages(tmp_path).with_pack(f"{1:064x}") == known.with_pack(f"{2:064x}")
+
+    known.add(_image(2, _layer(3)))
+    known.sealed(_layer(3).digest, f"{3:064x}")
+    known.forget_without([f"{1:064x}"])
+    due.pop()()
+    assert [image.reference for image in KnownImages(tmp_path).all()] == ["host/image:1"]
 
 
 def test_adding_an_image_again_keeps_its_pack_ids(tmp_path: Path) -> None:

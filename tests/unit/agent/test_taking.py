@@ -22,11 +22,13 @@ async def test_what_is_refused_is_not_mounted() -> None:
         mounted.append(pack_id)
         return "/l/5"
 
-    catalog: Any = SimpleNamespace(get=lambda pack_id: layer, ensure_mounted=ensure_mounted)
+    catalog: Any = SimpleNamespace(
+        get=lambda pack_id: layer, ensure_mounted=ensure_mounted, mounted_at=lambda pack_id: "/l/5"
+    )
     images: Any = SimpleNamespace()
     layers = NodeLayers(images, catalog, refused=refused.get)
-    assert await layers.ensure_mounted(layer.pack_id) == "/l/5"
+    assert await layers.ensure_mounted(layer.pack_id) == layers.mounted_at(layer.pack_id) == "/l/5"
     refused[layer.pack_id] = "it lies"
     with pytest.raises(DeniedError, match=r"revoked and verify\.action is block: it lies; pull the image again"):
         await layers.ensure_mounted(layer.pack_id)
-    assert mounted == [layer.pack_id]
+    assert mounted == [layer.pack_id] and layers.mounted_at(layer.pack_id) is None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,8 @@ class FakeFetcher:
         self.statuses: dict[str, LayerStatus] = {}
         self.jobs: dict[str, Any] = {}
         self.declined: dict[str, str] = {}
+        self.streams: dict[str, bytes] = {}
+        self.unasked: dict[str, bytes] = {}
 
     def learn(self, origins: list[Origin]) -> None:
         pass
@@ -96,6 +99,9 @@ class FakeFetcher:
 
     def status(self, digest: str) -> LayerStatus:
         return self.statuses.get(digest, LayerStatus(digest, "absent"))
+
+    async def ready_indexes(self, digests: Sequence[str], most_bytes: int) -> dict[str, bytes]:
+        return {digest: self.streams[digest] for digest in digests if digest in self.streams} | self.unasked
 
     async def index(self, digest: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         self.asked.append(start)
@@ -287,6 +293,8 @@ async def test_misuse_is_told(world: World) -> None:
         for method, path, body in (
             ("POST", "/v1/resolve", b"{"),
             ("POST", "/v1/resolve", b"{}"),
+            ("POST", "/v1/indexes", b"{}"),
+            ("POST", "/v1/indexes", json.dumps({"layers": [DIGEST] * 1025}).encode()),
             ("GET", f"/v1/layers/{DIGEST}/index?from=-1", None),
         ):
             async with http.request(method, world.tcp + path, data=body) as response:
@@ -315,6 +323,15 @@ async def test_index_is_followed_to_its_seal(world: World) -> None:
     assert data == stream
     assert counts == sorted(counts)
     assert counts[-1] == 5
+
+
+async def test_indexes_of_many_layers_in_one_answer(world: World) -> None:
+    world.fetcher.streams = {DIGEST: sealed_stream()}
+    async with world.client() as client:
+        assert await client.indexes([DIGEST, "sha256:" + "2" * 64]) == world.fetcher.streams
+        world.fetcher.unasked = {"sha256:" + "3" * 64: b""}
+        with pytest.raises(ProtocolError, match="not asked for"):
+            await client.indexes([DIGEST])
 
 
 async def test_a_broken_stream_is_resumed_by_record_number(world: World) -> None:

@@ -308,6 +308,14 @@ async def test_what_cannot_be_taken_over_is_told_without_a_request(world: World)
     assert world.registry.log == []
 
 
+async def test_indexes_of_what_is_ready_as_many_as_fit(world: World) -> None:
+    digests = [f"sha256:{number:064x}" for number in range(5)]
+    world.start(Origin(world.registry.host, "a/b", Descriptor(GZIP, digests[2], 1), digests[2]))
+    world.store.packs = dict(zip(digests, (b"12", b"12345", b"", b"345"), strict=False))
+    found = await world.fetcher.ready_indexes(["sha256:junk", *digests], 5)
+    assert found == {digests[0]: b"12", digests[3]: b"345"}
+
+
 async def test_unknown_layer(world: World) -> None:
     with pytest.raises(NotFoundError, match="resolve"):
         await world.index(Origin("h", "r", Descriptor(GZIP, "sha256:" + "0" * 64, 1), ""))

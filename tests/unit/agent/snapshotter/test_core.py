@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class FakeLayers:
         self.mounted: set[str] = set()
         self.busy: set[str] = set()
         self.broken: set[str] = set()
+        self.opened = False
         self.hold: asyncio.Event | None = None
         self.mounting: asyncio.Event | None = None
         self.called = asyncio.Event()
@@ -69,6 +71,14 @@ class FakeLayers:
             self.mounting.set()
             await asyncio.Event().wait()
         return str(self.root / pack_id)
+
+    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
+        number = CHAIN.index(request.chain_id) + 1
+        found = self.known.get(CHAIN[number]) if self.opened and number < len(CHAIN) else None
+        return (CHAIN[number], found) if isinstance(found, TakenLayer) else None
+
+    def mounted_at(self, pack_id: str) -> str | None:
+        return str(self.root / pack_id) if pack_id in self.mounted - self.broken else None
 
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
         return next(
@@ -130,6 +140,23 @@ async def take(core: Snapshotter, number: int, parent: str = "") -> None:
         await prepare_layer(core, number, parent)
 
 
+@asynccontextmanager
+async def working(core: Snapshotter) -> AsyncIterator[None]:
+    """What runs beside calls does."""
+    running = asyncio.ensure_future(core.run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def recorded(core: Snapshotter, name: str) -> None:
+    async with asyncio.timeout(10):
+        while name not in {info.name for info in await core.walk()}:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.002)
+
+
 async def plain(core: Snapshotter, number: int, parent: str = "") -> str:
     """A layer that was declined, unpacked and committed by containerd."""
     mounts = await prepare_layer(core, number, parent)
@@ -188,6 +215,40 @@ async def test_a_second_namespace_finds_the_same_snapshot(core: Snapshotter, lay
     await take(core, 0)
     await take(core, 0)
     assert len(layers.asked) == 1 and len(await core.walk()) == 1
+
+
+async def test_the_next_layer_is_recorded_while_the_client_deals_with_the_one_before(
+    core: Snapshotter, layers: FakeLayers
+) -> None:
+    for number in range(3):
+        layers.add(number)
+    layers.opened = True
+    async with working(core):
+        await take(core, 0)
+        await recorded(core, CHAIN[1])
+        assert [info.name for info in await core.walk()] == CHAIN[:2]  # one ahead, no more
+        await take(core, 1, CHAIN[0])
+        await recorded(core, CHAIN[2])
+        await take(core, 2, CHAIN[1])
+    assert [request.chain_id for request in layers.asked] == CHAIN[:1]
+    assert (await core.stat(CHAIN[2])).parent == CHAIN[1]
+    assert lowerdirs(await core.prepare("n/5/container", CHAIN[2], {}))[0] == str(layers.directory(2))
+
+
+async def test_a_layer_that_is_not_the_images_is_not_recorded_ahead_either(
+    core: Snapshotter, layers: FakeLayers
+) -> None:
+    layers.add(0)
+    layers.known[CHAIN[1]] = TakenLayer("pack9", DIFF_IDS[2])
+    layers.opened = True
+    layers.mounted.add("pack9")
+    async with working(core):
+        await take(core, 0)
+        await layers.called.wait()
+        layers.called.clear()
+        await layers.called.wait()
+    assert "pack9" not in layers.mounted and [info.name for info in await core.walk()] == CHAIN[:1]
+    assert await prepare_layer(core, 1, CHAIN[0])
 
 
 async def test_simultaneous_prepares_ask_once(core: Snapshotter, layers: FakeLayers) -> None:

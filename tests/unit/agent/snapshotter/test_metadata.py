@@ -104,9 +104,12 @@ def test_numbers_are_never_used_twice(store: Metadata) -> None:
 def test_chain_and_chain_id(store: Metadata) -> None:
     committed(store, f"default/5/{REF}")
     committed(store, "named", f"default/5/{REF}", {SNAPSHOT_REF: REF})
-    assert [row.info.name for row in store.chain("named")] == ["named", f"default/5/{REF}"]
-    assert [row.chain_id for row in store.chain("named")] == [REF, REF]
+    rows = [store.get("named"), store.get(f"default/5/{REF}")]
+    assert [lower.id for lower in store.chain("named")] == [row.id for row in rows]
+    assert [row.chain_id for row in rows] == [REF, REF]
     assert store.chain("") == []
+    with pytest.raises(NotFoundError, match="nowhere"):
+        store.chain("nowhere")
     assert store.create(Kind.ACTIVE, f"default/6/{REF}", "", {}).chain_id is None
 
 
