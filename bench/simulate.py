@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> Report:
         Row(f"{few.nodes} nodes, supernode killed and replaced", killed.ratio, _LAST, "T*"),
         Row(f"{few.nodes} nodes, 5 % vanish", dying.ratio, _LAST, "T*"),
         Row("16 nodes at 25 Mbit/s: all complete", rig.ratio, _RATIO, "T*"),
-        Row("16 nodes at 25 Mbit/s on two cores: all complete", shared.ratio, _RATIO, "T*"),
+        Row("16 nodes at 25 Mbit/s on two cores: all complete", shared.ratio, None, "T*"),
         Row("16 nodes at 25 Mbit/s on two cores: CPU, a GB received or sent", shared.cpu_s_per_gb, None, "s/GB"),
         Row("16 nodes: sent by the supernode", rig.supernode_share, 2.0, "F"),
         Row("16 nodes, its link 10 times theirs: sent by it", fast.supernode_share, 2.0, "F"),
