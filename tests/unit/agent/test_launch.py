@@ -14,7 +14,10 @@ import pytest
 
 from agent import launch
 from imgdist import config
-from imgdist.config import AgentConfig, SupernodeConfig
+from imgdist.config import AgentConfig, RegistryConfig, RegistryHost, SupernodeConfig
+from imgdist.config.agent import ReadConfig, SpaceConfig, SwarmConfig
+from imgdist.config.conversion import ConvertConfig
+from imgdist.config.registries import AccessConfig
 from imgdist.errors import ConfigError, ImgdistError, UnsupportedError
 
 
@@ -72,14 +75,14 @@ def test_the_supernode_of_its_own_understands_what_it_is_told(tmp_path: Path, be
         run=str(tmp_path),
         plain_http=("a", "b:1"),
         log_format="json",
-        registry=config.RegistryConfig(
+        registry=RegistryConfig(
             docker_config='/x "y".json',
             allow=("a/*", "b"),
-            hosts={"r:1": config.RegistryHost(plain_http=True, mirrors=("https://m/p",), rewrite={'a "b"': "c/"})},
+            hosts={"r:1": RegistryHost(plain_http=True, mirrors=("https://m/p",), rewrite={'a "b"': "c/"})},
         ),
-        access=config.AccessConfig(shared=("a/*",), outage_s=0),
-        convert=config.ConvertConfig(threads=5),
-        space=config.SpaceConfig(high=0.5, low=0.4),
+        access=AccessConfig(shared=("a/*",), outage_s=0),
+        convert=ConvertConfig(threads=5),
+        space=SpaceConfig(high=0.5, low=0.4),
     )
     words = launched(became, settings)["children"][0]["argv"]
     assert words[:4] == [sys.executable, "-m", "imgdist.cli", "supernode"]
@@ -123,20 +126,20 @@ def test_with_supernodes_of_others_a_port_for_other_agents_is_held(tmp_path: Pat
         assert peer | {"tcp": meant} in launched(became, configured)["sockets"]
     alone = [
         made(tmp_path),
-        made(tmp_path, supernode=("http://s:1",), swarm=config.SwarmConfig(enabled=False)),
+        made(tmp_path, supernode=("http://s:1",), swarm=SwarmConfig(enabled=False)),
     ]
     for configured in alone:
         assert peer not in launched(became, configured)["sockets"]
 
 
 def test_the_view_keeps_the_configured_deadline(tmp_path: Path, became: dict[str, Any]) -> None:
-    plan = launched(became, made(tmp_path, read=config.ReadConfig(deadline_s=4.5)))
+    plan = launched(became, made(tmp_path, read=ReadConfig(deadline_s=4.5)))
     view = plan["children"][1]["argv"]
     assert view[view.index("--deadline") + 1] == "4.5"
 
 
 def test_a_view_that_holds_reads_has_no_deadline(tmp_path: Path, became: dict[str, Any]) -> None:
-    plan = launched(became, made(tmp_path, read=config.ReadConfig(on_no_source="hold")))
+    plan = launched(became, made(tmp_path, read=ReadConfig(on_no_source="hold")))
     (view,) = [child["argv"] for child in plan["children"] if child["role"] == "view"]
     assert view[view.index("--deadline") + 1] == "0"
 
