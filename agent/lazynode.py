@@ -82,8 +82,7 @@ async def lazy_node(
     """Make the parts and take up what earlier agents left; the view is told, and speaks, from then on."""
     root, run = Path(config.root), Path(config.run)
     events, sharing = Events(), Sharing()
-    urls = supernode_urls(config)
-    key = open_key(config.access.key_file)
+    urls, key = supernode_urls(config), open_key(config.access.key_file)
     supernodes = Supernodes([SupernodeClient(url, key=key) for url in urls])
     stack.push_async_callback(supernodes.close)
     database = Database(root / "agent.db")
