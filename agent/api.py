@@ -219,11 +219,11 @@ class _Api:
             for layer in self._node.catalog.all()
         ]
         rows += [
-            {**_absent(layer, State.INDEXING), **_early(self._node.images.early.of(layer.digest))}
-            for layer in self._node.images.indexing.values()
+            {**_absent(layer, State.INDEXING), **_early(self._node.images.openings.early.of(layer.digest))}
+            for layer in self._node.images.openings.indexing.values()
         ]
         here = {row["digest"] for row in rows}
-        for plain in self._node.images.plain.values():
+        for plain in self._node.images.openings.plain.values():
             if plain.layer.digest not in here:
                 rows.append({**_absent(plain.layer, State.PLAIN), "reason": plain.reason})
         return _json(rows)

@@ -1,4 +1,4 @@
-"""From a reference to mounted layers: the image job.
+"""From a reference to mounted layers: the jobs of images.
 
 The first layer that is asked for starts the whole image: indexes, metadata, small layers and mounts of all layers side
 by side, so that the twelve Prepares of a twelve-layer image together take as long as one. Then the start-up trace, if
@@ -11,18 +11,15 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from agent import rooted
-from agent.catalog import SMALL_BYTES, Catalog, Layer
-from agent.early import EarlyLayers
+from agent.catalog import Catalog, Layer
 from agent.known_images import KnownImage, KnownImages, KnownLayer
-from agent.layerindexes import LayerIndexes
+from agent.openings import LayerOpenings
+from agent.starts import ImageStarts
 from agent.supernodes import Supernodes
-from agent.tracing import TraceRecorder, unpack
-from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
 from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci.reference import parse
@@ -32,11 +29,6 @@ log = logging.getLogger("imgdist.agent")
 
 RENEW_S = 5.0
 """Between two requests to convert a layer again that a supernode has lost (a guess)."""
-OPENING_AT_ONCE = 16
-"""Layers of one image that are laid out and mounted side by side; each waits for its metadata meanwhile (a guess)."""
-WHOLE_BYTES = 4 << 20
-"""Of the small layers of one image that are fetched whole before the image starts. Those beyond are shown by the view:
-an image of 128 would come whole first otherwise [measured: at 200 Mbit/s its start took 6 s]."""
 KEEP_S = 600.0
 """How long a job that has ended is remembered. It spares the Prepares of one pull a question each; they are seconds
 apart, or minutes where containerd unpacks a declined layer between them."""
@@ -50,31 +42,6 @@ class ImageJob:
     layers: dict[str, SharedWork[Layer]]
 
 
-@dataclass(slots=True)
-class _Together:
-    """What the openings of one image's layers share. A turn lasts from the sealed index to the mount: the base layer,
-    which containerd asks for first, does not wait until all others have been laid out."""
-
-    indexes: SharedWork[Mapping[str, bytes]]
-    turns: asyncio.Semaphore
-    whole_bytes_left: int = WHOLE_BYTES
-
-    def takes_whole(self, size_bytes: int) -> bool:
-        """Whether a layer may be fetched whole before it is mounted, if it is a small one; decides and counts it."""
-        if size_bytes >= SMALL_BYTES or size_bytes > self.whole_bytes_left:
-            return False
-        self.whole_bytes_left -= size_bytes
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class PlainLayer:
-    """A layer that could not be had lazily, and why: it is pulled the ordinary way."""
-
-    layer: KnownLayer
-    reason: str
-
-
 class Images:
     """Every image of the node. All calls come from the event loop; jobs live in `tasks`, the daemon's task group, and
     outlast whoever asked for them."""
@@ -83,41 +50,22 @@ class Images:
         self,
         supernodes: Supernodes,
         catalog: Catalog,
-        early: EarlyLayers,
         known: KnownImages,
-        transfers: Transfers,
-        recorder: TraceRecorder,
+        openings: LayerOpenings,
+        starts: ImageStarts,
         tasks: asyncio.TaskGroup,
         *,
         platform: str,
-        traces: bool,
-        prefetch: bool,
-        agreement: int = 1,
-        revoked: Callable[[str], str | None] = lambda pack_id: None,
-        suspect: Callable[[str], None] = lambda pack_id: None,
     ) -> None:
-        """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first. `agreement`: so
-        many supernodes must name the same pack for a layer. `revoked(pack_id)`: why no layer may be that pack; None if
-        it may. `suspect(pack_id)` is called for one that cannot be right."""
         self._supernodes = supernodes
         self._catalog = catalog
-        self.early = early
         self.known = known
-        self._transfers = transfers
-        self._recorder = recorder
+        self.openings = openings
+        self.starts = starts
         self._tasks = tasks
         self._platform = platform
-        self._traces = traces
-        self._prefetch = prefetch
-        self._revoked = revoked
-        self._indexes = LayerIndexes(
-            supernodes, platform=platform, agreement=agreement, revoked=revoked, suspect=suspect
-        )
         self._jobs: dict[tuple[str, str | None], SharedWork[ImageJob]] = {}
-        self._opening: dict[str, SharedWork[Layer]] = {}
         self._renewing: set[str] = set()
-        self.indexing: dict[str, KnownLayer] = {}
-        self.plain: dict[str, PlainLayer] = {}
 
     async def open(self, reference: str, manifest_digest: str | None = None, *, anew: bool = False) -> ImageJob:
         """The job of an image, started now or by somebody else before. Raises what resolving raises.
@@ -222,30 +170,18 @@ class Images:
     def give_up(self, pack_id: str) -> None:
         """The pack is revoked: its layers are asked for anew when they are wanted."""
         self.known.unseal(pack_id)
-        opened = {digest: opening.result for digest, opening in self._opening.items()}
-        for digest in [digest for digest, layer in opened.items() if layer is not None and layer.pack_id == pack_id]:
-            del self._opening[digest]
+        self.openings.forget_pack(pack_id)
 
     def forget_without(self, pack_ids: Collection[str]) -> None:
         """As KnownImages has it; images under way are spared: their packs were here once, and come again."""
         under_way = [job.result for job in self._jobs.values() if job.result is not None and not _ended(job, math.inf)]
         self.known.forget_without(pack_ids, {job.image.manifest_digest for job in under_way})
 
-    def started(self, pack_id: str) -> None:
-        """A container is being created over this pack: what its image's layers are read for now is a start."""
-        self._transfers.starting()
-        now = time.monotonic()
-        for image in self.known.with_pack(pack_id):
-            if image.layers[-1].pack_id == pack_id:
-                self._record(image, now)
-                self._recorder.started(image.manifest_digest, now)
-
     def _forget_old(self) -> None:
         before = self._oldest()
         for key in [key for key, job in self._jobs.items() if _ended(job, before)]:
             del self._jobs[key]
-        for digest in [digest for digest, opening in self._opening.items() if opening.ended_before(before)]:
-            del self._opening[digest]
+        self.openings.forget_ended(before)
 
     @staticmethod
     def _oldest() -> float:
@@ -261,25 +197,13 @@ class Images:
             if remembered is None:
                 raise
             log.warning("%s: taken as this node knows it, all its layers being here: %s", reference, error)
-            together = self._together(())
-            return ImageJob(
-                remembered,
-                {layer.digest: self._opening_of(remembered, layer, None, together) for layer in remembered.layers},
-            )
+            return ImageJob(remembered, self.openings.of_image(remembered, {}, ()))
         image = _known(reference, resolution)
         self.known.add(image)
         declined = {layer.digest: layer.reason or "" for layer in resolution.layers if layer.state == "declined"}
         ready = [layer.digest for layer in resolution.layers if layer.state == "ready"]
-        together = self._together(ready)
-        job = ImageJob(
-            image,
-            {
-                layer.digest: self._opening_of(image, layer, declined.get(layer.digest), together)
-                for layer in image.layers
-            },
-        )
-        if self._traces:
-            SharedWork(self._tasks, self._follow_trace(job, resolution.trace))
+        job = ImageJob(image, self.openings.of_image(image, declined, ready))
+        SharedWork(self._tasks, self.starts.follow(image, job.layers, has_trace=resolution.trace))
         return job
 
     def _remembered(self, reference: str, manifest_digest: str | None) -> KnownImage | None:
@@ -292,28 +216,12 @@ class Images:
         ]
         return found[0] if len(found) == 1 else None
 
-    def _opening_of(
-        self, image: KnownImage, layer: KnownLayer, declined: str | None, together: _Together
-    ) -> SharedWork[Layer]:
-        if declined is not None:  # of this image: another one may have the layer from where it may be had
-            return SharedWork(self._tasks, self._open_layer(image, layer, declined, together))
-        opening = self._opening.get(layer.digest)
-        if opening is None or opening.failed or self._is_gone(opening):
-            work = self._open_layer(image, layer, declined, together)
-            opening = self._opening[layer.digest] = SharedWork(self._tasks, work)
-        return opening
-
-    def _is_gone(self, opening: SharedWork[Layer]) -> bool:
-        """A layer that was opened once and was unmounted or removed since."""
-        layer = opening.result
-        return layer is not None and (not layer.mounted or self._revoked(layer.pack_id) is not None)
-
     def _begun(self, reference: str, layer_digest: str, manifest_digest: str | None) -> SharedWork[Layer] | None:
         """A layer's opening by the image's job, if that still counts: what `open` would come to, without a look at all
         other layers for each of them."""
         job = self._jobs.get((reference, manifest_digest))
         opening = job.result.layers.get(layer_digest) if job is not None and job.result is not None else None
-        if opening is None or opening.ended_before(self._oldest()) or self._is_past(opening):
+        if opening is None or opening.ended_before(self._oldest()) or self.openings.is_past(opening):
             return None
         return opening
 
@@ -321,46 +229,7 @@ class Images:
         """A finished job answers later callers only as long as each of its layers is mounted, about to be, or
         declined."""
         done = job.result
-        return job.failed or (done is not None and any(map(self._is_past, done.layers.values())))
-
-    def _is_past(self, opening: SharedWork[Layer]) -> bool:
-        return (opening.failed and not isinstance(opening.error, DeclinedError)) or self._is_gone(opening)
-
-    async def _open_layer(
-        self, image: KnownImage, layer: KnownLayer, declined: str | None, together: _Together
-    ) -> Layer:
-        try:
-            if declined is not None:
-                raise DeclinedError(f"layer {layer.digest}: {declined or 'declined by the supernode'}")
-            async with AsyncExitStack() as turn:
-                found = self._here(layer.digest) or await self._adopt(image, layer, together, turn)
-                await self._catalog.mount(found, whole=together.takes_whole(found.store.index.image_size))
-            self._indexes.check_revoked(layer, found.pack_id)  # meanwhile
-        except (ImgdistError, OSError) as error:
-            self.plain[layer.digest] = PlainLayer(layer, str(error))
-            raise
-        self.plain.pop(layer.digest, None)
-        return found
-
-    def _here(self, layer_digest: str) -> Layer | None:
-        return self._catalog.get(self.known.pack_of(layer_digest) or "")
-
-    def _together(self, ready: Sequence[str]) -> _Together:
-        wanted = [digest for digest in ready if self._here(digest) is None]
-        return _Together(SharedWork(self._tasks, self._indexes.ready(wanted)), asyncio.Semaphore(OPENING_AT_ONCE))
-
-    async def _adopt(self, image: KnownImage, layer: KnownLayer, together: _Together, turn: AsyncExitStack) -> Layer:
-        self.indexing[layer.digest] = layer
-        try:
-            async with self.early.layer(layer.digest) as early:
-                ready = (await together.indexes.wait()).get(layer.digest)
-                index_data = await self._indexes.of(image, layer, ready, early.progress)
-                await turn.enter_async_context(together.turns)
-                found = await self._catalog.adopt(index_data, await early.hand_over())
-        finally:
-            self.indexing.pop(layer.digest, None)
-        self.known.sealed(layer.digest, found.pack_id)
-        return found
+        return job.failed or (done is not None and any(map(self.openings.is_past, done.layers.values())))
 
     async def _renew(self, pack_id: str, image: KnownImage) -> None:
         log.warning(
@@ -375,31 +244,6 @@ class Images:
         finally:
             await asyncio.sleep(RENEW_S)
             self._renewing.discard(pack_id)
-
-    async def _follow_trace(self, job: ImageJob, recorded: bool) -> None:
-        """Fetch what earlier starts of this image read, then watch what this one reads."""
-        entries: list[tuple[str, int]] = []
-        if recorded and self._prefetch:
-            try:
-                trace = await self._supernodes.trace(job.image.manifest_digest)
-                entries = unpack(trace) if trace is not None else []
-            except ImgdistError as error:
-                log.info("no trace for %s: %s", job.image.reference, error)
-        await asyncio.gather(*(opening.settled() for opening in job.layers.values()))
-        lazy = _lazy_layers(job)
-        order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
-        self._transfers.trace(order)
-        # As it is known by now: when the job began, a new image's packs had no ids.
-        self._record(self.known.get(job.image.manifest_digest) or job.image, time.monotonic())
-
-    def _record(self, image: KnownImage, now: float) -> None:
-        shown = {}
-        for layer in image.layers:
-            found = self._catalog.get(layer.pack_id) if layer.pack_id else None
-            if found is not None and found.shown:
-                shown[found.store.node] = (layer.digest, found.store.index)
-        if shown and self._traces:
-            self._recorder.open(image.manifest_digest, shown, now)
 
 
 def _ended(job: SharedWork[ImageJob], before: float) -> bool:
@@ -425,8 +269,3 @@ def _known(reference: str, resolution: Resolution) -> KnownImage:
             for layer in resolution.layers
         ),
     )
-
-
-def _lazy_layers(job: ImageJob) -> Mapping[str, Layer]:
-    found = {digest: opening.result for digest, opening in job.layers.items()}
-    return {digest: layer for digest, layer in found.items() if layer is not None and layer.shown}

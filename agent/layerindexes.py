@@ -28,7 +28,8 @@ class LayerIndexes:
         revoked: Callable[[str], str | None],
         suspect: Callable[[str], None],
     ) -> None:
-        """As Images has them."""
+        """`agreement`: so many supernodes must name the same pack for a layer. `revoked(pack_id)`: why no layer may be
+        that pack; None if it may. `suspect(pack_id)` is called for one that cannot be right."""
         self._supernodes = supernodes
         self._platform = platform
         self._agreement = agreement

@@ -20,8 +20,10 @@ from agent.figures import FailedReads
 from agent.images import Images
 from agent.known_images import KnownImages
 from agent.launch import supernode_urls
+from agent.layerindexes import LayerIndexes
 from agent.mounter import Mounter
 from agent.mounts import ImageMounts
+from agent.openings import LayerOpenings
 from agent.proving.idle import IdleProver
 from agent.proving.prover import Prover
 from agent.revocations import Revocations
@@ -29,6 +31,7 @@ from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.packs import Sharing
 from agent.space.figures import SpaceFigures
 from agent.space.keeper import SpaceKeeper
+from agent.starts import ImageStarts
 from agent.strays import Strays
 from agent.supernode_client import SupernodeClient
 from agent.supernodes import SupernodeChunks, Supernodes
@@ -254,23 +257,29 @@ def _images(
     revocations: Revocations,
     events: Events,
 ) -> Images:
-    # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
-    takes_early = config.fill.mode == "full" and bool(config.supernode)
-    return Images(
+    platform = str(Platform.of_this_machine())
+    known = KnownImages(Path(config.root) / "images", partial(asyncio.get_running_loop().call_later, _REMEMBER_S))
+    indexes = LayerIndexes(
         supernodes,
-        catalog,
-        EarlyLayers(chunks, transfers, tasks, enabled=takes_early, swarm=swarm),
-        KnownImages(Path(config.root) / "images", partial(asyncio.get_running_loop().call_later, _REMEMBER_S)),
-        transfers,
-        recorder,
-        tasks,
-        platform=str(Platform.of_this_machine()),
-        traces=config.trace.enabled,
-        prefetch=config.fill.mode != "none",
+        platform=platform,
         agreement=config.require_agreement,
         revoked=revocations.reason,
         suspect=events.suspect,
     )
+    # Only where links are idle meanwhile: a supernode of this machine's own has its chunks on the same disk.
+    takes_early = config.fill.mode == "full" and bool(config.supernode)
+    early = EarlyLayers(chunks, transfers, tasks, enabled=takes_early, swarm=swarm)
+    openings = LayerOpenings(catalog, known, indexes, early, tasks, revoked=revocations.reason)
+    starts = ImageStarts(
+        supernodes,
+        catalog,
+        known,
+        transfers,
+        recorder,
+        traces=config.trace.enabled,
+        prefetch=config.fill.mode != "none",
+    )
+    return Images(supernodes, catalog, known, openings, starts, tasks, platform=platform)
 
 
 def _space(

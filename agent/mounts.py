@@ -140,7 +140,7 @@ class ImageMounts:
         except AlreadyExistsError:
             return
         await self._snapshotter.remove(extract)
-        plain = self._images.plain.get(digest)
+        plain = self._images.openings.plain.get(digest)
         reason = plain.reason if plain else "it was not ready in time; the agent's log says more"
         raise DeclinedError(f"{reference}: layer {digest} cannot be mounted lazily: {reason}")
 

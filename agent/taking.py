@@ -89,7 +89,7 @@ class NodeLayers:
 
     async def starting(self, pack_ids: Sequence[str]) -> None:
         """A container is being created over these packs, top first."""
-        self._images.started(pack_ids[0])
+        self._images.starts.began(pack_ids[0])
 
     async def usage(self, pack_id: str) -> Usage:
         """Blocks that the pack's files take on this disk."""

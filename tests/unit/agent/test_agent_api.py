@@ -19,9 +19,9 @@ from fake_node import FakeStore
 from agent.api import Node, Trust, application
 from agent.catalog import Layer, State
 from agent.draining import Drained
-from agent.images import PlainLayer
 from agent.known_images import KnownImage, KnownLayer
 from agent.mirror.seen import SeenTags
+from agent.openings import PlainLayer
 from agent.proving.prover import Look
 from agent.revocations import Revocation, Revocations
 from agent.snapshotter.model import Info, Kind
@@ -86,9 +86,7 @@ class World:
         self.early: dict[str, Any] = {}
         self.images: Any = SimpleNamespace(
             known=SimpleNamespace(all=lambda: self.known),
-            early=SimpleNamespace(of=self.early.get),
-            indexing={},
-            plain={},
+            openings=SimpleNamespace(early=SimpleNamespace(of=self.early.get), indexing={}, plain={}),
         )
         self.known: list[KnownImage] = []
         self.mounts = FakeMounts()
@@ -151,9 +149,9 @@ async def test_layers_of_every_state_each_once(world: World) -> None:
     world.known = [
         KnownImage(reference="r", name="n", manifest_digest="m", platform="p", layers=(twice, known(7), known(8)))
     ]
-    world.images.indexing = {known(7).digest: known(7)}
+    world.images.openings.indexing = {known(7).digest: known(7)}
     world.early[known(7).digest] = SimpleNamespace(size_bytes=8192, received=Counter(peer=3))
-    world.images.plain = {
+    world.images.openings.plain = {
         known(8).digest: PlainLayer(known(8), "a hard link"),
         twice.digest: PlainLayer(twice, "was away for a moment"),
     }

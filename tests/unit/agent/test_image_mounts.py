@@ -80,7 +80,7 @@ class World:
         self.fail: Exception | None = None
         self.image = image(1, 2, 3)
         self.failed: dict[int, Exception] = {}
-        self.plain: dict[str, Any] = {}
+        self.openings = SimpleNamespace(plain={})
         self.unrooted: Exception | None = None
         self._tasks = tasks
         self.mounts = ImageMounts(self, self.snapshotter)  # type: ignore[arg-type]

@@ -15,8 +15,11 @@ from fake_node import FakeNode, FakeStore
 from agent import rooted
 from agent.agreement import DisagreementError
 from agent.early import EarlyLayers
-from agent.images import WHOLE_BYTES, Images
+from agent.images import Images
 from agent.known_images import KnownImages
+from agent.layerindexes import LayerIndexes
+from agent.openings import WHOLE_BYTES, LayerOpenings
+from agent.starts import ImageStarts
 from agent.tracing import TraceUpdate, pack
 from imgdist.errors import (
     CorruptError,
@@ -147,21 +150,21 @@ class World:
         self.images = self.make()
 
     def make(self, traces: bool = True, prefetch: bool = True, agreement: int = 1) -> Images:
-        return Images(
+        known, catalog, transfers = KnownImages(self._directory / "images"), self.node.catalog, self.node.transfers
+        revoked: Any = self.revoked.get
+        indexes = LayerIndexes(
             self.supernodes,
-            self.node.catalog,
-            EarlyLayers(self.node.chunks, self.node.transfers, self._tasks, enabled=False),
-            KnownImages(self._directory / "images"),
-            self.node.transfers,
-            self.recorder,
-            self._tasks,
             platform="linux/amd64",
-            traces=traces,
-            prefetch=prefetch,
             agreement=agreement,
-            revoked=self.revoked.get,
+            revoked=revoked,
             suspect=self.suspects.append,
         )
+        early = EarlyLayers(self.node.chunks, transfers, self._tasks, enabled=False)
+        openings = LayerOpenings(catalog, known, indexes, early, self._tasks, revoked=revoked)
+        starts = ImageStarts(
+            self.supernodes, catalog, known, transfers, self.recorder, traces=traces, prefetch=prefetch
+        )
+        return Images(self.supernodes, catalog, known, openings, starts, self._tasks, platform="linux/amd64")
 
     def resolved(self) -> int:
         return sum(asked.startswith("resolve") for asked in self.supernodes.asked)
@@ -214,7 +217,7 @@ async def test_an_index_that_is_ready_but_wrong_is_not_taken(tmp_path: Path) -> 
 
 
 async def test_layers_of_an_image_take_turns_from_the_base_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.images.OPENING_AT_ONCE", 1)
+    monkeypatch.setattr("agent.openings.OPENING_AT_ONCE", 1)
     async with world(tmp_path) as made:
         made.supernodes.resolution = resolution(5, 6, 7)
         await asyncio.gather(*(made.images.layer(REFERENCE, digest(number), MANIFEST) for number in (7, 6, 5)))
@@ -280,9 +283,9 @@ async def test_a_failed_layer_is_tried_anew_and_the_others_are_kept(tmp_path: Pa
         made.supernodes.answers[digest(6)] = [error, DIFF_ID]
         with pytest.raises(type(error)):
             await made.images.layer(REFERENCE, digest(6), None)
-        assert made.images.plain[digest(6)].reason == str(error)
+        assert made.images.openings.plain[digest(6)].reason == str(error)
         assert (await made.images.layer(REFERENCE, digest(6), None)).mounted
-        assert made.images.plain == {}
+        assert made.images.openings.plain == {}
         assert [asked for asked in made.supernodes.asked if asked == "index 5"] == ["index 5"]
 
 
@@ -295,7 +298,7 @@ async def test_a_declined_layer_stays_plain_without_asking_again(tmp_path: Path)
             assert (await made.images.layer(REFERENCE, digest(5), MANIFEST)).mounted
         assert made.resolved() == 1
         assert "index 6" not in made.supernodes.asked
-        assert made.images.plain[digest(6)].layer.diff_id == DIFF_ID
+        assert made.images.openings.plain[digest(6)].layer.diff_id == DIFF_ID
 
 
 async def test_a_layer_that_the_manifest_does_not_have_is_declined(tmp_path: Path) -> None:
@@ -309,7 +312,7 @@ async def test_an_index_of_another_diff_id_is_refused(tmp_path: Path) -> None:
         made.supernodes.answers[digest(5)] = ["sha256:" + "e" * 64]
         with pytest.raises(CorruptError, match="expected diff ID sha256:ddd"):
             await made.images.layer(REFERENCE, digest(5), None)
-        assert made.node.catalog.all() == [] and made.images.indexing == {}
+        assert made.node.catalog.all() == [] and made.images.openings.indexing == {}
 
 
 async def test_a_supernode_that_does_not_know_the_layer_is_told_of_the_image(tmp_path: Path) -> None:
@@ -357,7 +360,7 @@ async def test_jobs_that_ended_are_forgotten_after_a_while(tmp_path: Path, monke
             async with asyncio.timeout(0.01):
                 await made.images.open("reg.test/third:1")
         assert {key[0] for key in made.images._jobs} == {"reg.test/other:1", "reg.test/third:1"}
-        assert made.images._opening == {}
+        assert made.images.openings._opening == {}
         made.supernodes.going.set()
         assert len((await under_way).layers) == 2
         assert (await made.images.layer(REFERENCE, digest(5), None)).mounted
@@ -427,7 +430,7 @@ async def test_switched_off_traces_are_neither_asked_for_nor_recorded(tmp_path: 
         made.supernodes.traces = AssertionError("not asked for")
         images = made.make(traces=False)
         await images.layer(REFERENCE, digest(5), None)
-        images.started(made.node.catalog.all()[0].pack_id)
+        images.starts.began(made.node.catalog.all()[0].pack_id)
     assert made.recorded == [("started", MANIFEST)]
 
 
@@ -445,9 +448,9 @@ async def test_a_container_starts_the_images_that_end_with_its_top_layer(tmp_pat
         for opening in (await made.images.open(REFERENCE)).layers.values():
             await opening.wait()
         made.recorded.clear()
-        made.images.started((await made.images.layer(REFERENCE, digest(5), None)).pack_id)
+        made.images.starts.began((await made.images.layer(REFERENCE, digest(5), None)).pack_id)
         assert made.recorded == []
-        made.images.started((await made.images.layer(REFERENCE, digest(6), None)).pack_id)
+        made.images.starts.began((await made.images.layer(REFERENCE, digest(6), None)).pack_id)
         assert made.recorded == [("open", MANIFEST), ("started", MANIFEST)]
 
 

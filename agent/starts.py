@@ -1,0 +1,86 @@
+"""Starts of images: what earlier ones touched is fetched first, and what this one touches is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+from agent.catalog import Catalog, Layer
+from agent.known_images import KnownImage, KnownImages
+from agent.supernodes import Supernodes
+from agent.tracing import TraceRecorder, unpack
+from agent.transfer.transfers import Transfers
+from agent.work import SharedWork
+from imgdist.errors import ImgdistError
+
+log = logging.getLogger("imgdist.agent")
+
+
+class ImageStarts:
+    """The traces of the images that start on this node. All calls come from the event loop."""
+
+    def __init__(
+        self,
+        supernodes: Supernodes,
+        catalog: Catalog,
+        known: KnownImages,
+        transfers: Transfers,
+        recorder: TraceRecorder,
+        *,
+        traces: bool,
+        prefetch: bool,
+    ) -> None:
+        """`traces`: starts are recorded; `prefetch`: what earlier ones touched is fetched first."""
+        self._supernodes = supernodes
+        self._catalog = catalog
+        self._known = known
+        self._transfers = transfers
+        self._recorder = recorder
+        self._traces = traces
+        self._prefetch = prefetch
+
+    async def follow(self, image: KnownImage, openings: Mapping[str, SharedWork[Layer]], *, has_trace: bool) -> None:
+        """Fetch what earlier starts of this image read, as soon as its layers are open, then watch what this one reads.
+
+        `has_trace`: its supernode has something to tell.
+        """
+        if not self._traces:
+            return
+        entries: list[tuple[str, int]] = []
+        if has_trace and self._prefetch:
+            try:
+                trace = await self._supernodes.trace(image.manifest_digest)
+                entries = unpack(trace) if trace is not None else []
+            except ImgdistError as error:
+                log.info("no trace for %s: %s", image.reference, error)
+        await asyncio.gather(*(opening.settled() for opening in openings.values()))
+        lazy = _lazy_layers(openings)
+        order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
+        self._transfers.trace(order)
+        # As it is known by now: when its layers' opening began, a new image's packs had no ids.
+        self._record(self._known.get(image.manifest_digest) or image, time.monotonic())
+
+    def began(self, pack_id: str) -> None:
+        """A container is being created over this pack: what its image's layers are read for now is a start."""
+        self._transfers.starting()
+        now = time.monotonic()
+        for image in self._known.with_pack(pack_id):
+            if image.layers[-1].pack_id == pack_id:
+                self._record(image, now)
+                self._recorder.started(image.manifest_digest, now)
+
+    def _record(self, image: KnownImage, now: float) -> None:
+        shown = {}
+        for layer in image.layers:
+            found = self._catalog.get(layer.pack_id) if layer.pack_id else None
+            if found is not None and found.shown:
+                shown[found.store.node] = (layer.digest, found.store.index)
+        if shown and self._traces:
+            self._recorder.open(image.manifest_digest, shown, now)
+
+
+def _lazy_layers(openings: Mapping[str, SharedWork[Layer]]) -> Mapping[str, Layer]:
+    found = {digest: opening.result for digest, opening in openings.items()}
+    return {digest: layer for digest, layer in found.items() if layer is not None and layer.shown}
