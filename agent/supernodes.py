@@ -22,10 +22,10 @@ from imgdist.oci.reference import Reference
 from imgdist.pack.index import Index
 from imgdist.proving.verdict import Verdict
 from imgdist.wire.address import Address
-from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers
+from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers, ignore
 from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.control import Chain, Document, Resolution, Trace
-from imgdist.wire.messages import Priority
+from imgdist.wire.requests import BodyRequest
 
 log = logging.getLogger("imgdist.agent")
 
@@ -198,31 +198,11 @@ class SupernodeChunks:
         self._closed = False
 
     def fetch(
-        self,
-        pack: str,
-        numbers: Sequence[int],
-        priority: Priority,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-        wait_s: float = 0.0,
+        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
     ) -> None:
         """As ChunkClient.fetch."""
         with self._client_in_use() as client:
-            client.fetch(pack, numbers, priority, on_chunk, on_head, wait_s)
-
-    def fetch_any(
-        self,
-        pack: str,
-        lacks: int,
-        count: int,
-        priority: Priority,
-        on_numbers: OnNumbers,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-    ) -> None:
-        """As ChunkClient.fetch_any."""
-        with self._client_in_use() as client:
-            client.fetch_any(pack, lacks, count, priority, on_numbers, on_chunk, on_head)
+            client.fetch(request, on_chunk, on_head, on_numbers)
 
     def probe(self, timeout_s: float) -> None:
         """As ChunkClient.probe, where its chunk bodies are; if that is not known, where it can be asked for it."""

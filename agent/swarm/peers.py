@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from agent.swarm.neighbours import SILENCE_S
 from agent.swarm.patience import Patience
 from imgdist.errors import UsageError
-from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers, Told
+from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers, Told, ignore
 from imgdist.wire.clusterkey import ClusterKey
-from imgdist.wire.messages import Priority
+from imgdist.wire.requests import BodyRequest, ChunkRequest
 from imgdist.wire.tracker import peer_address
 
 CONNECT_TIMEOUT_S = 1.5
@@ -47,32 +47,14 @@ class PeerChunks:
         return hash(self.name)
 
     def fetch(
-        self,
-        pack: str,
-        numbers: Sequence[int],
-        priority: Priority,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-        wait_s: float = 0.0,
+        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
     ) -> None:
-        """As ChunkClient.fetch. An answer that may wait says nothing of how long answers take."""
+        """As ChunkClient.fetch. An answer that may wait says nothing of how long answers take. Agents leave the choice
+        to who asks: what is left to them ends with NotFoundError."""
         self._client.read_timeout_s = self._patience.seconds
         self._client.node = self._node()
-        self._client.fetch(pack, numbers, priority, on_chunk, on_head if wait_s else self._timed(on_head), wait_s)
-
-    def fetch_any(
-        self,
-        pack: str,
-        lacks: int,
-        count: int,
-        priority: Priority,
-        on_numbers: OnNumbers,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-    ) -> None:
-        """As ChunkClient.fetch_any. Agents leave the choice to who asks, so this ends with NotFoundError."""
-        self._client.read_timeout_s = self._patience.seconds
-        self._client.fetch_any(pack, lacks, count, priority, on_numbers, on_chunk, on_head)
+        is_timed = isinstance(request, ChunkRequest) and not request.wait_s
+        self._client.fetch(request, on_chunk, self._timed(on_head) if is_timed else on_head, on_numbers)
 
     def probe(self, timeout_s: float) -> None:
         """As ChunkClient.probe."""
@@ -86,11 +68,10 @@ class PeerChunks:
         """End fetches in progress; later ones fail with TemporaryError."""
         self._client.close()
 
-    def _timed(self, on_head: OnHead | None) -> OnHead:
+    def _timed(self, on_head: OnHead) -> OnHead:
         def told(head: Told) -> None:
             self._patience.answered(head.round_trip_s)
-            if on_head is not None:
-                on_head(head)
+            on_head(head)
 
         return told
 

@@ -19,6 +19,7 @@ from imgdist.pack import CHUNK_MAX
 from imgdist.pack.codec import RAW, decode_into
 from imgdist.wire.client import RedirectedError, Told
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest
 
 _log = logging.getLogger("imgdist.agent")
 
@@ -296,11 +297,7 @@ class Landing:
             rest.remove(number)
 
         try:
-            if fetch.any_of:
-                priority = _ANY_PRIORITY[fetch.kind]
-                source.fetch_any(job.name, fetch.any_of, fetch.count, priority, on_numbers, on_chunk, told.append)
-            else:
-                source.fetch(job.name, asked, _PRIORITY[fetch.kind], on_chunk, told.append, wait_s)
+            source.fetch(_request(job, fetch, asked, wait_s), on_chunk, told.append, on_numbers)
         except (CorruptError, ProtocolError) as error:
             lied(_where_it_broke(fetch, expected, asked), error)
 
@@ -382,6 +379,12 @@ class Landing:
         if self._desk.landed(job, fetch, chunk, source, len(body), answered_at or self._clock()):
             # Only then: each read that the view parks is told to us as a miss, so nobody else is waiting for this.
             self._view.written(job.node, start, end)
+
+
+def _request(job: Job, fetch: Fetch, numbers: tuple[int, ...], wait_s: float) -> BodyRequest:
+    if fetch.any_of:
+        return AnyRequest.among(job.name, fetch.any_of, fetch.count, _ANY_PRIORITY[fetch.kind])
+    return ChunkRequest(job.name, numbers, _PRIORITY[fetch.kind], wait_s=wait_s)
 
 
 def _where_it_broke(fetch: Fetch, expected: Sequence[int], asked: Sequence[int]) -> int:

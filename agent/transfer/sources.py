@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from agent.swarm.policy import Policy, SourceKind
-from imgdist.wire.client import OnChunk, OnHead, OnNumbers
-from imgdist.wire.messages import Priority
+from imgdist.wire.client import OnChunk, OnHead, OnNumbers, ignore
+from imgdist.wire.requests import BodyRequest
 
 RECEIVERS_MAX = 2
 """Agents tried of those that a busy source names, which are two of ours: then it is asked again."""
@@ -33,27 +33,9 @@ class ChunkSource(Protocol):
         """Whom log messages name."""
 
     def fetch(
-        self,
-        pack: str,
-        numbers: Sequence[int],
-        priority: Priority,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-        wait_s: float = 0.0,
+        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
     ) -> None:
-        """Fetch chunks of the pack named so on the wire; `wait_s` as ChunkClient.fetch has it."""
-
-    def fetch_any(
-        self,
-        pack: str,
-        lacks: int,
-        count: int,
-        priority: Priority,
-        on_numbers: OnNumbers,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-    ) -> None:
-        """Fetch up to `count` chunks that the source chooses among the set `lacks`; `on_numbers` is told which."""
+        """Fetch chunks, as ChunkClient.fetch does; `on_numbers` is told which, where the source chooses them."""
 
     def probe(self, timeout_s: float) -> None:
         """Return if it gives a sign of life within about that time; raises as `fetch` does."""

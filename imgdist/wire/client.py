@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from imgdist.errors import (
     ImgdistError,
@@ -19,7 +19,7 @@ from imgdist.wire.address import Address
 from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.connection import Connection
 from imgdist.wire.messages import FRAME_SIZE, Priority, decode_frame
-from imgdist.wire.requests import HELLO, encode_any, encode_request
+from imgdist.wire.requests import HELLO, BodyRequest, ChunkRequest, encode
 from imgdist.wire.responses import ResponseHead
 
 CONNECT_TIMEOUT_S = 3.0
@@ -47,6 +47,10 @@ class Told:
 
 OnHead = Callable[[Told], None]
 """Called when an answer begins, a refusal too."""
+
+
+def ignore(_: object) -> None:
+    """An `OnHead` or `OnNumbers` of who does not want to know."""
 
 
 class RedirectedError(TemporaryError):
@@ -86,15 +90,10 @@ class ChunkClient:
         self._closed = False
 
     def fetch(
-        self,
-        name: str,
-        numbers: Sequence[int],
-        priority: Priority,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-        wait_s: float = 0.0,
+        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
     ) -> None:
-        """Fetch chunks `numbers` of pack `name`, calling `on_chunk` for each in order, as it arrives, unverified.
+        """Fetch chunks, calling `on_chunk` for each in order, as it arrives, unverified; before that, where the server
+        chooses them, `on_numbers` with its choice. Node and token of the request are this client's.
 
         `wait_s`: this node was sent elsewhere (RedirectedError), here or by another one, and is served now; an agent
         that is getting the chunks itself may take so long, beyond `read_timeout_s`, until they are there.
@@ -103,35 +102,20 @@ class ChunkClient:
         is not there yet), RedirectedError, TemporaryError (refused, time-out, cut, busy: `retry_after_s`) and
         ProtocolError. Chunks handed to `on_chunk` before an error count.
         """
-        request = encode_request(name, numbers, priority, node=self.node, wait_s=wait_s, token=self._token(name))
-
-        def read(connection: Connection, head: ResponseHead) -> None:
-            self._read_chunks(connection, head, numbers, on_chunk)
-
-        self._exchange(request, name, priority, read, on_head, wait_s)
-
-    def fetch_any(
-        self,
-        name: str,
-        lacks: int,
-        count: int,
-        priority: Priority,
-        on_numbers: OnNumbers,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-    ) -> None:
-        """As `fetch`, of up to `count` chunks (at most ANY_MAX) that the server chooses among the set `lacks`, which is
-        not empty (bit i: chunk i). `on_numbers` is told its choice first."""
-        request = encode_any(name, lacks, count, priority, node=self.node, token=self._token(name))
-
-        def read(connection: Connection, head: ResponseHead) -> None:
-            chosen = head.chunks
-            if not 0 < len(set(chosen)) == len(chosen) <= count or not all(lacks >> number & 1 for number in chosen):
-                raise ProtocolError(f"{self.address}: expected up to {count} chunks that are missing, got {chosen}")
-            on_numbers(chosen)
-            self._read_chunks(connection, head, chosen, on_chunk)
-
-        self._exchange(request, name, priority, read, on_head)
+        connection, head = self._ask(request)
+        reusable = False
+        refusal: ImgdistError | None = None
+        try:
+            on_head(Told(connection.answered_after_s, head.queue_bytes, head.have))
+            if head.status == 200:
+                self._read_chunks(connection, head, self._expected(request, head, on_numbers), on_chunk)
+            else:
+                refusal = self._read_refusal(connection, head, request.name)
+            reusable = head.keep_alive and connection.is_drained
+        finally:
+            self._put_back(connection, request.priority, reusable)
+        if refusal is not None:
+            raise refusal
 
     def probe(self, timeout_s: float) -> None:
         """Return if somebody answers, on a connection of its own. Raises TemporaryError, ProtocolError."""
@@ -168,50 +152,36 @@ class ChunkClient:
         for connection in idle:
             connection.close()
 
-    def _token(self, name: str) -> str:
-        return self._key.token(name) if self._key is not None else ""
-
-    def _exchange(
-        self,
-        request: bytes,
-        name: str,
-        priority: Priority,
-        read: Callable[[Connection, ResponseHead], None],
-        on_head: OnHead | None,
-        wait_s: float = 0.0,
-    ) -> None:
-        """Send a request and let `read` take the body of its answer, unless that is a refusal."""
-        connection, head = self._ask(request, priority, self.read_timeout_s + wait_s)
-        reusable = False
-        refusal: ImgdistError | None = None
-        try:
-            if on_head is not None:
-                on_head(Told(connection.answered_after_s, head.queue_bytes, head.have))
-            if head.status == 200:
-                read(connection, head)
-            else:
-                refusal = self._read_refusal(connection, head, name)
-            reusable = head.keep_alive and connection.is_drained
-        finally:
-            self._put_back(connection, priority, reusable)
-        if refusal is not None:
-            raise refusal
-
-    def _ask(self, request: bytes, priority: Priority, timeout_s: float) -> tuple[Connection, ResponseHead]:
+    def _ask(self, request: BodyRequest) -> tuple[Connection, ResponseHead]:
         """Send a request and read the answer's head; anew if a kept connection proves to be stale."""
+        token = self._key.token(request.name) if self._key is not None else ""
+        data = encode(replace(request, node=self.node, token=token))
+        timeout_s = self.read_timeout_s + (request.wait_s if isinstance(request, ChunkRequest) else 0.0)
         while True:
-            connection, kept = self._take(priority, timeout_s)
+            connection, kept = self._take(request.priority, timeout_s)
             head = None
             try:
-                head = connection.ask(request)
+                head = connection.ask(data)
             finally:
                 if head is None:
-                    self._put_back(connection, priority, False)
+                    self._put_back(connection, request.priority, False)
             if head is not None:
                 return connection, head
             if not kept and not connection.is_aborted:
                 raise UnreachableError(f"{self.address}: closed the connection instead of answering")
-            self._drop_idle(priority)  # what closed this one (a restart) has closed those too; the next is fresh
+            self._drop_idle(
+                request.priority
+            )  # what closed this one (a restart) has closed those too; the next is fresh
+
+    def _expected(self, request: BodyRequest, head: ResponseHead, on_numbers: OnNumbers) -> Sequence[int]:
+        """The chunks that come. ProtocolError if the server chose others than it might have."""
+        if isinstance(request, ChunkRequest):
+            return request.numbers
+        chosen, lacks = head.chunks, request.lacks
+        if not 0 < len(set(chosen)) == len(chosen) <= request.count or not all(lacks >> n & 1 for n in chosen):
+            raise ProtocolError(f"{self.address}: expected up to {request.count} chunks that are missing, got {chosen}")
+        on_numbers(chosen)
+        return chosen
 
     def _read_chunks(
         self, connection: Connection, head: ResponseHead, numbers: Sequence[int], on_chunk: OnChunk

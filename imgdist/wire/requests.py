@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from imgdist.errors import ProtocolError
@@ -54,6 +53,11 @@ class AnyRequest:
     node: str | None = None
     token: str = ""
 
+    @classmethod
+    def among(cls, name: str, lacks: int, count: int, priority: Priority) -> AnyRequest:
+        """Of a `lacks`, not empty, that spans more than a bitmap, the first part (`format_lacks`)."""
+        return cls(name, format_lacks(lacks).encode("ascii"), count, priority)
+
     @property
     def lacks(self) -> int:
         """Bit i: chunk i."""
@@ -82,40 +86,20 @@ BodyRequest = ChunkRequest | AnyRequest
 Request = BodyRequest | HelloRequest | MeshRequest
 
 
-def encode_request(
-    name: str,
-    numbers: Sequence[int],
-    priority: Priority,
-    host: str = "imgdist",
-    node: str | None = None,
-    wait_s: float = 0.0,
-    token: str = "",
-) -> bytes:
-    """The bytes of a `ChunkRequest`; `wait_s` is below 10 and sent as whole milliseconds."""
-    wait = f"&w={round(wait_s * 1000)}" if wait_s else ""
-    return _encode(f"/v1/chunks/{name}/{format_numbers(numbers)}?p={priority.value}{wait}", host, node, token)
-
-
-def encode_any(
-    name: str,
-    lacks: int,
-    count: int,
-    priority: Priority,
-    host: str = "imgdist",
-    node: str | None = None,
-    token: str = "",
-) -> bytes:
-    """The bytes of an `AnyRequest`; of a `lacks` that spans more than a bitmap, the first part (`format_lacks`)."""
-    target = f"/v1/chunks/{name}/any?p={priority.value}&n={count}"
-    return _encode(target, host, node, token, f"Imgdist-Lacks: {format_lacks(lacks)}\r\n")
-
-
-def _encode(target: str, host: str, node: str | None, token: str, fields: str = "") -> bytes:
-    if node is not None:
-        fields += f"Imgdist-Node: {node}\r\n"
-    if token:
-        fields += f"Imgdist-Token: {token}\r\n"
-    return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode("ascii")
+def encode(request: BodyRequest) -> bytes:
+    """The bytes of a request that leaves its connection open; `wait_s` is below 10 and sent as whole milliseconds."""
+    urgency, fields = f"p={request.priority.value}", ""
+    if isinstance(request, AnyRequest):
+        target = f"any?{urgency}&n={request.count}"
+        fields += f"Imgdist-Lacks: {request.missing.decode('ascii')}\r\n"
+    else:
+        wait = f"&w={round(request.wait_s * 1000)}" if request.wait_s else ""
+        target = f"{format_numbers(request.numbers)}?{urgency}{wait}"
+    if request.node is not None:
+        fields += f"Imgdist-Node: {request.node}\r\n"
+    if request.token:
+        fields += f"Imgdist-Token: {request.token}\r\n"
+    return f"GET /v1/chunks/{request.name}/{target} HTTP/1.1\r\nHost: imgdist\r\n{fields}\r\n".encode("ascii")
 
 
 class RequestDecoder:

@@ -19,7 +19,8 @@ from imgdist.pack.index import IndexBuilder, zero_digest
 from imgdist.pack.records import Chunk, DiffId, Implied, Metadata, Seal, Superblock, TarSplit, encode
 from imgdist.wire import mesh, tracker
 from imgdist.wire.messages import Frame, Priority, encode_frame
-from imgdist.wire.requests import encode_any, encode_request
+from imgdist.wire.requests import AnyRequest, ChunkRequest
+from imgdist.wire.requests import encode as encode_request
 from imgdist.wire.responses import encode_head
 
 _X = b"SCHILY.xattr."
@@ -134,8 +135,8 @@ def messages(decoders: int) -> list[bytes]:
         tracker.encode(tracker.Peers((peer,))),
         tracker.encode(tracker.Leave()),
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: imgdist-mesh\r\n\r\n",
-        encode_request(_PACK, (3, 4, 9), Priority.FILL, node="10.0.0.1:7651"),
-        encode_any(_PACK, 0b1011, 2, Priority.TRACE),
+        encode_request(ChunkRequest(_PACK, (3, 4, 9), Priority.FILL, node="10.0.0.1:7651")),
+        encode_request(AnyRequest.among(_PACK, 0b1011, 2, Priority.TRACE)),
         encode_head(200, 20, queue_bytes=5, have=[1, 2], addresses=["10.0.0.1:7651"]),
         encode_frame(Frame(3, 1, 100, 4096)),
         b"8:AQ",

@@ -21,6 +21,7 @@ from imgdist.pack.index import Index
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import ChunkRequest
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def read_pack(chunks: str, index: Index) -> bytes:
     try:
         wanted = [number for number in range(index.chunk_count) if not index.is_zero(number)]
         for at in range(0, len(wanted), 64):
-            client.fetch(index.pack_id.hex(), wanted[at : at + 64], Priority.FILL, put)
+            client.fetch(ChunkRequest(index.pack_id.hex(), tuple(wanted[at : at + 64]), Priority.FILL), put)
     finally:
         client.close()
     return bytes(image)

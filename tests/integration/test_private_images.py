@@ -36,6 +36,7 @@ from imgdist.wire.client import ChunkClient
 from imgdist.wire.clusterkey import FIELD, ClusterKey, control
 from imgdist.wire.mesh import upgrade_request
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import ChunkRequest
 
 T = TypeVar("T")
 CONTENT = random.Random(7).randbytes(6_000_000)
@@ -255,7 +256,7 @@ def test_a_tenant_on_the_network_gets_nothing(cluster: Cluster) -> None:
             try:
                 for what in (pack, name):
                     with pytest.raises(ImgdistError, match="refuses this node"):
-                        client.fetch(what, [0], Priority.DEMAND, lambda *_: pytest.fail("a chunk came"))
+                        client.fetch(ChunkRequest(what, (0,), Priority.DEMAND), lambda *_: pytest.fail("a chunk came"))
             finally:
                 client.close()
     peer = Address.parse(where[1])
@@ -267,7 +268,7 @@ def test_a_tenant_on_the_network_gets_nothing(cluster: Cluster) -> None:
     connection.close()
     received: list[int] = []
     client = ChunkClient(peer, key=ClusterKey(str(cluster.key)))
-    client.fetch(pack, [0], Priority.DEMAND, lambda number, *_: received.append(number))
+    client.fetch(ChunkRequest(pack, (0,), Priority.DEMAND), lambda number, *_: received.append(number))
     client.close()
     assert received == [0]
 

@@ -13,8 +13,9 @@ from imgdist.errors import ImgdistError, NotFoundError
 from imgdist.pack import BLOCK, CHUNK_MAX, codec, records
 from imgdist.pack.index import Index, IndexBuilder
 from imgdist.pack.records import Chunk, DiffId, Metadata, Seal, Superblock, TarSplit
-from imgdist.wire.client import OnChunk, OnHead, OnNumbers, Told
+from imgdist.wire.client import OnChunk, OnHead, OnNumbers, Told, ignore
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import AnyRequest, BodyRequest
 
 
 class MadeLayer:
@@ -67,52 +68,23 @@ class MemorySource:
         self.probed = self.renewed = 0
 
     def fetch(
-        self,
-        pack: str,
-        numbers: Sequence[int],
-        priority: Priority,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-        wait_s: float = 0.0,
+        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
     ) -> None:
-        self.waits.append(wait_s)
-        self._answer(pack, tuple(numbers), priority, on_chunk, on_head)
-
-    def fetch_any(
-        self,
-        pack: str,
-        lacks: int,
-        count: int,
-        priority: Priority,
-        on_numbers: OnNumbers,
-        on_chunk: OnChunk,
-        on_head: OnHead | None = None,
-    ) -> None:
-        """Chooses the last ones: what nobody would ask for first."""
-        numbers = tuple(reversed(numbers_of(lacks)))[:count]
-
-        def begin(told: Told) -> None:
-            if on_head is not None:
-                on_head(told)
-            on_numbers(numbers)
-
-        self.chosen.append(numbers)
-        self._answer(pack, numbers, priority, on_chunk, begin)
-
-    def _answer(
-        self,
-        pack: str,
-        numbers: tuple[int, ...],
-        priority: Priority,
-        on_chunk: OnChunk,
-        on_head: OnHead | None,
-    ) -> None:
+        """Chooses, where it may, the last ones: what nobody would ask for first."""
+        pack, priority = request.name, request.priority
+        if isinstance(request, AnyRequest):
+            numbers = tuple(reversed(numbers_of(request.lacks)))[: request.count]
+            self.chosen.append(numbers)
+        else:
+            numbers = request.numbers
+            self.waits.append(request.wait_s)
         self.asked.append((pack, numbers, priority))
         self.before(numbers, priority)
         if pack not in self.layers:
             raise NotFoundError(f"{self.name}: no pack {pack}")
-        if on_head is not None:
-            on_head(Told(0.001))
+        on_head(Told(0.001))
+        if isinstance(request, AnyRequest):
+            on_numbers(numbers)
         for number in numbers:
             encoding, body = self.layers[pack].encoded[number]
             on_chunk(number, encoding, memoryview(self.spoil(number, bytes(body))))

@@ -20,6 +20,7 @@ from imgdist.wire.answer import Row
 from imgdist.wire.client import ChunkClient, Told
 from imgdist.wire.messages import Priority
 from imgdist.wire.numbers import NUMBERS_MAX
+from imgdist.wire.requests import ChunkRequest
 from imgdist.wire.server import ChunkServer
 
 LAYER_NAME = "sha256-" + "ab" * 32 + "-v0"
@@ -169,10 +170,10 @@ def test_a_neighbour_gets_every_chunk_and_the_news(shelf: Shelf, store: Store, l
 
     try:
         shelf.arrived(Store.node, 3)
-        client.fetch(layer.name, [0, 1, 2, 3], Priority.FILL, on_chunk, told.append)
+        client.fetch(ChunkRequest(layer.name, (0, 1, 2, 3), Priority.FILL), on_chunk, told.append)
         shelf.arrived(Store.node, 4)
-        client.fetch(layer.name, [1], Priority.FILL, on_chunk, told.append)
-        client.fetch(layer.name, [1], Priority.FILL, on_chunk, told.append)
+        client.fetch(ChunkRequest(layer.name, (1,), Priority.FILL), on_chunk, told.append)
+        client.fetch(ChunkRequest(layer.name, (1,), Priority.FILL), on_chunk, told.append)
     finally:
         client.close()
         server.stop()

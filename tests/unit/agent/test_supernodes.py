@@ -20,6 +20,7 @@ from imgdist.errors import DeniedError, NotFoundError, ProtocolError, TemporaryE
 from imgdist.wire.address import Address
 from imgdist.wire.answer import Row
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import ChunkRequest
 from imgdist.wire.server import ChunkServer
 
 
@@ -165,7 +166,7 @@ PACK = blake3(BODY).hexdigest()
 
 def fetched(chunks: SupernodeChunks, pack: str = PACK) -> bytes:
     found: list[bytes] = []
-    chunks.fetch(pack, [0], Priority.DEMAND, lambda number, encoding, body: found.append(bytes(body)))
+    chunks.fetch(ChunkRequest(pack, (0,), Priority.DEMAND), lambda number, encoding, body: found.append(bytes(body)))
     return b"".join(found)
 
 

@@ -25,6 +25,7 @@ from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, TemporaryError, UnreachableError, UsageError
 from imgdist.wire.messages import Priority
 from imgdist.wire.ratelimit import RateLimit
+from imgdist.wire.requests import AnyRequest, ChunkRequest
 from imgdist.wire.server import ChunkServer
 from imgdist.wire.uplink import Uplink
 from supernode.seeding import Seeding
@@ -225,7 +226,9 @@ def test_misses_are_served_by_a_peer(make_member: MakeMember) -> None:
 
 def fetched(source: ChunkSource, numbers: Sequence[int]) -> list[tuple[int, int, bytes]]:
     got: list[tuple[int, int, bytes]] = []
-    source.fetch(LAYER.name, numbers, Priority.FILL, lambda n, e, body: got.append((n, e, bytes(body))))
+    source.fetch(
+        ChunkRequest(LAYER.name, tuple(numbers), Priority.FILL), lambda n, e, body: got.append((n, e, bytes(body)))
+    )
     return got
 
 
@@ -236,7 +239,7 @@ def test_a_peer_serves_what_it_kept_and_leaves_the_choice_to_who_asks(make_membe
     try:
         assert fetched(peer, [3, 5]) == [(n, LAYER.encoded[n][0], bytes(LAYER.encoded[n][1])) for n in (3, 5)]
         with pytest.raises(NotFoundError):
-            peer.fetch_any(LAYER.name, 8, 1, Priority.FILL, lambda numbers: None, lambda n, e, body: None)
+            peer.fetch(AnyRequest.among(LAYER.name, 8, 1, Priority.FILL), lambda n, e, body: None)
     finally:
         peer.close()
     with pytest.raises(TemporaryError, match="closed"):

@@ -19,6 +19,7 @@ from imgdist.pack.records import Chunk, DiffId, Metadata, Seal, Superblock, TarS
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.messages import BODY_MAX, Priority
+from imgdist.wire.requests import ChunkRequest
 
 _CHUNKS = [random.Random(number).randbytes(64) * (blocks * 64) for number, blocks in enumerate((4, 64, 1, 2))]
 _ENCODED = [codec.encode(chunk) for chunk in _CHUNKS]
@@ -74,7 +75,7 @@ def _right(index: Index, address: Address, numbers: Sequence[int]) -> list[int]:
 
     client = ChunkClient(address, read_timeout_s=0.2)
     try:
-        client.fetch("0" * 64, numbers, Priority.FILL, check)
+        client.fetch(ChunkRequest("0" * 64, tuple(numbers), Priority.FILL), check)
     finally:
         client.close()
     return right

@@ -14,6 +14,7 @@ from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.dialling import connect
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import ChunkRequest
 
 NOT_HERE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
@@ -75,7 +76,7 @@ def test_renewed_requests_are_asked_again_on_fresh_connections(listener: socket.
 
     def fetch() -> None:
         try:
-            client.fetch("00" * 32, [1], Priority.DEMAND, lambda *_: None)
+            client.fetch(ChunkRequest("00" * 32, (1,), Priority.DEMAND), lambda *_: None)
         except Exception as error:
             errors.append(error)
 

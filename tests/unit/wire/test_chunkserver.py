@@ -20,6 +20,7 @@ from imgdist.pack.records import Chunk
 from imgdist.wire.address import Address
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import AnyRequest, ChunkRequest
 from supernode.store.writer import PackWriter
 
 LAYER_HEX = "ab" * 32
@@ -60,7 +61,7 @@ def fetch_all(client: ChunkClient, name: str) -> list[bytes]:
         codec.decode_into(encoding, body, memoryview(out))
         got.append(bytes(out))
 
-    client.fetch(name, range(len(RAW)), Priority.DEMAND, on_chunk)
+    client.fetch(ChunkRequest(name, tuple(range(len(RAW))), Priority.DEMAND), on_chunk)
     return got
 
 
@@ -71,7 +72,7 @@ def test_a_pack_is_served_before_and_after_its_seal(tmp_path: Path, part: Path, 
         in_progress, sealed = f"sha256-{LAYER_HEX}-v0", "cd" * 32
         assert fetch_all(client, in_progress) == RAW
         with pytest.raises(NotFoundError, match="not yet"):
-            client.fetch(in_progress, [3], Priority.DEMAND, lambda number, encoding, body: None)
+            client.fetch(ChunkRequest(in_progress, (3,), Priority.DEMAND), lambda number, encoding, body: None)
         with pytest.raises(NotFoundError):
             fetch_all(client, sealed)
         part.rename(tmp_path / "packs" / sealed)
@@ -90,8 +91,10 @@ def test_the_swarm_gets_each_chunk_once_and_then_waits_for_it(tmp_path: Path, pa
 
         def ask(client: ChunkClient, lacks: int) -> tuple[int, ...]:
             chosen: list[tuple[int, ...]] = []
-            client.fetch_any(
-                name, lacks, 2, Priority.FILL, chosen.append, lambda number, encoding, body: got.append(number)
+            client.fetch(
+                AnyRequest.among(name, lacks, 2, Priority.FILL),
+                lambda number, encoding, body: got.append(number),
+                on_numbers=chosen.append,
             )
             return chosen[0]
 
@@ -115,7 +118,7 @@ def test_what_was_sent_is_reported(tmp_path: Path, part: Path) -> None:
             nonlocal received
             received += len(body)
 
-        client.fetch(f"sha256-{LAYER_HEX}-v0", range(len(RAW)), Priority.FILL, count)
+        client.fetch(ChunkRequest(f"sha256-{LAYER_HEX}-v0", tuple(range(len(RAW))), Priority.FILL), count)
         client.close()
         assert process.stdout is not None
         assert json.loads(process.stdout.readline()) == {"sent": {"demand": 0, "trace": 0, "fill": received}}

@@ -18,6 +18,7 @@ from imgdist.wire.client import ChunkClient
 from imgdist.wire.clusterkey import LIFE_S, SKEW_S, ClusterKey
 from imgdist.wire.mesh import answered_token, upgrade_request
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import ChunkRequest
 from imgdist.wire.responses import SWITCHING, switching
 from imgdist.wire.server import ChunkServer
 
@@ -125,7 +126,7 @@ def test_a_server_with_a_key_serves_nodes_alone(server: Address, made: Callable[
         client = ChunkClient(server, key=key)
         try:
             with pytest.raises(Exception) as caught:
-                client.fetch(PACK, [0], Priority.DEMAND, lambda *_: None)
+                client.fetch(ChunkRequest(PACK, (0,), Priority.DEMAND), lambda *_: None)
             return f"{type(caught.value).__name__} {caught.value}"
         finally:
             client.close()

@@ -22,8 +22,7 @@ from imgdist.wire.requests import (
     MeshRequest,
     Request,
     RequestDecoder,
-    encode_any,
-    encode_request,
+    encode,
 )
 
 PACK = "ab" * 32
@@ -40,15 +39,7 @@ ANY = st.builds(
 
 
 def encoded(request: Request) -> bytes:
-    match request:
-        case ChunkRequest():
-            return encode_request(
-                request.name, request.numbers, request.priority, node=request.node, wait_s=request.wait_s
-            )
-        case AnyRequest():
-            return encode_any(request.name, request.lacks, request.count, request.priority, node=request.node)
-        case _:
-            return b"GET /v1/hello HTTP/1.1\r\n\r\n"
+    return encode(request) if isinstance(request, ChunkRequest | AnyRequest) else b"GET /v1/hello HTTP/1.1\r\n\r\n"
 
 
 @given(st.lists(CHUNKS | ANY | st.just(HelloRequest()), min_size=1, max_size=3), st.data())
@@ -64,7 +55,7 @@ def test_requests_however_split(wanted: list[Request], data: st.DataObject) -> N
 
 def test_a_request_byte_by_byte() -> None:
     decoder = RequestDecoder()
-    stream = encode_request("sha256-" + PACK + "-v0", [1, 2], Priority.FILL)
+    stream = encode(ChunkRequest("sha256-" + PACK + "-v0", (1, 2), Priority.FILL))
     got = [request for byte in stream for request in decoder.feed(bytes([byte]))]
     assert got == [ChunkRequest("sha256-" + PACK + "-v0", (1, 2), Priority.FILL)]
 
@@ -122,7 +113,9 @@ def test_an_endless_head_is_refused() -> None:
 
 
 def test_more_than_some_requests_at_once_are_refused() -> None:
-    one = encode_any(PACK, 1 << 4_000_000, 1, Priority.FILL)  # of few bytes, and half a megabyte when decoded
+    one = encode(
+        AnyRequest.among(PACK, 1 << 4_000_000, 1, Priority.FILL)
+    )  # of few bytes, and half a megabyte when decoded
     tracemalloc.start()
     try:
         assert len(RequestDecoder().feed(one * PIPELINED_MAX)) == PIPELINED_MAX

@@ -24,7 +24,7 @@ from imgdist.wire.address import Address
 from imgdist.wire.answer import Row
 from imgdist.wire.client import ChunkClient
 from imgdist.wire.messages import FRAME_SIZE, Frame, Priority, encode_frame
-from imgdist.wire.requests import encode_request
+from imgdist.wire.requests import ChunkRequest, encode
 from imgdist.wire.responses import encode_head
 from imgdist.wire.server import ChunkServer
 from imgdist.wire.session import Session
@@ -96,7 +96,7 @@ def fetch(
     client: ChunkClient, numbers: list[int], priority: Priority = Priority.DEMAND, name: str = PACK
 ) -> list[bytes]:
     got: list[bytes] = []
-    client.fetch(name, numbers, priority, lambda number, encoding, body: got.append(bytes(body)))
+    client.fetch(ChunkRequest(name, tuple(numbers), priority), lambda number, encoding, body: got.append(bytes(body)))
     return got
 
 
@@ -136,7 +136,7 @@ def test_an_exception_of_the_caller_comes_out_and_spoils_nothing(client: ChunkCl
         raise OSError(28, "disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        client.fetch(PACK, [0, 1], Priority.DEMAND, fail)
+        client.fetch(ChunkRequest(PACK, (0, 1), Priority.DEMAND), fail)
     assert fetch(client, [0]) == [BODIES[0]]
 
 
@@ -229,7 +229,7 @@ def test_too_many_requests_are_refused_with_a_time_to_retry(
 def stuck(address: Address, priority: Priority) -> socket.socket:
     """A reader that asks for far more than fits into buffers and reads nothing."""
     sock = address.connect(5)
-    sock.sendall(encode_request(PACK, [0] * 64, priority))
+    sock.sendall(encode(ChunkRequest(PACK, (0,) * 64, priority)))
     return sock
 
 
@@ -281,7 +281,7 @@ def test_one_host_leaves_room_in_the_queue(shelf: Shelf, monkeypatch: pytest.Mon
     server = ChunkServer(shelf, [listener])
     server.start()
     slots = slots_module.SLOTS[Priority.DEMAND]
-    request = encode_request(PACK, [2], Priority.DEMAND)
+    request = encode(ChunkRequest(PACK, (2,), Priority.DEMAND))
     readers = []
 
     def ask(source: str) -> socket.socket:
@@ -401,7 +401,7 @@ def test_a_chain_of_requests_may_change_its_kind_or_break(address: Address) -> N
     """After a demand its slot waits for the next request itself: of another priority, in parts, or no request."""
     with address.connect(5) as sock:
         for priority in (Priority.DEMAND, Priority.DEMAND, Priority.FILL, Priority.DEMAND):
-            request = encode_request(PACK, [2], priority)
+            request = encode(ChunkRequest(PACK, (2,), priority))
             sock.sendall(request[:20])
             sock.sendall(request[20:])
             answer = b""

@@ -30,6 +30,7 @@ from imgdist.wire.client import ChunkClient, RedirectedError, Told
 from imgdist.wire.messages import Frame, Priority, encode_frame
 from imgdist.wire.precedence import Precedence
 from imgdist.wire.ratelimit import RateLimit
+from imgdist.wire.requests import AnyRequest, ChunkRequest
 from imgdist.wire.responses import SWITCHING, encode_head
 from imgdist.wire.server import ChunkServer
 from imgdist.wire.serving import WAIT_MAX_S, WAITING_MAX
@@ -119,7 +120,7 @@ def asking(address: Address, node: str | None = None) -> Iterator[ChunkClient]:
 
 def fetch(client: ChunkClient, priority: Priority, numbers: Sequence[int] = (0,)) -> Told:
     told: list[Told] = []
-    client.fetch(PACK, numbers, priority, lambda number, encoding, body: None, told.append)
+    client.fetch(ChunkRequest(PACK, tuple(numbers), priority), lambda number, encoding, body: None, told.append)
     return told[0]
 
 
@@ -220,7 +221,7 @@ def test_who_was_sent_elsewhere_before_is_served(pack: Pack) -> None:
     ):
         with pytest.raises(RedirectedError):
             fetch(member, Priority.DEMAND)
-        member.fetch(PACK, (0,), Priority.DEMAND, lambda number, encoding, body: None, wait_s=1.0)
+        member.fetch(ChunkRequest(PACK, (0,), Priority.DEMAND, wait_s=1.0), lambda number, encoding, body: None)
 
 
 def test_who_waits_for_what_comes_takes_nothing_of_the_link(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,9 @@ def test_who_waits_for_what_comes_takes_nothing_of_the_link(pack: Pack, monkeypa
     monkeypatch.setattr(Precedence, "stand_back", lambda precedence: urgent.append(precedence._urgent))
 
     def ask() -> None:
-        client.fetch(PACK, range(8), Priority.DEMAND, lambda number, encoding, body: None, wait_s=1.0)
+        client.fetch(
+            ChunkRequest(PACK, tuple(range(8)), Priority.DEMAND, wait_s=1.0), lambda number, encoding, body: None
+        )
 
     with serving(pack) as address, asking(address) as client:
         waiting = threading.Thread(target=ask)
@@ -283,9 +286,9 @@ def test_what_is_on_its_way_is_waited_for_if_that_is_asked(pack: Pack) -> None:
     with serving(pack) as address, asking(address) as client:
         fetch(client, Priority.DEMAND)
         assert pack.waits == []
-        client.fetch(PACK, (1, 2), Priority.DEMAND, lambda number, encoding, body: None, wait_s=0.75)
+        client.fetch(ChunkRequest(PACK, (1, 2), Priority.DEMAND, wait_s=0.75), lambda number, encoding, body: None)
         assert pack.waits == [((1, 2), 0.75)]
-        client.fetch(PACK, (1,), Priority.DEMAND, lambda number, encoding, body: None, wait_s=9.5)
+        client.fetch(ChunkRequest(PACK, (1,), Priority.DEMAND, wait_s=9.5), lambda number, encoding, body: None)
         assert pack.waits[1:] == [((1,), WAIT_MAX_S)]
 
 
@@ -299,7 +302,7 @@ def test_few_may_wait_at_once(pack: Pack) -> None:
     pack.on_wait = wait
 
     def ask() -> None:
-        client.fetch(PACK, (1,), Priority.DEMAND, lambda number, encoding, body: None, wait_s=1.0)
+        client.fetch(ChunkRequest(PACK, (1,), Priority.DEMAND, wait_s=1.0), lambda number, encoding, body: None)
 
     with serving(pack) as address, asking(address) as client:
         threads = [threading.Thread(target=ask) for _ in range(WAITING_MAX)]
@@ -322,8 +325,10 @@ def test_the_server_chooses_and_keeps_account(pack: Pack) -> None:
         got: list[int] = []
 
         def ask(lacks: int, count: int = 2) -> None:
-            client.fetch_any(
-                PACK, lacks, count, Priority.FILL, chosen.append, lambda number, encoding, body: got.append(number)
+            client.fetch(
+                AnyRequest.among(PACK, lacks, count, Priority.FILL),
+                lambda number, encoding, body: got.append(number),
+                on_numbers=chosen.append,
             )
 
         ask(0b111111)
@@ -353,7 +358,7 @@ def test_the_server_chooses_and_keeps_account(pack: Pack) -> None:
 
 def test_who_chooses_nothing_says_so(pack: Pack) -> None:
     with serving(pack) as address, asking(address) as client, pytest.raises(NotFoundError, match="by their numbers"):
-        client.fetch_any(PACK, 1, 1, Priority.FILL, lambda numbers: None, lambda number, encoding, body: None)
+        client.fetch(AnyRequest.among(PACK, 1, 1, Priority.FILL), lambda number, encoding, body: None)
 
 
 def test_the_rate_is_kept_and_demand_goes_first(pack: Pack) -> None:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from imgdist.wire.messages import Priority
-from imgdist.wire.requests import AnyRequest, ChunkRequest, encode_any, encode_request
+from imgdist.wire.requests import AnyRequest, ChunkRequest, encode
 from imgdist.wire.session import Session
 
 PACK = "ab" * 32
@@ -34,8 +34,8 @@ def test_others_are_told_no_address_that_is_nobodys(peer: str | None, node: str 
     with ours, theirs:
         session = Session(ours, peer, 0.0)
         for _ in range(2):
-            assert session.take_in(encode_request(PACK, [1], Priority.DEMAND, node=node))
-            assert session.take_in(encode_any(PACK, 1, 1, Priority.FILL, node=node))
+            assert session.take_in(encode(ChunkRequest(PACK, (1,), Priority.DEMAND, node=node)))
+            assert session.take_in(encode(AnyRequest(PACK, b"0:AQ", 1, Priority.FILL, node=node)))
     requests = list(session.pending)
     assert [type(request) for request in requests] == [ChunkRequest, AnyRequest] * 2
     for request in requests:

@@ -14,6 +14,7 @@ from agent.swarm.patience import FIRST_S, PATIENCE_S, Patience
 from agent.swarm.peers import PeerChunks
 from imgdist.errors import NotFoundError, TemporaryError
 from imgdist.wire.messages import Priority
+from imgdist.wire.requests import ChunkRequest
 from imgdist.wire.responses import encode_head
 
 SHORT_S = 0.05
@@ -69,7 +70,7 @@ def ask(peer: PeerChunks, wait_s: float = 0.0) -> float:
     """Seconds until it was given up."""
     started = time.monotonic()
     with pytest.raises(TemporaryError):
-        peer.fetch("00" * 32, [1], Priority.FILL, lambda number, encoding, body: None, wait_s=wait_s)
+        peer.fetch(ChunkRequest("00" * 32, (1,), Priority.FILL, wait_s=wait_s), lambda number, encoding, body: None)
     return time.monotonic() - started
 
 
@@ -93,7 +94,7 @@ def test_a_silent_peer_is_given_up_on_a_kept_connection_too() -> None:
     with server(answer) as peer:
         peer._patience.seconds = 30.0
         with pytest.raises(NotFoundError):
-            peer.fetch("00" * 32, [1], Priority.FILL, lambda number, encoding, body: None)
+            peer.fetch(ChunkRequest("00" * 32, (1,), Priority.FILL), lambda number, encoding, body: None)
         peer._patience.seconds = SHORT_S
         assert ask(peer) < 3.0
 
