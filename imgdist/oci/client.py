@@ -18,7 +18,7 @@ from imgdist.oci.download import Download
 from imgdist.oci.manifest import Descriptor, Index, Manifest, parse_manifest
 from imgdist.oci.permission import Permission, Shown
 from imgdist.oci.reference import Reference, is_digest
-from imgdist.oci.requests import ACCEPT, DOCUMENT_MAX, Requests
+from imgdist.oci.requests import ACCEPT, DOCUMENT_MAX, Request, Requests
 from imgdist.oci.seen import SeenCredentials
 from imgdist.oci.settings import RegistrySettings
 from imgdist.oci.transport import Interrupted, Meter, Retry, Unwitnessed, Witness
@@ -69,8 +69,8 @@ class RegistryClient:
 
     async def digest_of_tag(self, repository: str, tag: str) -> str | None:
         """The digest that a tag names now, by HEAD (the hub does not count it as a pull); None if not told."""
-        response = await self._requests.send("HEAD", repository, f"manifests/{tag}", {"Accept": ACCEPT})
-        async with response:
+        request = Request("HEAD", repository, f"manifests/{tag}", {"Accept": ACCEPT})
+        async with await self._requests.send(request) as response:
             if response.status in (400, 405):
                 return None
             await self._requests.expect(response, repository, f"tag {tag}")
@@ -80,7 +80,7 @@ class RegistryClient:
     async def blob_size(self, repository: str, digest: str) -> int | None:
         """Bytes of a blob, by HEAD; None where that is not told. NotFoundError if there is none."""
         try:
-            async with await self._requests.send("HEAD", repository, f"blobs/{digest}", {}) as response:
+            async with await self._requests.send(Request("HEAD", repository, f"blobs/{digest}")) as response:
                 if response.status in (400, 405):
                     return None
                 await self._requests.expect(response, repository, f"blob {digest}")
@@ -100,8 +100,8 @@ class RegistryClient:
         self, repository: str, path: str, *, accept: str = "*/*", query: Sequence[tuple[str, str]] = ()
     ) -> Answer:
         """The answer to GET /v2/<repository>/<path>, whole: for what is handed on and not looked into."""
-        response = await self._requests.send("GET", repository, path, {"Accept": accept}, query)
-        async with response:
+        request = Request("GET", repository, path, {"Accept": accept}, query)
+        async with await self._requests.send(request) as response:
             await self._requests.expect(response, repository, path)
             raw = await self._requests.read(response, f"{self.host}/{repository}: {path}")
         return Answer(response.content_type, raw, response.headers)
@@ -140,7 +140,8 @@ class RegistryClient:
 
     async def _read_document(self, repository: str, name: str) -> tuple[str, str, bytes]:
         what = f"{self.host}/{repository}: manifest {name}"
-        async with await self._requests.send("GET", repository, f"manifests/{name}", {"Accept": ACCEPT}) as response:
+        request = Request("GET", repository, f"manifests/{name}", {"Accept": ACCEPT})
+        async with await self._requests.send(request) as response:
             await self._requests.expect(response, repository, f"manifest {name}")
             raw = await self._requests.read(response, what)
         stated = name if is_digest(name) else response.headers.get("Docker-Content-Digest", "")

@@ -13,7 +13,7 @@ import aiohttp
 
 from imgdist.errors import CorruptError, ImgdistError, ProtocolError, TemporaryError
 from imgdist.oci.manifest import Descriptor
-from imgdist.oci.requests import Requests
+from imgdist.oci.requests import Request, Requests
 from imgdist.oci.transport import Interrupted
 
 PROGRESS = 256 * 1024
@@ -83,7 +83,8 @@ class Download:
         """What follows `offset` in a blob, from one request: by Range, or by skipping where that is not served."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         # Each attempt starts at the registry: a presigned URL of the last one may have expired.
-        upstream, opened = await self._requests.open("GET", self._repository, f"blobs/{self._blob.digest}", headers)
+        request = Request("GET", self._repository, f"blobs/{self._blob.digest}", headers)
+        upstream, opened = await self._requests.open(request)
         async with opened as response:
             try:
                 skip = await self._skipped(response, offset)

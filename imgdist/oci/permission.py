@@ -10,7 +10,7 @@ import aiohttp
 
 from imgdist.errors import DeniedError, ProtocolError
 from imgdist.oci.auth import parse_challenges
-from imgdist.oci.requests import ACCEPT, PAGES, Requests, with_authorization
+from imgdist.oci.requests import ACCEPT, PAGES, Request, Requests, with_authorization
 from imgdist.oci.transport import REDIRECT_STATUS, Retry
 
 log = logging.getLogger("imgdist.oci")
@@ -61,7 +61,8 @@ class Permission:
         """Whether the registry itself says to us that the repository has something: "manifests/..." or "blobs/..."."""
 
         async def ask(method: str, headers: Mapping[str, str], follow: bool) -> aiohttp.ClientResponse:
-            return await self._requests.ask(self._origin, method, repository, path, headers, (), _BRIEF, follow=follow)
+            request = Request(method, repository, path, headers)
+            return await self._requests.ask(self._origin, request, _BRIEF, follow=follow)
 
         return (await self._said(path, ask)).status == 200
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import NamedTuple
 
 import aiohttp
 from yarl import URL
@@ -35,6 +36,16 @@ _ONCE = Retry(attempts=1, connect_attempts=1, busy_attempts=1, retry_after_max_s
 """For mirrors: the next one is asked at once, and the registry itself in the end."""
 _EXPIRED = (400, 401, 403, 410)
 """What object stores answer to a presigned URL whose time is over."""
+
+
+class Request(NamedTuple):
+    """For what is at `path` in a repository: below /v2/<repository>/."""
+
+    method: str
+    repository: str
+    path: str
+    headers: Mapping[str, str] = {}
+    query: Sequence[tuple[str, str]] = ()
 
 
 class Requests:
@@ -72,32 +83,18 @@ class Requests:
             for upstream in everybody
         }
 
-    async def send(
-        self,
-        method: str,
-        repository: str,
-        path: str,
-        headers: Mapping[str, str],
-        query: Sequence[tuple[str, str]] = (),
-    ) -> aiohttp.ClientResponse:
+    async def send(self, request: Request) -> aiohttp.ClientResponse:
         """As `open`; who gave it does not matter."""
-        return (await self.open(method, repository, path, headers, query))[1]
+        return (await self.open(request))[1]
 
-    async def open(
-        self,
-        method: str,
-        repository: str,
-        path: str,
-        headers: Mapping[str, str],
-        query: Sequence[tuple[str, str]] = (),
-    ) -> tuple[Upstream, aiohttp.ClientResponse]:
+    async def open(self, request: Request) -> tuple[Upstream, aiohttp.ClientResponse]:
         """The answer and who gave it: the first mirror that has it, else whatever the registry itself says."""
-        if (refusal := self._settings.refusal(f"{self.host}/{repository}")) is not None:
+        if (refusal := self._settings.refusal(f"{self.host}/{request.repository}")) is not None:
             raise refusal
         *mirrors, origin = self.upstreams.in_order(time.monotonic())
         for mirror in mirrors:
             try:
-                response = await self.ask(mirror, method, repository, path, headers, query, _ONCE)
+                response = await self.ask(mirror, request, _ONCE)
                 if response.status in (200, 206):
                     mirror.answered()
                     return mirror, response
@@ -107,27 +104,22 @@ class Requests:
                     mirror.failed(time.monotonic())
                 log.info("%s: mirror %s did not give it: %s", self.host, mirror.base, error)
             self.transport.retried("mirror")
-        return origin, await self.ask(origin, method, repository, path, headers, query)
+        return origin, await self.ask(origin, request)
 
     async def ask(
-        self,
-        upstream: Upstream,
-        method: str,
-        repository: str,
-        path: str,
-        headers: Mapping[str, str],
-        query: Sequence[tuple[str, str]],
-        retry: Retry | None = None,
-        *,
-        follow: bool = True,
+        self, upstream: Upstream, request: Request, retry: Retry | None = None, *, follow: bool = True
     ) -> aiohttp.ClientResponse:
         """The answer of one of them, once it has got whatever credentials it wants, as far as there are any."""
-        url, name = upstream.url(repository, path).with_query(query or None), upstream.repository(repository)
+        name = upstream.repository(request.repository)
+        url = upstream.url(request.repository, request.path).with_query(request.query or None)
+
+        async def opened(header: str | None) -> aiohttp.ClientResponse:
+            headers = with_authorization(request.headers, header)
+            return await self.transport.open(request.method, url, headers, retry=retry, follow=follow)
+
         authorizer = self._authorizers[upstream]
         header = authorizer.header(name)
-        response = await self.transport.open(
-            method, url, with_authorization(headers, header), retry=retry, follow=follow
-        )
+        response = await opened(header)
         for _ in range(AUTH_ATTEMPTS):
             if response.status != 401 or response.url.origin() != upstream.base.origin():
                 break
@@ -135,9 +127,7 @@ class Requests:
             challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
             header = await authorizer.renew(name, challenges, header)
             self.transport.retried("unauthorized")
-            response = await self.transport.open(
-                method, url, with_authorization(headers, header), retry=retry, follow=follow
-            )
+            response = await opened(header)
             if authorizer.is_ours(name, header):
                 break
         return response
