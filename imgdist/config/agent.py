@@ -9,6 +9,7 @@ from msgspec import Meta, Struct, field
 
 from imgdist.config.conversion import ConvertConfig, LimitsConfig
 from imgdist.config.registries import AccessConfig, RegistryConfig, TagsConfig
+from imgdist.config.space import High, Low, MaxBytes
 
 
 class ReadConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,13 +76,9 @@ class SpaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How much of its disk a node's packs may take. The kubelet begins to remove images at 85 % of a file system and
     ends at 80 %: what nothing uses has gone by then."""
 
-    high: Annotated[
-        float, Meta(gt=0, le=1, description="share of the file system in use above which what nothing uses goes")
-    ] = 0.80
-    low: Annotated[float, Meta(ge=0, lt=1, description="share of the file system in use at which that ends")] = 0.75
-    max_bytes: Annotated[
-        int, Meta(ge=0, description="most bytes of all packs together; 0: no limit but the shares")
-    ] = 0
+    high: High = 0.80
+    low: Low = 0.75
+    max_bytes: MaxBytes = 0
     min_age_s: Annotated[
         float, Meta(ge=0, description="seconds that a pack stays after its last use, unless the disk is full")
     ] = 300.0

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct, field
 
 from imgdist.config.conversion import ConvertConfig, LimitsConfig
 from imgdist.config.registries import AccessConfig, RegistryConfig, TagsConfig
+from imgdist.config.space import High, Low, MaxBytes
 
 
 class TrackerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -19,11 +20,9 @@ class TrackerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class SupernodeSpaceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How much of its disk a supernode's packs may take. What goes is converted anew when somebody asks for it."""
 
-    high: Annotated[float, Meta(gt=0, le=1, description="share of the file system in use above which packs go")] = 0.85
-    low: Annotated[float, Meta(ge=0, lt=1, description="share of the file system in use at which that ends")] = 0.80
-    max_bytes: Annotated[
-        int, Meta(ge=0, description="most bytes of all packs together; 0: no limit but the shares")
-    ] = 0
+    high: High = 0.85
+    low: Low = 0.80
+    max_bytes: MaxBytes = 0
     retention_s: Annotated[
         float, Meta(ge=0, description="seconds that a pack stays after it was last resolved or served")
     ] = 3600.0
