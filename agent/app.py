@@ -23,6 +23,7 @@ from agent.draining import Draining
 from agent.launch import supernode_urls
 from agent.lazynode import LazyNode, lazy_node
 from agent.leaving import leave
+from agent.listing import Trust
 from agent.mirror import service as mirror
 from agent.mirror.seen import SeenTags
 from agent.snapshotter import grpc
@@ -197,7 +198,7 @@ async def _serve_mirror(
 
 def _api_node(node: LazyNode, snapshotter: Snapshotter) -> api.Node:
     draining = Draining(node.catalog, node.layers, (snapshotter, node.own_snapshots))
-    trust = api.Trust(node.prover, node.withdrawal, node.revocations)
+    trust = Trust(node.prover, node.withdrawal, node.revocations)
     return api.Node(node.catalog, node.images, node.mounts, draining, node.space, trust, node.swarm)
 
 

@@ -16,10 +16,11 @@ import pytest
 from aiohttp import web
 from fake_node import FakeStore
 
-from agent.api import Node, Trust, application
+from agent.api import Node, application
 from agent.catalog import Layer, State
 from agent.draining import Drained
 from agent.known_images import KnownImage, KnownLayer
+from agent.listing import Trust
 from agent.mirror.seen import SeenTags
 from agent.openings import PlainLayer
 from agent.proving.prover import Look
