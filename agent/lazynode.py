@@ -33,8 +33,9 @@ from agent.space.figures import SpaceFigures
 from agent.space.keeper import SpaceKeeper
 from agent.starts import ImageStarts
 from agent.strays import Strays
+from agent.supernode_chunks import SupernodeChunks
 from agent.supernode_client import SupernodeClient
-from agent.supernodes import SupernodeChunks, Supernodes
+from agent.supernodes import Supernodes
 from agent.swarm.patience import Patience
 from agent.swarm.peers import reach
 from agent.swarm.station import Station

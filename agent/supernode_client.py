@@ -4,56 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
 from msgspec import msgpack
 
-from agent.proof import proving
-from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, TemporaryError
+from agent.supernode_http import Interrupted, SupernodeHttp
+from imgdist.errors import NotFoundError, ProtocolError
 from imgdist.oci.reference import Reference, is_sha256
 from imgdist.pack.index import Index, IndexFollower
 from imgdist.pack.kinds import Kind
 from imgdist.pack.records import offset_of
 from imgdist.proving.verdict import Verdict
-from imgdist.wire.address import Address
 from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.control import (
     INDEXES_MAX,
     BlobStatus,
     Chain,
-    Failure,
     Indexes,
     IndexesRequest,
     LayerStatus,
     Resolution,
     ResolveRequest,
     Trace,
-    error_of,
 )
-
-T = TypeVar("T")
 
 OnProgress = Callable[[IndexFollower], None]
 
-ANSWER_MAX = 4 << 20
-"""Bytes of a JSON or msgpack answer: a resolution of 1,000 layers has 0.5 MB, a full trace 0.5 MB."""
 RESUME_ATTEMPTS = 5
 RESUME_DELAY_S = 0.2
 """An index stream that breaks off is resumed at once and then after 0.2, 0.4 ... s: a restart takes about 1 s."""
-DEAD_PEER_S = 15
-"""A host that answers no packet for so long is gone. The kernel asks and answers, so that a layer which converts slowly
-is told from a machine that lost its power: an index stream has no other bound."""
 PROOF_S = 3600.0
 """How long a supernode may take to prove a pack: 10 GB at 30 MB/s are 6 minutes, and others may be before it."""
-_PIECE = 256 * 1024
-_PROBES = 3
 _PACK_ID = re.compile("[0-9a-f]{64}")
 
 
@@ -68,28 +55,8 @@ class SupernodeClient:
     def __init__(self, url: str, *, timeout_s: float = 30.0, key: ClusterKey | None = None) -> None:
         """`timeout_s` bounds the silence of the supernode within a call; resolving may ask a slow registry. `key`
         proves that a node asks."""
-        self._key = key
-        self._address, self._timeout_s = Address.parse(url), timeout_s
-        self.url = self._address.url
-        self._base = "http://localhost" if self._address.path else self.url
-        self._session: aiohttp.ClientSession | None = None
-
-    @property
-    def _http(self) -> aiohttp.ClientSession:
-        """Made at the first question: an agent that starts again serves readers before it has one (agent/main.py)."""
-        if self._session is None:
-            connector = (
-                aiohttp.UnixConnector(self._address.path)
-                if self._address.path
-                else aiohttp.TCPConnector(limit=0, socket_factory=watched_socket)
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                middlewares=proving(self._key),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=self._timeout_s),
-            )
-        return self._session
+        self._http = SupernodeHttp(url, timeout_s=timeout_s, key=key)
+        self.url = self._http.url
 
     async def __aenter__(self) -> Self:
         return self
@@ -101,8 +68,7 @@ class SupernodeClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._http.close()
 
     async def resolve(
         self,
@@ -115,7 +81,7 @@ class SupernodeClient:
     ) -> Resolution:
         """The image that a reference names (see ResolveRequest); starts its conversion unless told not to."""
         asked = ResolveRequest(reference, platform, manifest_digest, convert, documents)
-        found = await self._call(Resolution, "POST", "/v1/resolve", msgspec.json.encode(asked))
+        found = await self._http.call(Resolution, "POST", "/v1/resolve", msgspec.json.encode(asked))
         digests = [found.manifest_digest, found.config_digest]
         digests += [text for layer in found.layers for text in (layer.digest, layer.diff_id, layer.chain_id)]
         self._check_digests(digests, (layer.pack_id for layer in found.layers))
@@ -125,7 +91,7 @@ class SupernodeClient:
 
     async def layer(self, digest: str) -> LayerStatus:
         """How far a layer's conversion is. NotFoundError if the supernode does not know the layer."""
-        found = await self._call(LayerStatus, "GET", f"/v1/layers/{quote(digest)}")
+        found = await self._http.call(LayerStatus, "GET", f"/v1/layers/{quote(digest)}")
         self._check_digests((), [found.pack_id])
         self._check_answers(found.digest, digest)
         return found
@@ -135,7 +101,7 @@ class SupernodeClient:
         that clients of this node have pulled from lately; among tenants, others' private images are none."""
         query = f"?{urlencode([('for', name) for name in names])}" if names else ""
         try:
-            found = await self._call(Chain, "GET", f"/v1/chains/{quote(chain_id)}{query}")
+            found = await self._http.call(Chain, "GET", f"/v1/chains/{quote(chain_id)}{query}")
         except NotFoundError:
             return None
         self._check_digests((found.layer_digest, found.diff_id, found.manifest_digest))
@@ -145,68 +111,50 @@ class SupernodeClient:
     async def trace(self, manifest_digest: str) -> Trace | None:
         """What starts of an image touched; None if none was recorded."""
         try:
-            raw = await self._read("GET", f"/v1/traces/{quote(manifest_digest)}")
+            raw = await self._http.read("GET", f"/v1/traces/{quote(manifest_digest)}")
         except NotFoundError:
             return None
-        found = self._decoded(lambda: msgpack.decode(raw, type=Trace))
+        found = self._http.decoded(lambda: msgpack.decode(raw, type=Trace))
         self._check_digests(found.layers)
         return found
 
     async def put_trace(self, manifest_digest: str, trace: Trace) -> None:
         """Add what a start touched."""
-        await self._read("PUT", f"/v1/traces/{quote(manifest_digest)}", msgpack.encode(trace))
+        await self._http.read("PUT", f"/v1/traces/{quote(manifest_digest)}", msgpack.encode(trace))
 
     async def prove(self, pack_id: str) -> Verdict:
         """Have the supernode hold a pack against its layer, which may take minutes."""
-        raw = await self._read("POST", f"/v1/packs/{pack_id}/proof", silence_s=PROOF_S)
-        return self._decoded(lambda: msgspec.json.decode(raw, type=Verdict))
+        raw = await self._http.read("POST", f"/v1/packs/{pack_id}/proof", silence_s=PROOF_S)
+        return self._http.decoded(lambda: msgspec.json.decode(raw, type=Verdict))
 
     async def tar_split(self, pack_id: str, out: IO[bytes], most_bytes: int) -> None:
         """Write a pack's tar-split stream, compressed, to `out`; ProtocolError if it has more than `most_bytes`."""
         received = 0
-        try:
-            async with self._http.get(f"{self._base}/v1/packs/{pack_id}/tar-split") as response:
-                if response.status != 200:
-                    raise self._failure(response.status, await self._body(response))
-                async for piece in response.content.iter_chunked(_PIECE):
-                    received += len(piece)
-                    if received > most_bytes:
-                        raise ProtocolError(f"supernode {self.url}: a tar-split stream of more than {most_bytes} bytes")
-                    await asyncio.to_thread(out.write, piece)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise TemporaryError(f"supernode {self.url} does not answer: {error or type(error).__name__}") from error
+        async with aclosing(self._http.pieces(f"/v1/packs/{pack_id}/tar-split")) as stream:
+            async for piece in stream:
+                received += len(piece)
+                if received > most_bytes:
+                    raise ProtocolError(f"supernode {self.url}: a tar-split stream of more than {most_bytes} bytes")
+                await asyncio.to_thread(out.write, piece)
 
     async def status(self) -> dict[str, Any]:
         """The supernode's own account of itself."""
-        return await self._call(dict[str, Any], "GET", "/v1/status")
+        return await self._http.call(dict[str, Any], "GET", "/v1/status")
 
     async def open(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> aiohttp.ClientResponse:
         """The answer to a request, of whatever status and with its body still to be read; the caller closes it."""
-        try:
-            return await self._http.request(method, self._base + path, headers=headers)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise TemporaryError(f"supernode {self.url} does not answer: {error or type(error).__name__}") from error
+        return await self._http.open(method, path, headers)
 
     async def index_stream(self, digest: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         """The raw record stream of a layer's index from record `start` on, as it is written.
 
         Ends after the seal; Interrupted if the connection breaks before, or the conversion's error.
         """
-        async with aclosing(self._stream(f"/v1/layers/{quote(digest)}/index?from={start}")) as stream:
+        # Silence is normal here: the layer may wait for its turn, or come over a slow link.
+        path = f"/v1/layers/{quote(digest)}/index?from={start}"
+        async with aclosing(self._http.pieces(path, is_patient=True)) as stream:
             async for piece in stream:
                 yield piece
-
-    async def _stream(self, path: str, headers: Mapping[str, str] | None = None) -> AsyncGenerator[bytes, None]:
-        # Silence is normal here: the layer may wait for its turn, or come over a slow link.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=None)
-        try:
-            async with self._http.get(self._base + path, headers=headers, timeout=timeout) as response:
-                if response.status != 200:
-                    raise self._failure(response.status, await self._body(response))
-                async for piece in response.content.iter_any():
-                    yield piece
-        except aiohttp.ClientError as error:
-            raise Interrupted(f"supernode {self.url}: {error or type(error).__name__}") from error
 
     async def follow_index(self, digest: str, on_progress: OnProgress | None = None) -> tuple[Index, bytes]:
         """A layer's index, sealed and verified, and the bytes it was read from; followed while the layer converts and
@@ -221,8 +169,8 @@ class SupernodeClient:
         """The index streams of those layers that are ready at the supernode, as many as one answer takes: to be loaded,
         and so verified, by the caller. A supernode of an earlier release refuses (UsageError)."""
         asked = IndexesRequest(tuple(digests[:INDEXES_MAX]))
-        raw = await self._read("POST", "/v1/indexes", msgspec.json.encode(asked))
-        found = self._decoded(lambda: msgpack.decode(raw, type=Indexes)).indexes
+        raw = await self._http.read("POST", "/v1/indexes", msgspec.json.encode(asked))
+        found = self._http.decoded(lambda: msgpack.decode(raw, type=Indexes)).indexes
         for digest in found.keys() - set(digests):
             raise ProtocolError(f"supernode {self.url}: an index that was not asked for, of {digest[:80]!r}")
         return found
@@ -230,7 +178,7 @@ class SupernodeClient:
     async def blob_size(self, blob: Reference, authorization: str | None = None) -> int:
         """Bytes of a blob; nothing is fetched. As BlobSource.size."""
         path = f"/v1/blobs/{quote(blob.digest or '')}?{_name_of(blob)}"
-        found = await self._call(BlobStatus, "GET", path, headers=_shown(authorization))
+        found = await self._http.call(BlobStatus, "GET", path, headers=_shown(authorization))
         self._check_answers(found.digest, blob.digest or "")
         return found.size_bytes
 
@@ -248,7 +196,7 @@ class SupernodeClient:
         path = f"/v1/blobs/{quote(blob.digest or '')}/index?{told}"
         index, data = await self._follow(
             f"blob {blob.digest}",
-            lambda start: self._stream(f"{path}&from={start}", _shown(authorization)),
+            lambda start: self._http.pieces(f"{path}&from={start}", _shown(authorization), is_patient=True),
             on_progress,
         )
         if index.kind is not Kind.RAW:
@@ -282,48 +230,6 @@ class SupernodeClient:
                 raise problem
             await asyncio.sleep(RESUME_DELAY_S * (failures - 1))
 
-    async def _call(
-        self,
-        kind: type[T],
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> T:
-        raw = await self._read(method, path, body, headers)
-        return self._decoded(lambda: msgspec.json.decode(raw, type=kind))
-
-    async def _read(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        *,
-        silence_s: float | None = None,
-    ) -> bytes:
-        if body is not None:
-            headers = {**(headers or {}), "Content-Type": "application/octet-stream"}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=silence_s or self._timeout_s)
-        try:
-            async with self._http.request(
-                method, self._base + path, data=body, headers=headers, timeout=timeout
-            ) as response:
-                raw = await self._body(response)
-                if response.status >= 400:
-                    raise self._failure(response.status, raw)
-                return raw
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise TemporaryError(f"supernode {self.url} does not answer: {error or type(error).__name__}") from error
-
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        raw = bytearray()
-        async for piece in response.content.iter_any():
-            raw += piece
-            if len(raw) > ANSWER_MAX:
-                raise ProtocolError(f"supernode {self.url}: an answer of more than {ANSWER_MAX} bytes")
-        return bytes(raw)
-
     def _check_digests(self, digests: Iterable[str], pack_ids: Iterable[str | None] = ()) -> None:
         for digest in digests:
             if not is_sha256(digest):
@@ -336,18 +242,6 @@ class SupernodeClient:
         if answered != asked:
             raise ProtocolError(f"supernode {self.url}: asked for {asked}, the answer is about {answered[:80]!r}")
 
-    def _failure(self, status: int, raw: bytes) -> ImgdistError:
-        try:
-            return error_of(msgspec.json.decode(raw, type=Failure), status)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return ProtocolError(f"supernode {self.url}: status {status}, expected a JSON error: {raw[:80]!r}")
-
-    def _decoded(self, decode: Callable[[], T]) -> T:
-        try:
-            return decode()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ProtocolError(f"supernode {self.url}: an answer that makes no sense: {error}") from None
-
 
 def _name_of(blob: Reference) -> str:
     return f"name={quote(blob.name)}"
@@ -355,24 +249,3 @@ def _name_of(blob: Reference) -> str:
 
 def _shown(authorization: str | None) -> dict[str, str]:
     return {"Authorization": authorization} if authorization else {}
-
-
-class Interrupted(TemporaryError):
-    """An index stream broke off; what was received stands, the rest can be asked for."""
-
-
-def watched_socket(address: tuple[Any, ...]) -> socket.socket:
-    """A socket for (family, type, protocol, name, address) whose connection breaks when the other machine is gone:
-    tcp(7), TCP_KEEPIDLE while nothing is under way, TCP_USER_TIMEOUT (ms) while something is."""
-    family, kind, protocol, _, _ = address
-    connection = socket.socket(family, kind, protocol)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    every_s = DEAD_PEER_S // _PROBES
-    for option, value in (
-        (socket.TCP_KEEPIDLE, every_s),
-        (socket.TCP_KEEPINTVL, every_s),
-        (socket.TCP_KEEPCNT, _PROBES - 1),
-        (socket.TCP_USER_TIMEOUT, DEAD_PEER_S * 1000),
-    ):
-        connection.setsockopt(socket.IPPROTO_TCP, option, value)
-    return connection

@@ -17,7 +17,7 @@ from typing import Protocol
 import aiohttp
 
 from agent.proof import proving
-from agent.supernode_client import watched_socket
+from agent.supernode_http import watched_socket
 from agent.swarm.identity import Identity
 from agent.swarm.reports import Reports
 from imgdist.errors import ProtocolError

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
 
 from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
-from agent.supernodes import SupernodeChunks
+from agent.supernode_chunks import SupernodeChunks
 from agent.swarm.identity import identity
 from agent.swarm.membership import Membership
 from agent.swarm.mesh import Mesh

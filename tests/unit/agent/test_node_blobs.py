@@ -26,8 +26,9 @@ from agent.blobs.source import Blobs
 from agent.catalog import Catalog
 from agent.chunkstore import ChunkStore
 from agent.database import Database
+from agent.supernode_chunks import SupernodeChunks
 from agent.supernode_client import SupernodeClient
-from agent.supernodes import SupernodeChunks, Supernodes
+from agent.supernodes import Supernodes
 from agent.transfer.transfers import Transfers
 from imgdist.errors import DeclinedError, DeniedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci import transport

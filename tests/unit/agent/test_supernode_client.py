@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 from msgspec import msgpack
 
-from agent.supernode_client import DEAD_PEER_S, SupernodeClient
+from agent.supernode_client import SupernodeClient
+from agent.supernode_http import DEAD_PEER_S
 from imgdist.errors import ProtocolError
 from imgdist.wire.control import Chain, Layer, LayerStatus, Resolution, Trace
 
@@ -109,7 +110,7 @@ async def test_the_kernel_watches_the_other_machine(monkeypatch: pytest.MonkeyPa
             made.append(self)
 
     async with supernode(resolution()) as client:
-        monkeypatch.setattr("agent.supernode_client.socket.socket", Recorded)
+        monkeypatch.setattr("agent.supernode_http.socket.socket", Recorded)
         await client.resolve("r")
         monkeypatch.undo()
         watched = [one for one in made if one.fileno() >= 0 and one.getpeername()]

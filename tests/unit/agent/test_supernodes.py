@@ -15,7 +15,8 @@ from typing import IO, Any
 import pytest
 from blake3 import blake3
 
-from agent.supernodes import SupernodeChunks, Supernodes
+from agent.supernode_chunks import SupernodeChunks
+from agent.supernodes import Supernodes
 from imgdist.errors import DeniedError, NotFoundError, ProtocolError, TemporaryError
 from imgdist.wire.address import Address
 from imgdist.wire.answer import Row

@@ -17,7 +17,8 @@ import pytest
 from aiohttp import web
 from fake_registry import FakeRegistry, answer, serving, tar_gz
 
-from agent.supernode_client import Interrupted, SupernodeClient
+from agent.supernode_client import SupernodeClient
+from agent.supernode_http import Interrupted
 from imgdist.errors import (
     CorruptError,
     DeclinedError,
