@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.histogram import Buckets, merged, quantile
 from bench.machine_time import MachineTime
+from bench.programs import Programs
 from bench.swarm_rig import Node, Published
 from imgdist.demo.agent import Supernode
 from imgdist.errors import ImgdistError
@@ -69,8 +70,8 @@ class Starts:
 def start_all(nodes: Sequence[Node], reference: str, argv: Sequence[str]) -> Starts:
     """Mount the image and run `argv` in it on all `nodes` at once. Raises ImgdistError for a program that fails."""
     machine = MachineTime()
-    with ThreadPoolExecutor(len(nodes)) as pool:
-        each = tuple(pool.map(lambda node: _start(node, reference, argv), nodes))
+    with ThreadPoolExecutor(len(nodes)) as pool, Programs() as programs:
+        each = tuple(pool.map(lambda node: _start(programs, node, reference, argv), nodes))
     busy = machine.busy_share()
     return Starts(each, merged(_waits(node.agent.metrics()) for node in nodes), busy)
 
@@ -83,22 +84,19 @@ def touched_bytes(supernode: Supernode, published: Published) -> int:
     return sum(tables[layer][chunk][1] for layer, chunk in struct.iter_unpack("<HI", trace.entries))
 
 
-def _start(node: Node, reference: str, argv: Sequence[str]) -> Start:
+def _start(programs: Programs, node: Node, reference: str, argv: Sequence[str]) -> Start:
     before, cpu_before, started = node.spoke.traffic(), node.processes.cpu_s(), time.monotonic()
     node.agent.mount(reference, node.tree)
     mounted = time.monotonic() - started
     unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={node.tree}", "--mount-proc=/proc")
     command = [*node.spoke.inside, *unshare, "--", *argv]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_ENVIRONMENT
-    ) as process:
+    with programs.started(command, _ENVIRONMENT) as process:
         assert process.stdout is not None
         first = _first_output(process)
         took = time.monotonic() - started
         received = (node.spoke.traffic() - before).received
         output = first + process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        usage = programs.reap(process)
     if process.returncode:
         raise ImgdistError(f"{' '.join(argv)} in {node.tree}: exit {process.returncode}: {output[-500:]!r}")
     node_cpu_s = sum(node.processes.cpu_s().values()) - sum(cpu_before.values())
