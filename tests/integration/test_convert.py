@@ -8,12 +8,13 @@ import os
 import random
 import signal
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
 from blake3 import blake3
+from worker_processes import children_of
 
 from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.pack import codec
@@ -52,31 +53,6 @@ def digest_of(layer: bytes) -> str:
 
 
 LAYER = digest_of(GZIP)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    """An empty store."""
-    made = LocalStore(tmp_path / "store")
-    made.recover()
-    return made
-
-
-@pytest.fixture
-async def workers() -> AsyncIterator[Workers]:
-    """Afterwards no process of the test may be left."""
-    async with Workers() as made:
-        yield made
-    left = [child for child in children_of(os.getpid()) if b"supernode.convert" in command_of(child)]
-    assert not left, f"conversion processes are left: {left}"
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def command_of(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 async def convert(store: LocalStore, workers: Workers, layer: bytes, **options: object) -> str:

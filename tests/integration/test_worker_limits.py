@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -25,19 +24,6 @@ def _directories(count: int) -> bytes:
     return zipped(named(header(), (b"%d/f" % number for number in range(count))))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    made = LocalStore(tmp_path)
-    made.recover()
-    return made
-
-
-@pytest.fixture
-async def workers() -> AsyncIterator[Workers]:
-    async with Workers() as made:
-        yield made
-
-
 async def _convert(store: LocalStore, workers: Workers, layer: bytes, limits: Limits) -> None:
     async with Conversion(store, workers, digest_of(layer), limits=limits) as conversion:
         for at in range(0, len(layer), 65_536):
@@ -58,7 +44,7 @@ async def test_too_much_is_declined_and_leaves_nothing(
 ) -> None:
     with pytest.raises(DeclinedError, match=words):
         await _convert(store, workers, _directories(count), limits)
-    assert list((tmp_path / "packs").iterdir()) == []
+    assert list((tmp_path / "store" / "packs").iterdir()) == []
     await _convert(store, workers, zipped([header(b"f")]), DEFAULT_LIMITS)
 
 

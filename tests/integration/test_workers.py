@@ -11,10 +11,10 @@ import signal
 import sys
 import tarfile
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from worker_processes import children_of
 
 from imgdist.errors import TemporaryError
 from supernode.convert.conversion import Conversion
@@ -35,29 +35,6 @@ def layer_of(number: int) -> bytes:
 
 def digest_of(layer: bytes) -> str:
     return f"sha256:{hashlib.sha256(layer).hexdigest()}"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
-    made = LocalStore(tmp_path)
-    made.recover()
-    return made
-
-
-@pytest.fixture
-async def workers() -> AsyncIterator[Workers]:
-    async with Workers() as made:
-        yield made
-    assert made.server_pid is None
-    assert not [child for child in children_of(os.getpid()) if b"supernode.convert" in command_of(child)]
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def command_of(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 async def ended(pid: int) -> None:
@@ -148,7 +125,7 @@ async def test_a_dead_server_fails_what_runs_and_is_replaced(
             os.kill(server, signal.SIGKILL)
             await ended(worker)
             await conversion.finish()
-    assert list((tmp_path / "packs").iterdir()) == []
+    assert list((tmp_path / "store" / "packs").iterdir()) == []
     assert await convert(store, workers, 1)
     assert workers.server_pid != server
 
@@ -237,4 +214,4 @@ async def test_what_a_worker_says_is_not_trusted(store: LocalStore, tmp_path: Pa
                 await conversion.finish()
         with pytest.raises(TemporaryError):
             await anext(conversion.follow())
-    assert list((tmp_path / "packs").iterdir()) == []
+    assert list((tmp_path / "store" / "packs").iterdir()) == []

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from made_layers import FakeView, MadeLayer, MemorySource
-from prometheus_client import CollectorRegistry
+from made_layers import MadeLayer, MemorySource
+from stored_node import StoredNode
 
-from agent.chunkstore import ChunkStore
-from agent.database import Database
 from agent.layerstore import LayerStore
 from agent.transfer import bulk
 from agent.transfer.overflow import Overflow
@@ -23,15 +21,12 @@ START = [LAYER.index.start(chunk) for chunk in range(6)]
 END = [LAYER.index.start(chunk) + LAYER.index.size(chunk) for chunk in range(6)]
 
 
-class Node:
+class Node(StoredNode):
     """Transfers into one store whose disk is full until `relieve`."""
 
     def __init__(self, root: Path, slots: int = 4) -> None:
         self.source = MemorySource(LAYER)
-        self.database = Database(root / "agent.db")
-        self.chunks = ChunkStore(root / "packs", self.database)
-        self.view = FakeView(slots)
-        self.registry = CollectorRegistry()
+        super().__init__(root, slots=slots)
         self.refused: list[int] = []
         self.errno = errno.ENOSPC
         self.transfers = Transfers(
@@ -50,14 +45,6 @@ class Node:
 
     def relieve(self) -> None:
         self.store.write = self._write  # type: ignore[method-assign]
-
-    def figure(self, name: str) -> float:
-        return self.registry.get_sample_value(name) or 0.0
-
-    def stop(self) -> None:
-        self.transfers.stop()
-        self.chunks.close()
-        self.database.close()
 
 
 @pytest.fixture

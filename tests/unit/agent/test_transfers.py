@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from made_layers import FailingSource, FakeView, MadeLayer, MemorySource, make_index
 from prometheus_client import CollectorRegistry
+from stored_node import StoredNode
 
 from agent.chunkstore import ChunkStore
 from agent.database import Database
@@ -30,14 +31,11 @@ START = [LAYER.index.start(chunk) for chunk in range(6)]
 END = [LAYER.index.start(chunk) + LAYER.index.size(chunk) for chunk in range(6)]
 
 
-class Node:
+class Node(StoredNode):
     """One node's transfers, its stores, a fake view, and what was reported complete."""
 
     def __init__(self, root: Path, sources: list[ChunkSource], slots: int = 4) -> None:
-        self.database = Database(root / "agent.db")
-        self.chunks = ChunkStore(root / "packs", self.database)
-        self.view = FakeView(slots)
-        self.registry = CollectorRegistry()
+        super().__init__(root, slots=slots)
         self.completed: dict[int, threading.Event] = {}
         self.transfers = Transfers(
             self.view,
@@ -55,14 +53,6 @@ class Node:
         self.completed[store.node] = threading.Event()
         self.transfers.add(store)
         return store
-
-    def figure(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
-
-    def stop(self) -> None:
-        self.transfers.stop()
-        self.chunks.close()
-        self.database.close()
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
 import pytest
-from made_layers import FakeView, MadeLayer, MemorySource
-from prometheus_client import CollectorRegistry
+from made_layers import MadeLayer, MemorySource
+from stored_node import StoredNode
 
-from agent.chunkstore import ChunkStore
-from agent.database import Database
 from agent.frames import Frames
 from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
@@ -34,14 +32,11 @@ END = [LAYER.index.start(chunk) + LAYER.index.size(chunk) for chunk in range(6)]
 WHOLE = LAYER.index.block0() + b"".join(LAYER.chunks)
 
 
-class Node:
+class Node(StoredNode):
     """A member of the swarm with real stores, and what it was told."""
 
     def __init__(self, root: Path, supernodes: list[ChunkSource], connect: Callable[[str], ChunkSource | None]) -> None:
-        self.database = Database(root / "agent.db")
-        self.chunks = ChunkStore(root / "packs", self.database, keep_frames=True)
-        self.view = FakeView()
-        self.registry = CollectorRegistry()
+        super().__init__(root, keep_frames=True)
         self.complete = threading.Event()
         self.here: list[tuple[int, int]] = []
         self.transfers = Transfers(
@@ -67,14 +62,6 @@ class Node:
         self.transfers.fill(self.store)
         assert self.complete.wait(10)
         assert image_of(self.store) == WHOLE
-
-    def figure(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
-
-    def stop(self) -> None:
-        self.transfers.stop()
-        self.chunks.close()
-        self.database.close()
 
 
 def image_of(store: LayerStore) -> bytes:
@@ -104,6 +91,18 @@ def make_node(tmp_path: Path) -> Iterator[MakeNode]:
     yield make
     for node in nodes:
         node.stop()
+
+
+def redirect_once(source: MemorySource, address: str) -> None:
+    """Have its first answer send the node to who is there."""
+    redirected: list[int] = []
+
+    def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not redirected:
+            redirected.extend(numbers)
+            raise RedirectedError("busy", (address,))
+
+    source.before = redirect
 
 
 def hang(source: MemorySource) -> threading.Event:
@@ -334,14 +333,7 @@ def test_a_busy_supernode_names_who_has_the_chunk(make_node: MakeNode) -> None:
 
 def test_who_is_named_may_be_getting_the_chunk_and_whoever_named_it_is_asked_last(make_node: MakeNode) -> None:
     supernode, stranger = MemorySource(LAYER), peer("10.0.0.1:1", MadeLayer([1], seed=9))
-    redirected: list[int] = []
-
-    def redirect_once(numbers: tuple[int, ...], priority: Priority) -> None:
-        if not redirected:
-            redirected.extend(numbers)
-            raise RedirectedError("busy", ("10.0.0.1:1",))
-
-    supernode.before = redirect_once
+    redirect_once(supernode, "10.0.0.1:1")
     node = make_node(supernode, connect=lambda address: stranger)
     node.transfers.miss(node.store.node, START[1], 4096)
     node.view.wait(("written", node.store.node, START[1], END[1]), 5)
@@ -466,14 +458,7 @@ def test_nobody_is_sent_to_a_neighbour_that_failed(make_node: MakeNode) -> None:
 def test_a_reader_is_helped_when_a_stranger_is_silent(make_node: MakeNode) -> None:
     supernode, stranger = MemorySource(LAYER), peer("10.0.0.1:1")
     reached = hang(stranger)
-    redirected: list[int] = []
-
-    def redirect_once(numbers: tuple[int, ...], priority: Priority) -> None:
-        if not redirected:
-            redirected.extend(numbers)
-            raise RedirectedError("busy", ("10.0.0.1:1",))
-
-    supernode.before = redirect_once
+    redirect_once(supernode, "10.0.0.1:1")
     node = make_node(supernode, connect=lambda address: stranger)
     node.transfers.miss(node.store.node, START[1], 4096)
     assert reached.wait(5)
