@@ -32,7 +32,7 @@ class Site:
         with ExitStack() as undo:
             # Not /tmp, which may be memory: dropping the page cache would not make that cold.
             self.directory = Path(tempfile.mkdtemp(prefix="imgdist-", dir="/var/tmp"))
-            undo.callback(self._remove)
+            undo.callback(leftovers.remove, self.directory)
             self._link = undo.enter_context(Link())
             address = f"{self._link.far}:5000"
             self._registry = undo.enter_context(
@@ -78,10 +78,3 @@ class Site:
     def _fresh(self, name: str) -> Path:
         self._rounds += 1
         return self.directory / f"{name}{self._rounds}"
-
-    def _remove(self) -> None:
-        for pid in leftovers.processes_below(self.directory):
-            leftovers.kill_with_children(pid)
-        leftovers.unmount_below(self.directory)
-        leftovers.detach_loops_below(self.directory)
-        shutil.rmtree(self.directory)

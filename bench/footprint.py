@@ -13,7 +13,6 @@ import os
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from types import TracebackType
 from bench.node import Site, image_of_this_machine, site
 from bench.node_processes import NodeProcesses
 from bench.report import Report, Row
+from bench.sampling import Peak
 from imgdist.demo.agent import COMPLETE_TIMEOUT_S, Agent
 from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
@@ -68,12 +68,12 @@ def _read_whole(place: Site, reference: str) -> list[Row]:
     with place.agent("read", ["fill.mode=trace"]) as agent:
         node = NodeProcesses(agent)
         empty = sum(node.rss_mib().values())
-        with _Peak(node) as peak, _shown(agent, reference) as tree:
+        with Peak(lambda: sum(node.rss_mib().values()), _SAMPLE_S) as peak, _shown(agent, reference) as tree:
             mounted = sum(node.rss_mib().values())
             mounting_s = node.cpu_s()["agent"]
             _digests(tree)
     return [
-        Row("RSS, every file read on demand, largest", peak.rss_mib, RSS_GOAL_MIB, "MiB"),
+        Row("RSS, every file read on demand, largest", peak.value, RSS_GOAL_MIB, "MiB"),
         Row("RSS, no layer", empty, unit="MiB"),
         Row("RSS, mounted", mounted, unit="MiB"),
         Row("agent CPU of start and mounting", mounting_s, unit="s"),
@@ -84,7 +84,7 @@ def _fill(place: Site, reference: str, idle_s: float) -> list[Row]:
     """Nobody reads: the layers fill, once they have been mounted, and are switched."""
     with place.agent("fill", [f"fill.quiet_s={_QUIET_S}"]) as agent:
         node = NodeProcesses(agent)
-        with _Peak(node) as peak, _shown(agent, reference):
+        with Peak(lambda: sum(node.rss_mib().values()), _SAMPLE_S) as peak, _shown(agent, reference):
             spent, present = node.cpu_s()["agent"], _present_bytes(agent)
             _await(agent.complete)
             fill_s, gb = node.cpu_s()["agent"] - spent, (_present_bytes(agent) - present) / 1e9
@@ -93,7 +93,7 @@ def _fill(place: Site, reference: str, idle_s: float) -> list[Row]:
             rest, pss = node.rss_mib(), node.pss_mib()
             idle = _idle_percent(node, idle_s)
     return [
-        Row("RSS, filled and switched, largest", peak.rss_mib, RSS_GOAL_MIB, "MiB"),
+        Row("RSS, filled and switched, largest", peak.value, RSS_GOAL_MIB, "MiB"),
         Row("RSS, all switched, at rest", sum(rest.values()), RSS_GOAL_MIB, "MiB"),
         *(Row(f"RSS at rest: {role}", size, unit="MiB") for role, size in rest.items()),
         Row("Pss at rest", pss, unit="MiB"),
@@ -171,30 +171,6 @@ def _expected(image: Image) -> dict[str, str]:
                 if (content := tar.extractfile(entry)) is not None:
                     found[entry.name] = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
     return found
-
-
-class _Peak:
-    """The largest sum of the processes' resident memory while the context is open, sampled."""
-
-    def __init__(self, node: NodeProcesses) -> None:
-        self._node = node
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="peak", daemon=True)
-        self.rss_mib = 0.0
-
-    def _sample(self) -> None:
-        while not self._ended.wait(_SAMPLE_S):
-            self.rss_mib = max(self.rss_mib, sum(self._node.rss_mib().values()))
-
-    def __enter__(self) -> _Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
 
 
 class _MemoryCgroup:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> Report:
         machine.install_missing(machine.PACKAGES, _say)
         # Not /tmp, which may be memory: dropping the page cache would not make that cold.
         directory = Path(tempfile.mkdtemp(prefix="imgdist-", dir="/var/tmp"))
-        undo.callback(_remove, directory)
+        undo.callback(leftovers.remove, directory)  # an interrupt may have cut a part's own clean-up short
         link = undo.enter_context(Link())
         _say("making the image")
         image = make(directory / "image", args.size_mb * 1_000_000)
@@ -173,15 +172,6 @@ def _p99(rounds: Sequence[Sequence[float]]) -> float:
 def _tell(what: str, rounds: Sequence[Sequence[float]]) -> None:
     told = ", ".join(f"{median(one):.2f}" for one in rounds)
     _say(f"{what}: p50 of each round {told} ms; p99 {_p99(rounds):.2f}; load {os.getloadavg()[0]:.1f}")
-
-
-def _remove(directory: Path) -> None:
-    """The second net: an interrupt may have cut a part's own clean-up short."""
-    for pid in leftovers.processes_below(directory):
-        leftovers.kill_with_children(pid)
-    leftovers.unmount_below(directory)
-    leftovers.detach_loops_below(directory)
-    shutil.rmtree(directory)
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sysconfig
 import tarfile
 import tempfile
@@ -88,9 +87,5 @@ def _files() -> Iterator[Path]:
 
 
 def _remove(directory: Path) -> None:
-    for pid in leftovers.processes_below(directory):
-        leftovers.kill_with_children(pid)
-    leftovers.unmount_below(directory)
-    leftovers.detach_loops_below(directory)
     with shielded():
-        shutil.rmtree(directory)
+        leftovers.remove(directory)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 from bench.node import Site, site
 from bench.node_processes import NodeProcesses
 from bench.report import Row
+from bench.sampling import Peak
 from bench.scale_images import BLOCK_BYTES, Fill, Numbers, large_files, many_files, of_one_layer
 
 WORKER_GOAL_MIB, AGENT_GOAL_MIB = 256, 200
@@ -46,10 +46,10 @@ def _rows_of(kind: _Kind, number: int, place: Site, directory: Path, say: Callab
     say(f"making a layer of {kind.name}")
     image = of_one_layer(directory / f"large{number}", kind.fill)
     started = time.monotonic()
-    with _PeakBelow(place.supernode.pid) as peak:
+    with Peak(partial(_peak_below, place.supernode.pid), _SAMPLE_S) as peak:
         reference = place.publish(image, f"large{number}")
     converted_s = time.monotonic() - started
-    say(f"{kind.name}: pushed and converted in {converted_s:.1f} s, worker {peak.mib:.0f} MiB")
+    say(f"{kind.name}: pushed and converted in {converted_s:.1f} s, worker {peak.value:.0f} MiB")
     with place.agent(f"large{number}", ["fill.mode=none"]) as agent:
         node = NodeProcesses(agent)
         tree = agent.directory / "m"
@@ -60,7 +60,7 @@ def _rows_of(kind: _Kind, number: int, place: Site, directory: Path, say: Callab
         rss = sum(node.peak_rss_mib().values())
         agent.umount(tree)
     yield Row(f"{kind.name}: entries wrong", wrong, 0)
-    yield Row(f"{kind.name}: largest process of the supernode", peak.mib, WORKER_GOAL_MIB, "MiB")
+    yield Row(f"{kind.name}: largest process of the supernode", peak.value, WORKER_GOAL_MIB, "MiB")
     yield Row(f"{kind.name}: agent, view and holder, largest", rss, AGENT_GOAL_MIB, "MiB")
     yield Row(f"{kind.name}: pushed and converted", converted_s, unit="s")
     yield Row(f"{kind.name}: mounted", mounted_s, unit="s")
@@ -93,29 +93,9 @@ def _wrong_many(top: Path, count: int, size_bytes: int) -> int:
     return wrong + len(expected)
 
 
-class _PeakBelow:
-    """The most memory (VmHWM of proc_pid_status(5)) that any process came to hold that `pid` started, itself included,
-    while the context is open; sampled."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="peak", daemon=True)
-        self.mib = 0.0
-
-    def _sample(self) -> None:
-        while not self._ended.wait(_SAMPLE_S):
-            self.mib = max([self.mib, *map(_peak_mib, _family(self._pid))])
-
-    def __enter__(self) -> _PeakBelow:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+def _peak_below(pid: int) -> float:
+    """The most memory (VmHWM of proc_pid_status(5), MiB) that any process has held that `pid` started, or it itself."""
+    return max(map(_peak_mib, _family(pid)))
 
 
 def _family(pid: int) -> Iterator[int]:

@@ -13,7 +13,7 @@ from typing import Self
 from agent.blobs.taking import Taking, run_of
 from agent.layerstore import LayerStore
 from imgdist.errors import NotFoundError
-from imgdist.oci.blobs import BlobFile
+from imgdist.oci.blobs import BlobFile, pieces_of
 from imgdist.pack import BLOCK, CHUNK_MAX
 
 READ_MAX = 4 * CHUNK_MAX
@@ -76,13 +76,9 @@ class NodeBlob:
                 return piece
         return b""
 
-    async def stream(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+    def stream(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """As BlobSource's."""
-        end = self.size if end is None else min(end, self.size)
-        while start < end:
-            piece = await self.read(start, end - start)
-            start += len(piece)
-            yield piece
+        return pieces_of(self, start, end)
 
     async def _arrival(self, chunk: int) -> None:
         """Until the chunk is here; asked for out of turn if that takes long."""

@@ -6,15 +6,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from types import TracebackType
-from typing import Self
 
 import aiohttp
 
 from agent.mirror.remote import RemoteRegistry
 from imgdist.distribution.request import Kind, Request
 from imgdist.errors import ImgdistError, TemporaryError
-from imgdist.oci.blobs import BlobFile
+from imgdist.oci.blobs import Unheld
 from imgdist.oci.reference import Reference
 
 PATIENCE_S = 20.0
@@ -39,10 +37,8 @@ class RemoteBlobs:
         return RemoteBlob(self._remote, Request(Kind.BLOB, blob), authorization, size)
 
 
-class RemoteBlob:
+class RemoteBlob(Unheld):
     """A `Blob`; the supernode verifies it, and holds back its end until it did."""
-
-    file: BlobFile | None = None
 
     def __init__(self, remote: RemoteRegistry, request: Request, authorization: str | None, size: int) -> None:
         self._remote = remote
@@ -91,11 +87,3 @@ class RemoteBlob:
                     left -= min(left, len(piece))
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise TemporaryError(f"{self._request.where}: the connection broke: {error}") from None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None

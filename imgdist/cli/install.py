@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -56,25 +57,11 @@ def install(version: str, prefix: str, containerd_config: str, dry_run: bool, as
     place = Layout.below(os.path.abspath(prefix), containerd_config)
     major = containerd.found_major() if version == "auto" else None if version == "none" else int(version)
     done = put(place, major, dry_run=dry_run)
-    document = {
-        "written": done.written,
-        "removed": done.removed,
-        "unchanged": done.unchanged,
-        "kept": done.kept,
-        "next": done.next,
-    }
-
-    def tell() -> None:
-        for path in done.written:
-            click.echo(f"{'would write' if dry_run else 'wrote'} {path}")
-        for path in done.removed:
-            click.echo(f"{'would remove' if dry_run else 'removed'} {path}")
-        for path in done.kept:
-            click.echo(f"kept {path}, which somebody else wrote or edited")
-        for step in done.next:
-            click.echo(f"next: {step}")
-
-    _print(document, as_json, tell)
+    lines = [f"{'would write' if dry_run else 'wrote'} {path}" for path in done.written]
+    lines += [f"{'would remove' if dry_run else 'removed'} {path}" for path in done.removed]
+    lines += [f"kept {path}, which somebody else wrote or edited" for path in done.kept]
+    lines += [f"next: {step}" for step in done.next]
+    _print(asdict(done), as_json, lines)
     return 0
 
 
@@ -115,19 +102,11 @@ def uninstall(
         )
     done = steps.uninstall(place, config, purges=purge, dry_run=dry_run)
     done.broken = broken
-    document = {"removed": done.removed, "kept": done.kept, "broken": done.broken, "next": done.next}
-
-    def tell() -> None:
-        for what in done.removed:
-            click.echo(f"{'would remove' if dry_run else 'removed'} {what}")
-        for one in done.kept:
-            click.echo(f"kept {one['path']}: {one['reason']}")
-        for user in done.broken:
-            click.echo(f"broken: {user}")
-        for step in done.next:
-            click.echo(f"next: {step}")
-
-    _print(document, as_json, tell)
+    lines = [f"{'would remove' if dry_run else 'removed'} {what}" for what in done.removed]
+    lines += [f"kept {one['path']}: {one['reason']}" for one in done.kept]
+    lines += [f"broken: {user}" for user in done.broken]
+    lines += [f"next: {step}" for step in done.next]
+    _print(asdict(done), as_json, lines)
     return 0
 
 
@@ -139,11 +118,9 @@ def _go_on(run: str) -> None:
         return  # none answers, or one that cannot
 
 
-def _print(document: dict[str, Any], as_json: bool, tell: Callable[[], None]) -> None:
-    if as_json:
-        click.echo(json.dumps(document, indent=2))
-    else:
-        tell()
+def _print(document: dict[str, Any], as_json: bool, lines: Iterable[str]) -> None:
+    for line in [json.dumps(document, indent=2)] if as_json else lines:
+        click.echo(line)
 
 
 def _require_root() -> None:

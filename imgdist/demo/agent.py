@@ -137,8 +137,5 @@ class Agent(Daemon):
     def stop(self) -> None:
         """SIGTERM; then whatever is still mounted or looped below our directory goes, as a reboot would do."""
         super().stop()
-        for pid in leftovers.processes_with(str(self.run)):
-            leftovers.kill_with_children(pid)
-        leftovers.unmount_below(self.directory)
-        leftovers.detach_loops_below(self.directory)
+        leftovers.clear(self.directory, leftovers.processes_with(str(self.run)))
         leftovers.unmount_below(self.directory)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from imgdist import kernel_state
@@ -72,11 +72,16 @@ def kill_with_children(pid: int) -> None:
 
 def remove(directory: Path) -> None:
     """The processes that name it, then mounts, loop devices and files below `directory`, and itself."""
-    for pid in processes_below(directory):
+    clear(directory, processes_below(directory))
+    shutil.rmtree(directory)
+
+
+def clear(directory: Path, pids: Iterable[int]) -> None:
+    """These processes and all that they started, then mounts and loop devices below `directory`."""
+    for pid in pids:
         kill_with_children(pid)
     unmount_below(directory)
     detach_loops_below(directory)
-    shutil.rmtree(directory)
 
 
 def _command_lines() -> Iterator[tuple[int, list[str]]]:

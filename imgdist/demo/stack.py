@@ -56,7 +56,7 @@ class Stack:
         with ExitStack() as undo:
             # Not /tmp, which may be memory: dropping the page cache would not make that cold.
             self.directory = Path(tempfile.mkdtemp(prefix="imgdist-", dir="/var/tmp"))
-            undo.callback(self._remove)
+            undo.callback(leftovers.remove, self.directory)  # an interrupt may have cut a part's own clean-up short
             self.link = undo.enter_context(Link())
             public, inside = self.link.far, self.link.inside
             own = "127.0.0.1" if self._rtt_ms else public
@@ -209,11 +209,3 @@ class Stack:
         """What a node and a datacenter in use have in memory, on both sides: programs, the registry, the packs."""
         programs = [*self.install.programs, *(Path(found) for name in ("runc",) if (found := shutil.which(name)))]
         return [*programs, self.directory / "registry", self.supernode.root]
-
-    def _remove(self) -> None:
-        """The second net: an interrupt may have cut a part's own clean-up short."""
-        for pid in leftovers.processes_below(self.directory):
-            leftovers.kill_with_children(pid)
-        leftovers.unmount_below(self.directory)
-        leftovers.detach_loops_below(self.directory)
-        shutil.rmtree(self.directory)

@@ -57,6 +57,29 @@ class Blob(Protocol):
     ) -> None: ...
 
 
+class Unheld:
+    """A `Blob` without a file, of which nothing has to be freed."""
+
+    file: BlobFile | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+async def pieces_of(blob: Blob, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
+    """`Blob.stream` by `Blob.read`."""
+    end = blob.size if end is None else min(end, blob.size)
+    while start < end:
+        piece = await blob.read(start, end - start)
+        start += len(piece)
+        yield piece
+
+
 class BlobSource(Protocol):
     """Where blobs come from. Who may have which is not decided here, but asked before (`authorization` is only what
     the registry is shown when it has to be read)."""

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from imgdist.errors import CorruptError
-from imgdist.oci.blobs import BlobFile
+from imgdist.oci.blobs import BlobFile, pieces_of
 from imgdist.pack import BLOCK, CHUNK_MAX, codec
 from imgdist.pack.kinds import raw_chunks
 from supernode.store import PackReader
@@ -51,13 +51,9 @@ class StoredBlob:
         await self._arrival(offset // CHUNK_MAX)
         return await asyncio.to_thread(self._read, offset, length)
 
-    async def stream(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+    def stream(self, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         """As BlobSource's."""
-        end = self.size if end is None else min(end, self.size)
-        while start < end:
-            piece = await self.read(start, end - start)
-            start += len(piece)
-            yield piece
+        return pieces_of(self, start, end)
 
     async def holds(self, offset: int, data: bytes) -> bool:
         """Whether these are the bytes at `offset`, all of which have been read: also of a blob that was given up."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from types import TracebackType
-from typing import Self
 
 from imgdist.errors import ProtocolError
-from imgdist.oci.blobs import BlobFile
+from imgdist.oci.blobs import Unheld
 from imgdist.oci.client import RegistryClient
 from imgdist.oci.manifest import Descriptor
 from imgdist.oci.reference import Reference
@@ -37,10 +35,8 @@ class DirectBlobs:
         return DirectBlob(self._registries.client(blob.host), blob.repository, blob.digest, size)
 
 
-class DirectBlob:
+class DirectBlob(Unheld):
     """A `Blob`: each `read` and `stream` reads the registry from the blob's beginning, as its digest covers all."""
-
-    file: BlobFile | None = None
 
     def __init__(self, client: RegistryClient, repository: str, digest: str, size: int) -> None:
         self._client = client
@@ -66,11 +62,3 @@ class DirectBlob:
                 position += len(piece)
         if behind:
             yield behind
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from types import TracebackType
-from typing import Self
 
-from imgdist.oci.blobs import BlobFile
+from imgdist.oci.blobs import Unheld
 
 
-class MemoryBlob:
+class MemoryBlob(Unheld):
     """A `Blob` of verified bytes."""
-
-    file: BlobFile | None = None
 
     def __init__(self, digest: str, raw: bytes) -> None:
         self.digest = digest
@@ -31,11 +27,3 @@ class MemoryBlob:
         """As Blob.stream."""
         if piece := self._raw[start:end]:
             yield piece
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None

@@ -294,10 +294,7 @@ class Node:
         """Stop it, and take away mounts, loop devices and files."""
         if self._process is not None:
             self._process.stop()
-        for pid in leftovers.processes_with(str(self.run)):
-            leftovers.kill_with_children(pid)
-        leftovers.unmount_below(self.directory)
-        leftovers.detach_loops_below(self.directory)
+        leftovers.clear(self.directory, leftovers.processes_with(str(self.run)))
         shutil.rmtree(self.root, ignore_errors=True)
 
 

@@ -140,7 +140,4 @@ class LocalAgent:
         """Stop it, and take away what rightly outlives it."""
         if self._process is not None:
             self._process.stop()
-        for pid in leftovers.processes_with(str(self.run)):
-            leftovers.kill_with_children(pid)
-        leftovers.unmount_below(self._directory)
-        leftovers.detach_loops_below(self._directory)
+        leftovers.clear(self._directory, leftovers.processes_with(str(self.run)))
