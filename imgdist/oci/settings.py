@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from yarl import URL
 
-from imgdist.config import RegistryConfig, RegistryHost
+from imgdist.config.registries import RegistryConfig, RegistryHost
 from imgdist.errors import ConfigError, DeniedError
 from imgdist.oci.patterns import Patterns
 from imgdist.oci.proxies import DIRECT, parse_proxy, proxy_for
