@@ -114,9 +114,13 @@ class EarlyStore:
             raise CorruptError(f"chunk {chunk} of layer {self.name}: its bytes do not match its digest")
 
     def write(self, chunk: int, raw: memoryview, *, direct: bool = False) -> None:
-        """Put verified bytes into the image (see ImageFile.write)."""
+        """As LayerStore's, but that nothing is marked on the disk."""
         self.image.write(raw, self.index.start(chunk), direct=direct)
-        self._here.add(chunk)
+        left = len(raw)
+        while left > 0:
+            self._here.add(chunk)
+            left -= self.index.size(chunk)
+            chunk += 1
 
     def share(self, chunk: int, other: LayerStore, other_chunk: int) -> bool:
         """As LayerStore's."""

@@ -111,10 +111,11 @@ class LayerStore:
             raise CorruptError(f"chunk {chunk} of pack {self.pack_id.hex()}: its bytes do not match its digest")
 
     def write(self, chunk: int, raw: memoryview, *, direct: bool = False) -> None:
-        """Put verified bytes into the image and mark them present. `direct`, as ImageFile.write has it, is for bytes
-        that nobody is about to read."""
-        self._image.write(raw, self.index.start(chunk), direct=direct)
-        self.present.mark(self.index.start(chunk) // BLOCK, self.index.size(chunk) // BLOCK)
+        """Put the verified bytes of a chunk, or of several from this one on, into the image and mark them present.
+        `direct`, as ImageFile.write has it, is for bytes that nobody is about to read."""
+        start = self.index.start(chunk)
+        self._image.write(raw, start, direct=direct)
+        self.present.mark(start // BLOCK, len(raw) // BLOCK)
 
     def share(self, chunk: int, other: LayerStore, other_chunk: int) -> bool:
         """As `write`, of bytes that were just verified in another pack's image, which is in use: both have the same

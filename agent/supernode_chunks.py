@@ -11,7 +11,7 @@ from agent.swarm.neighbours import SILENCE_S
 from imgdist.api import JsonApi
 from imgdist.errors import ImgdistError, ProtocolError, TemporaryError, UnreachableError, UsageError
 from imgdist.wire.address import Address
-from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers, ignore
+from imgdist.wire.client import READ_TIMEOUT_S, ChunkClient, OnChunk, OnHead, OnNumbers, OnPause, ignore
 from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.requests import BodyRequest
 
@@ -45,11 +45,16 @@ class SupernodeChunks:
         self._closed = False
 
     def fetch(
-        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
+        self,
+        request: BodyRequest,
+        on_chunk: OnChunk,
+        on_head: OnHead = ignore,
+        on_numbers: OnNumbers = ignore,
+        on_pause: OnPause | None = None,
     ) -> None:
         """As ChunkClient.fetch."""
         with self._client_in_use() as client:
-            client.fetch(request, on_chunk, on_head, on_numbers)
+            client.fetch(request, on_chunk, on_head, on_numbers, on_pause)
 
     def probe(self, timeout_s: float) -> None:
         """As ChunkClient.probe, where its chunk bodies are; if that is not known, where it can be asked for it."""

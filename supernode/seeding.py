@@ -61,15 +61,15 @@ class PackSeeding:
             self._turn_at = now + RECENT_S
         return self._recent | self._earlier
 
-    def least_sent(self, among: int, dice: Callable[[], float]) -> int:
-        """One of the chunks of a set, which is not empty, with the fewest copies: the next one from a random place."""
-        candidates = among ^ (among & self._sent)
-        levels = iter(self._levels)
-        while not candidates:
-            candidates = among & next(levels)
-        start = int(dice() * candidates.bit_length())
-        behind = candidates >> start
-        return start + (behind & -behind).bit_length() - 1
+    def least_sent(self, among: int, count: int, dice: Callable[[], float]) -> list[int]:
+        """Up to `count` chunks of a set, those with the fewest copies; of equals the next ones from a random place on:
+        whoever gets neighbours writes them at once."""
+        chosen: list[int] = []
+        for level in (among ^ (among & self._sent), *self._levels):
+            chosen += _next_from(dice, level & among, count - len(chosen))
+            if len(chosen) == count:
+                break
+        return chosen
 
     def count(self, numbers: Sequence[int], now: float, *, shared: bool) -> None:
         """These go out once more, `shared` with somebody whom others reach."""
@@ -173,10 +173,7 @@ class Seeding:
                 there ^= there & pack.recent(now)
             if not there:
                 raise NotYetError(f"pack {name}: others got these only just now", RETRY_S)
-            chosen: list[int] = []
-            while there and len(chosen) < count:
-                chosen.append(pack.least_sent(there, self._dice))
-                there ^= 1 << chosen[-1]
+            chosen = pack.least_sent(there, count, self._dice)
             pack.count(chosen, now, shared=bool(node))
         return chosen
 
@@ -233,3 +230,16 @@ class Seeding:
             chunks -= self._packs.popitem(last=False)[1].remembered
         if len(self._packs) < before:
             self._names = {name: identity for name, identity in self._names.items() if identity in self._packs}
+
+
+def _next_from(dice: Callable[[], float], bits: int, count: int) -> list[int]:
+    """Up to `count` members of a set: those behind a random place, then the lowest."""
+    start = int(dice() * bits.bit_length())
+    behind = bits >> start << start
+    chosen: list[int] = []
+    while bits and len(chosen) < count:
+        behind = behind or bits
+        chosen.append((behind & -behind).bit_length() - 1)
+        behind ^= 1 << chosen[-1]
+        bits ^= 1 << chosen[-1]
+    return chosen

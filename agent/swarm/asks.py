@@ -23,8 +23,11 @@ class Limits:
     """Fill requests in flight in all."""
     per_source: int = 2
     """And at one source: while one is sent the next one waits there."""
-    alone: int = 4
-    """Fill requests at a supernode while no neighbour serves the layer: those it takes however long its queue is."""
+    alone: int = 2
+    """Fill requests at a supernode while no neighbour serves the layer: while one is sent the next one waits there, and
+    more threads get in each other's way [measured over loopback: four take a tenth more CPU]..."""
+    alone_far: int = 4
+    """...at one so far away that the answer to a request begins later than `any_s`: its link would idle otherwise."""
     bulk: int = 8
     """Spread and fill requests in all."""
     endgame: int = 16
@@ -38,6 +41,10 @@ class Limits:
     [simulated, 300 nodes: a third fewer requests refused than by doubling, T/T* the same]."""
     slow: float = 0.25
     """A peer below this share of the peers' median rate gets one request at a time."""
+
+    def alone_at(self, round_trip_s: float | None) -> int:
+        """Fill requests at a supernode that answers after so long, as `alone` and `alone_far`."""
+        return self.alone_far if (round_trip_s or 0.0) > self.any_s else self.alone
 
 
 @dataclass(frozen=True, slots=True)

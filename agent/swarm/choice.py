@@ -255,7 +255,10 @@ class Choice:
         [simulated, 300 nodes: T/T* 1.155 with two, 1.138 with one]."""
         limits = self._limits
         if table is None:
-            return supernode.outstanding < limits.alone and self._totals.outstanding < limits.bulk
+            return (
+                supernode.outstanding < limits.alone_at(supernode.round_trip_s)
+                and self._totals.outstanding < limits.bulk
+            )
         return self._has_room(supernode) and not (supernode.outstanding and len(table.pairs) >= _MANY)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from agent.swarm.neighbours import SILENCE_S
 from agent.swarm.patience import Patience
 from imgdist.errors import UsageError
-from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers, Told, ignore
+from imgdist.wire.client import ChunkClient, OnChunk, OnHead, OnNumbers, OnPause, Told, ignore
 from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.requests import BodyRequest, ChunkRequest
 from imgdist.wire.tracker import peer_address
@@ -47,14 +47,19 @@ class PeerChunks:
         return hash(self.name)
 
     def fetch(
-        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
+        self,
+        request: BodyRequest,
+        on_chunk: OnChunk,
+        on_head: OnHead = ignore,
+        on_numbers: OnNumbers = ignore,
+        on_pause: OnPause | None = None,
     ) -> None:
         """As ChunkClient.fetch. An answer that may wait says nothing of how long answers take. Agents leave the choice
         to who asks: what is left to them ends with NotFoundError."""
         self._client.read_timeout_s = self._patience.seconds
         self._client.node = self._node()
         is_timed = isinstance(request, ChunkRequest) and not request.wait_s
-        self._client.fetch(request, on_chunk, self._timed(on_head) if is_timed else on_head, on_numbers)
+        self._client.fetch(request, on_chunk, self._timed(on_head) if is_timed else on_head, on_numbers, on_pause)
 
     def probe(self, timeout_s: float) -> None:
         """As ChunkClient.probe."""

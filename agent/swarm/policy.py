@@ -268,7 +268,9 @@ class Policy:
     @property
     def is_full(self) -> bool:
         """Whether no fill request may start before another one is over."""
-        return self._totals.outstanding >= (self.limits.outstanding if self._tables else self.limits.bulk)
+        if self._tables:
+            return self._totals.outstanding >= self.limits.outstanding
+        return all(n.outstanding >= self.limits.alone_at(n.round_trip_s) for n in self._supernodes)
 
     def fill(
         self, layer: Layer, lacks: int, now: float, flying: Mapping[int, Collection[Source]] | None = None

@@ -11,7 +11,7 @@ from agent.space.disk import is_full
 from agent.transfer.attempts import Attempts
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
-from agent.transfer.landing import Job
+from agent.transfer.job import Job
 from agent.transfer.overflow import Overflow
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
@@ -154,33 +154,42 @@ class Desk:
         return not self._sources.has_met_agents
 
     def landed(
-        self, job: Job, fetch: Fetch, chunk: int, source: ChunkSource | None, body_bytes: int, answered_at: float
-    ) -> bool:
-        """A verified chunk is in the image (`source` None: copied on this disk). True if a reader waited for it."""
-        raw_bytes = job.store.index.size(chunk)
+        self,
+        job: Job,
+        fetch: Fetch,
+        chunks: Sequence[int],
+        source: ChunkSource | None,
+        body_bytes: int,
+        answered_at: float,
+    ) -> list[int]:
+        """Verified chunks are in the image (`source` None: copied on this disk), `body_bytes` of them together. Returns
+        those that readers waited for."""
+        raw_bytes = sum(map(job.store.index.size, chunks))
         kind, count = (source.kind, body_bytes) if source else ("dedup", raw_bytes)
         self._figures.landed(kind, count)
         job.store.received[kind] += count
         with self._lock:
-            self.overflow.drop(job.node, [chunk])
+            self.overflow.drop(job.node, chunks)
             if source is not None:
-                self._policy.came(source, body_bytes, self._clock())
+                self._policy.came(source, body_bytes, self._clock(), len(chunks))
                 self._scheduler.window.received(body_bytes, raw_bytes)
-            landed = self._scheduler.landed(job.node, chunk, answered_at)
-            self._attempts.came(job.node, chunk)
-            for other, other_chunk in job.twins.get(chunk, ()):
-                self._scheduler.copyable(other.node, [other_chunk])
-            self._waiters.landed(job.node, chunk)
+            landed = [self._scheduler.landed(job.node, chunk, answered_at) for chunk in chunks]
+            for chunk in chunks:
+                self._attempts.came(job.node, chunk)
+                for other, other_chunk in job.twins.get(chunk, ()):
+                    self._scheduler.copyable(other.node, [other_chunk])
+                self._waiters.landed(job.node, chunk)
         for on_here in self.listeners:
-            on_here(job.node, chunk)
-        if landed.completes:
+            for chunk in chunks:
+                on_here(job.node, chunk)
+        if any(one.completes for one in landed):
             self._complete(job)
-        if landed.waited_s is None:
-            return False
-        if fetch.is_hedge:
-            self._figures.hedge_won()
-        self._figures.waited(landed.waited_s)
-        return True
+        waits = {chunk: one.waited_s for chunk, one in zip(chunks, landed, strict=True) if one.waited_s is not None}
+        for waited_s in waits.values():
+            self._figures.waited(waited_s)
+            if fetch.is_hedge:
+                self._figures.hedge_won()
+        return list(waits)
 
     def shared(self, size_bytes: int) -> None:
         """A chunk has its blocks on the disk together with the pack that it was copied from."""

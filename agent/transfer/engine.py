@@ -10,7 +10,7 @@ from agent.transfer.crew import Crew
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
 from agent.transfer.flights import BULK_SLOTS
-from agent.transfer.landing import Job, Outcome
+from agent.transfer.job import Job, Outcome
 from agent.transfer.prober import Prober
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.waiters import Waiters

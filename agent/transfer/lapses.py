@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 
 from agent.transfer.attempts import Attempts
 from agent.transfer.figures import Figures
-from agent.transfer.landing import Job
+from agent.transfer.job import Job
 from agent.transfer.scheduler import Scheduler
 from imgdist.loglimit import LogLimit, left_out
 

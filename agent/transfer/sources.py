@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Protocol
 
 from agent.swarm.policy import Policy, SourceKind
-from imgdist.wire.client import OnChunk, OnHead, OnNumbers, ignore
+from imgdist.wire.client import OnChunk, OnHead, OnNumbers, OnPause, ignore
 from imgdist.wire.requests import BodyRequest
 
 RECEIVERS_MAX = 2
@@ -21,7 +21,7 @@ class ChunkSource(Protocol):
 
     It calls `on_chunk(number, encoding, body)` in the order asked, as bodies arrive, unverified, and lets its
     exceptions through. Raises NotFoundError, TemporaryError and ProtocolError, never OSError of its own. `on_head` is
-    called once an answer begins, before its chunks.
+    called once an answer begins, before its chunks, `on_pause` before the thread waits for more of them.
     """
 
     @property
@@ -33,7 +33,12 @@ class ChunkSource(Protocol):
         """Whom log messages name."""
 
     def fetch(
-        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
+        self,
+        request: BodyRequest,
+        on_chunk: OnChunk,
+        on_head: OnHead = ignore,
+        on_numbers: OnNumbers = ignore,
+        on_pause: OnPause | None = None,
     ) -> None:
         """Fetch chunks, as ChunkClient.fetch does; `on_numbers` is told which, where the source chooses them."""
 

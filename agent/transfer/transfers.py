@@ -27,9 +27,11 @@ from agent.transfer.engine import Engine
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
 from agent.transfer.gate import FillGate
-from agent.transfer.landing import Job, Landing, Outcome, View
+from agent.transfer.job import Job, Outcome
+from agent.transfer.landing import Landing
 from agent.transfer.lapses import Lapses
 from agent.transfer.pace import Pace
+from agent.transfer.reporting import View
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.urgent import DEMAND_SLOTS, HEDGE_SLOTS

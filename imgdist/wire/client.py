@@ -33,6 +33,8 @@ OnChunk = Callable[[int, int, memoryview], None]
 """Called as on_chunk(number, encoding, body); `body` is valid during the call only."""
 OnNumbers = Callable[[tuple[int, ...]], None]
 """Called with the chunks that a server chose, before they come."""
+OnPause = Callable[[], None]
+"""Called before the thread waits for more of an answer's chunks: what was put off is to be done then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,12 @@ class ChunkClient:
         self._closed = False
 
     def fetch(
-        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
+        self,
+        request: BodyRequest,
+        on_chunk: OnChunk,
+        on_head: OnHead = ignore,
+        on_numbers: OnNumbers = ignore,
+        on_pause: OnPause | None = None,
     ) -> None:
         """Fetch chunks, calling `on_chunk` for each in order, as it arrives, unverified; before that, where the server
         chooses them, `on_numbers` with its choice. Node and token of the request are this client's.
@@ -108,7 +115,8 @@ class ChunkClient:
         try:
             on_head(Told(connection.answered_after_s, head.queue_bytes, head.have))
             if head.status == 200:
-                self._read_chunks(connection, head, self._expected(request, head, on_numbers), on_chunk)
+                numbers = self._expected(request, head, on_numbers)
+                self._read_chunks(connection, head, numbers, on_chunk, on_pause)
             else:
                 refusal = self._read_refusal(connection, head, request.name)
             reusable = head.keep_alive and connection.is_drained
@@ -184,15 +192,20 @@ class ChunkClient:
         return chosen
 
     def _read_chunks(
-        self, connection: Connection, head: ResponseHead, numbers: Sequence[int], on_chunk: OnChunk
+        self,
+        connection: Connection,
+        head: ResponseHead,
+        numbers: Sequence[int],
+        on_chunk: OnChunk,
+        on_pause: OnPause | None,
     ) -> None:
         rest = head.length
         for number in numbers:
-            frame = decode_frame(connection.read(FRAME_SIZE)) if rest >= FRAME_SIZE else None
+            frame = decode_frame(connection.read(FRAME_SIZE, on_pause)) if rest >= FRAME_SIZE else None
             if frame is None or frame.number != number or frame.length > rest - FRAME_SIZE:
                 raise ProtocolError(f"{self.address}: expected chunk {number} within {rest} bytes, got {frame}")
             rest -= FRAME_SIZE + frame.length
-            on_chunk(number, frame.encoding, connection.read(frame.length))
+            on_chunk(number, frame.encoding, connection.read(frame.length, on_pause))
         if rest:
             raise ProtocolError(f"{self.address}: expected {len(numbers)} chunks, got {rest} bytes beyond them")
 

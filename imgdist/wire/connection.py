@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 
 from imgdist.errors import TemporaryError, UnreachableError
 from imgdist.wire.address import Address
@@ -79,31 +80,52 @@ class Connection:
         head, self._start = found
         return head
 
-    def read(self, size: int) -> memoryview:
+    def read(self, size: int, on_pause: Callable[[], None] | None = None) -> memoryview:
         """The next `size` bytes (at most BODY_MAX), valid until the next call. However they trickle in, they take no
-        longer than `read_timeout_s` and a second for each 64 KiB."""
+        longer than `read_timeout_s` and a second for each 64 KiB. `on_pause` is called before the thread waits."""
+        if self._end - self._start < size:
+            self._read_up_to(size, on_pause)
+        start = self._start
+        self._start += size
+        return self._buffer[start : self._start]
+
+    def _read_up_to(self, size: int, on_pause: Callable[[], None] | None) -> None:
+        """Have so many bytes in the buffer."""
         if self._start == self._end or self._start + size > len(self._buffer):
             rest = self._end - self._start
             self._buffer[:rest] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, rest
         end = self._start + size
+        # With what came behind a frame's header: each call may have to wait for Python's lock.
+        most = len(self._buffer) if size == FRAME_SIZE else end
         deadline = time.monotonic() + self.read_timeout_s + size / _RATE_LEAST
+        while self._end < end:
+            count = self._take_what_is_here(most) if on_pause is not None else None
+            if count is None:
+                if on_pause is not None:
+                    on_pause()
+                count = self._wait_for(end, most, deadline)
+            if count == 0:
+                raise UnreachableError(f"{self._address}: closed the connection {end - self._end} bytes short")
+            self._end += count
+
+    def _take_what_is_here(self, most: int) -> int | None:
+        """Receive into the buffer, up to `most`, without waiting; None: nothing is here."""
         try:
-            while self._end < end:
-                if self._gathers and end - self._end >= _GATHER_LEAST:
-                    count = self._gather(end, deadline)
-                elif size == FRAME_SIZE:  # with what came behind it: each call may have to wait for Python's lock
-                    count = self._receive(len(self._buffer), 0, deadline)
-                else:
-                    count = self._receive(end, socket.MSG_WAITALL, deadline)
-                if count == 0:
-                    raise UnreachableError(f"{self._address}: closed the connection {end - self._end} bytes short")
-                self._end += count
+            return self._take_in(most, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
         except OSError as error:
             raise self._cut(error) from None
-        data = self._buffer[self._start : end]
-        self._start = end
-        return data
+
+    def _wait_for(self, end: int, most: int, deadline: float) -> int:
+        """Receive what is missing up to `end`, or up to `most` what came behind it."""
+        try:
+            if self._gathers and end - self._end >= _GATHER_LEAST:
+                return self._gather(end, deadline)
+            return self._receive(most, 0 if most > end else socket.MSG_WAITALL, deadline)
+        except OSError as error:
+            raise self._cut(error) from None
 
     def _receive(self, end: int, flags: int, deadline: float) -> int:
         """Receive into the buffer up to `end`. Raises TimeoutError, and BlockingIOError after a silence."""

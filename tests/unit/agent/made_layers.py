@@ -13,7 +13,7 @@ from imgdist.errors import ImgdistError, NotFoundError
 from imgdist.pack import BLOCK, CHUNK_MAX, codec, records
 from imgdist.pack.index import Index, IndexBuilder
 from imgdist.pack.records import Chunk, DiffId, Metadata, Seal, Superblock, TarSplit
-from imgdist.wire.client import OnChunk, OnHead, OnNumbers, Told, ignore
+from imgdist.wire.client import OnChunk, OnHead, OnNumbers, OnPause, Told, ignore
 from imgdist.wire.messages import Priority
 from imgdist.wire.requests import AnyRequest, BodyRequest
 
@@ -68,7 +68,12 @@ class MemorySource:
         self.probed = self.renewed = 0
 
     def fetch(
-        self, request: BodyRequest, on_chunk: OnChunk, on_head: OnHead = ignore, on_numbers: OnNumbers = ignore
+        self,
+        request: BodyRequest,
+        on_chunk: OnChunk,
+        on_head: OnHead = ignore,
+        on_numbers: OnNumbers = ignore,
+        on_pause: OnPause | None = None,
     ) -> None:
         """Chooses, where it may, the last ones: what nobody would ask for first."""
         pack, priority = request.name, request.priority

@@ -222,13 +222,16 @@ def test_requests_in_flight_are_few_in_all_and_at_a_source() -> None:
     assert alone.fill(LAYER, lacks, 0.1) is not None
 
 
-def test_a_node_without_neighbours_keeps_more_requests_at_the_supernode() -> None:
+@pytest.mark.parametrize(("round_trip_s", "most"), [(0.001, 2), (0.05, 4)])
+def test_a_node_without_neighbours_keeps_more_requests_at_a_far_supernode(round_trip_s: float, most: int) -> None:
     policy = _policy()
+    policy.answered("S", round_trip_s, 0, 9.0)
     count = 0
     while (ask := policy.fill(LAYER, bits_of(range(1000)), 10.0)) is not None:
         policy.started(ask.source, ask.count, ask.count * CHUNK, False, 10.0)
         count += 1
-    assert count == 4
+    assert count == most
+    assert policy.is_full
 
 
 @pytest.mark.parametrize(("neighbours", "most"), [("a", 2), ("abcdef", 1)])

@@ -1,0 +1,103 @@
+"""What becomes of verified bytes: who waits is answered, the image gets them, everybody hears that they are here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from agent.layerstore import LayerStore
+from agent.transfer.fetch import Fetch, Kind
+from agent.transfer.job import Job
+from agent.transfer.reporting import Desk, View
+from agent.transfer.run import Run
+from agent.transfer.sources import ChunkSource
+
+
+class Delivery:
+    """Used by many threads, each for a request of its own. Raises OSError where the disk refuses what nobody can be
+    given otherwise."""
+
+    def __init__(self, desk: Desk, view: View, clock: Callable[[], float]) -> None:
+        self._desk = desk
+        self._view = view
+        self._clock = clock
+
+    def is_wanted(self, job: Job, fetch: Fetch, chunk: int) -> bool:
+        """Whether a reader waits for the chunk: then answer first, write after."""
+        return fetch.kind is Kind.DEMAND or self._desk.is_wanted(job.node, chunk)
+
+    def keep(self, job: Job, chunk: int, encoding: int, body: memoryview) -> None:
+        """Keep a body as it came, for other agents; before anybody hears that the chunk is here."""
+        frames = job.store.frames
+        if frames is not None and not self._desk.is_alone:
+            frames.append(chunk, encoding, body)
+
+    def run(self, job: Job, fetch: Fetch, run: Run, source: ChunkSource) -> None:
+        """Chunks that nobody waited for when they came, their bodies kept."""
+        fresh = {chunk: body_bytes for chunk, _, body_bytes in run if not job.store.has(chunk)}
+        try:
+            job.store.write(run.chunks[0], run.raw, direct=True)
+        except OSError:  # it may take some of them, and who waits by now is to be given the others
+            for chunk, raw, body_bytes in run:
+                self.one(job, fetch, chunk, raw, source, body_bytes)
+            return
+        for chunk, _, body_bytes in run:
+            if chunk not in fresh:  # another source was faster
+                self._desk.repeated(job, source, chunk, body_bytes)
+        if fresh:
+            self._here(job, fetch, list(fresh), source, sum(fresh.values()), self._clock())
+
+    def one(
+        self,
+        job: Job,
+        fetch: Fetch,
+        chunk: int,
+        raw: memoryview,
+        source: ChunkSource | None,
+        body_bytes: int,
+        *,
+        twin: tuple[LayerStore, int] | None = None,
+        keep: Callable[[], None] = lambda: None,
+    ) -> None:
+        """A chunk that a source sent, or that is copied from its `twin`; `keep` is called once it is in the image."""
+        start = job.store.index.start(chunk)
+        end = start + len(raw)
+        answered_at = None
+        if self.is_wanted(job, fetch, chunk):
+            # A copy, not the ring buffer itself: the view gives that back, and so to others, while we still write.
+            slot = self._view.acquire_ring()
+            if slot is not None:
+                self._view.ring(slot)[: len(raw)] = raw
+                self._view.ready(job.node, start, end, slot)
+                answered_at = self._clock()
+        # Buffered where a reader is about to come back for the neighbouring blocks, past the page cache otherwise.
+        try:
+            if twin is not None and job.store.share(chunk, *twin):
+                self._desk.shared(len(raw))
+            else:
+                job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
+        except OSError as error:
+            slot = self._view.acquire_ring()
+            passed = self._desk.refused(job, chunk, raw, answered_at, error, told=slot is not None)
+            if slot is not None:
+                # Only then: a read that parks too late for this is told to us as a miss, and is asked for again.
+                self._view.ring(slot)[: len(raw)] = raw
+                self._view.held(job.node, start, end, slot)
+            if not passed:
+                raise
+            return
+        keep()
+        self._here(job, fetch, (chunk,), source, body_bytes, answered_at or self._clock())
+
+    def _here(
+        self,
+        job: Job,
+        fetch: Fetch,
+        chunks: Sequence[int],
+        source: ChunkSource | None,
+        body_bytes: int,
+        answered_at: float,
+    ) -> None:
+        index = job.store.index
+        for chunk in self._desk.landed(job, fetch, chunks, source, body_bytes, answered_at):
+            # Only then: each read that the view parks is told to us as a miss, so nobody else is waiting for this.
+            self._view.written(job.node, index.start(chunk), index.start(chunk) + index.size(chunk))

@@ -1,0 +1,80 @@
+"""Verified chunks that follow one another in an image, gathered in memory to be written at once."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterator
+
+RUN_BYTES = 1 << 20
+"""Written at once. [measured, O_DIRECT into reserved space, CPU-s/GB: 256 KiB 0.16-0.25, 512 KiB 0.08-0.18, 1 MiB 0.06,
+2 MiB 0.04-0.06]"""
+_BUFFERS_KEPT = 3
+_free: list[memoryview] = []
+"""What was given back last goes out first, and few are kept: two or three chunks are decoded at once, however many
+threads there are."""
+
+
+class Run:
+    """Used by one thread. It has memory only while there is something in it."""
+
+    def __init__(self) -> None:
+        self.chunks: list[int] = []
+        self.bodies: list[int] = []
+        """How many bytes came for each."""
+        self._places: list[memoryview] = []
+        self._buffer: memoryview | None = None
+        self._end = 0
+
+    def place(self, chunk: int, size: int) -> memoryview | None:
+        """Where the bytes of a chunk are to be put; None if it does not follow the last one, or there is no room."""
+        if self.chunks and (chunk != self.chunks[-1] + 1 or self._end + size > RUN_BYTES):
+            return None
+        if self._buffer is None:
+            self._buffer = _take()
+        return self._buffer[self._end : self._end + size]
+
+    def add(self, chunk: int, place: memoryview, body_bytes: int) -> None:
+        """The chunk's bytes are in the place that it was given, verified; `body_bytes` came for it."""
+        self.chunks.append(chunk)
+        self.bodies.append(body_bytes)
+        self._places.append(place)
+        self._end += len(place)
+
+    def __iter__(self) -> Iterator[tuple[int, memoryview, int]]:
+        """Each chunk, its bytes, and how many came for it."""
+        return zip(self.chunks, self._places, self.bodies, strict=True)
+
+    @property
+    def raw(self) -> memoryview:
+        """The bytes of all, from the first chunk on."""
+        assert self._buffer is not None
+        return self._buffer[: self._end]
+
+    def close(self) -> None:
+        """Its memory is others'."""
+        if self._buffer is not None:
+            _give(self._buffer)
+
+
+@contextlib.contextmanager
+def memory(size: int) -> Iterator[memoryview]:
+    """So many bytes for one chunk, within the block."""
+    buffer = _take()
+    try:
+        yield buffer[:size]
+    finally:
+        _give(buffer)
+
+
+def _take() -> memoryview:
+    """Page-aligned, as O_DIRECT wants it."""
+    try:
+        return _free.pop()
+    except IndexError:
+        return memoryview(mmap.mmap(-1, RUN_BYTES))
+
+
+def _give(buffer: memoryview) -> None:
+    if len(_free) < _BUFFERS_KEPT:
+        _free.append(buffer)
