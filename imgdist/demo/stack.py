@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,32 +106,13 @@ class Stack:
     def plain(self, what: str, pushed: Pushed, argv: Sequence[str], *, linger_s: float | None = None) -> Start:
         """An ordinary pull and start on a fresh containerd, measured."""
         with Containerd(self.install, self._fresh("plain"), plain_http=[self.registry]) as containerd:
-            return cold_start(
-                what,
-                containerd,
-                self.link.received_bytes,
-                pushed.reference,
-                argv,
-                warm=self._warm(),
-                linger_s=linger_s,
-            )
+            return self._start(what, containerd, pushed, argv, linger_s=linger_s)
 
     def local(self, what: str, pushed: Pushed, argv: Sequence[str], rounds: int) -> list[Start]:
         """Starts from local disk: pulled by plain containerd beforehand, page cache cold."""
         with Containerd(self.install, self._fresh("local"), plain_http=[self.registry]) as containerd:
             containerd.pull(pushed.reference)
-            return [
-                cold_start(
-                    what,
-                    containerd,
-                    self.link.received_bytes,
-                    pushed.reference,
-                    argv,
-                    warm=self._warm(),
-                    pull=False,
-                )
-                for _ in range(rounds)
-            ]
+            return [self._start(what, containerd, pushed, argv, pull=False) for _ in range(rounds)]
 
     def lazy(
         self,
@@ -149,16 +130,8 @@ class Stack:
         `traced`: afterwards wait until the supernode knows which chunks this start touched; `Start.traced` says so.
         """
         with self.node(settings) as (agent, containerd):
-            start = cold_start(
-                what,
-                containerd,
-                self.link.received_bytes,
-                pushed.reference,
-                argv,
-                warm=self._warm(),
-                linger_s=linger_s,
-                wait_filled=agent.wait_complete if filled else None,
-            )
+            wait_filled = agent.wait_complete if filled else None
+            start = self._start(what, containerd, pushed, argv, linger_s=linger_s, wait_filled=wait_filled)
             if traced:
                 start.traced = self._wait_for_trace(pushed)
             return start
@@ -204,6 +177,30 @@ class Stack:
     def _fresh(self, name: str) -> Path:
         self._nodes += 1
         return self.directory / f"{name}{self._nodes}"
+
+    def _start(
+        self,
+        what: str,
+        containerd: Containerd,
+        pushed: Pushed,
+        argv: Sequence[str],
+        *,
+        pull: bool = True,
+        linger_s: float | None = None,
+        wait_filled: Callable[[], None] | None = None,
+    ) -> Start:
+        """`cold_start` with both sides warm."""
+        return cold_start(
+            what,
+            containerd,
+            self.link.received_bytes,
+            pushed.reference,
+            argv,
+            warm=self._warm(),
+            pull=pull,
+            linger_s=linger_s,
+            wait_filled=wait_filled,
+        )
 
     def _warm(self) -> list[Path]:
         """What a node and a datacenter in use have in memory, on both sides: programs, the registry, the packs."""

@@ -25,14 +25,20 @@ from imgdist.pack import BLOCK
 WAIT_S = 10.0
 
 
+def listening(path: Path) -> socket.socket:
+    """The socket that agents find a view by."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
 class Bench:
     """A port on a thread, its view, and readers that ask the view directly."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.path = directory, str(directory / "view.sock")
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.listener.bind(self.path)
-        self.listener.listen()
+        self.listener = listening(directory / "view.sock")
         self.waiters, self.outbox = Waiters(), Outbox()
         self.view = View(self.waiters, self.outbox, ForgottenTable())
         parent, self.end = os.pipe()
@@ -125,9 +131,7 @@ def test_an_agent_that_does_not_know_lapses_is_not_told_of_them(bench: Bench, ca
 
 def test_an_oldest_view_is_found_and_hears_only_what_it_knows(tmp_path: Path) -> None:
     """It hangs up on any other version, and on a message that it does not know."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "view.sock"))
-        listener.listen()
+    with listening(tmp_path / "view.sock") as listener:
         listener.settimeout(WAIT_S)
         link = ViewLink(str(tmp_path / "view.sock"), lambda *_: None)
         link.start()
@@ -279,9 +283,7 @@ def test_layer_that_was_announced_is_not_forgotten_when_adding_it_takes_too_long
 
 
 def test_live_is_a_view_that_has_answered_for_every_layer(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / "view.sock"))
-        listener.listen()
+    with listening(tmp_path / "view.sock") as listener:
         listener.settimeout(WAIT_S)
         link = ViewLink(str(tmp_path / "view.sock"), lambda *_: None)
         for node in (2, 3):
