@@ -1,4 +1,8 @@
-"""One connection with a neighbour, on the event loop: the upgrade, frames in and out, and what it must not exceed."""
+"""One connection with a neighbour, on the event loop: the upgrade, frames in and out, and what it must not exceed.
+
+Its transport sends, and reads until the other side has said who it is; from then on the inbox reads, together with what
+others say.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from agent.swarm.inbox import Inbox
 from imgdist.errors import ProtocolError
 from imgdist.wire.clusterkey import MESH, ClusterKey
 from imgdist.wire.mesh import (
@@ -57,6 +62,7 @@ class Connection(asyncio.Protocol):
         owner: Owner,
         hello: Hello,
         clock: Callable[[], float],
+        inbox: Inbox,
         *,
         opened_to: str = "",
         pending: bytes = b"",
@@ -65,6 +71,8 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._mine = hello
         self._clock = clock
+        self._inbox = inbox
+        self._fd = -1
         self._key = key if opened_to else None
         self._token = ""
         self._pending = pending
@@ -96,7 +104,13 @@ class Connection(asyncio.Protocol):
         if self._pending:
             self.data_received(self._pending)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
+        if self.is_closing:
+            self._inbox.drop(self._fd)
+            return
+        if not data:
+            self.abort()
+            return
         now = self._clock()
         self._allowance = min(MESSAGES_BURST, self._allowance + (now - self.heard_at) * MESSAGES_PER_S)
         self.heard_at = now
@@ -118,6 +132,7 @@ class Connection(asyncio.Protocol):
         self._owner.room(self)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._inbox.drop(self._fd)
         self._owner.lost(self)
 
     # What the mesh calls.
@@ -154,7 +169,15 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _after_upgrade(self, data: bytes) -> bytes:
+    def _move(self) -> None:
+        """The inbox reads from now on."""
+        if self._transport is not None and not self._transport.is_closing():
+            # Not before the transport has begun to read, which follows `connection_made`.
+            asyncio.get_running_loop().call_soon(self._transport.pause_reading)
+            self._fd = self._transport.get_extra_info("socket").fileno()
+            self._inbox.add(self._fd, self.data_received)
+
+    def _after_upgrade(self, data: bytes | memoryview) -> bytes:
         """What follows the answer's head; nothing while it is not whole."""
         assert self._head is not None
         self._head += data
@@ -177,6 +200,8 @@ class Connection(asyncio.Protocol):
             if self.hello is not None and self.hello.node != message.node:
                 raise ProtocolError("another node within one connection")
             self._owner.greeted(self, message)
+            if self.hello is None:
+                self._move()
             self.hello = message
         elif self.hello is None:
             raise ProtocolError(f"expected a hello first, got {type(message).__name__}")

@@ -21,6 +21,7 @@ from agent.swarm.company import Company, reachable
 from agent.swarm.connection import Connection
 from agent.swarm.doors import Doors
 from agent.swarm.identity import Identity
+from agent.swarm.inbox import TICK_S, Inbox
 from agent.swarm.members import Members
 from agent.swarm.news import News
 from agent.swarm.pruning import leaving
@@ -78,6 +79,7 @@ class Mesh:
         *,
         limit: int,
         key: ClusterKey | None = None,
+        tick_s: float = TICK_S,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -92,6 +94,7 @@ class Mesh:
         self._members = Members(me.node, chance)
         self._talk = Talk(exchange, self._changed)
         self._company = Company(me, exchange, make_source, self._talk)
+        self._inbox = Inbox(self._talk.hand_over, tick_s)
         self._doors = Doors(self._connection, self._unanswered, clock)
         self._news = News(self._talk.arrived)
         self._prune_at, self._judge_at = clock() + PRUNE_S, clock() + JUDGE_S
@@ -124,6 +127,7 @@ class Mesh:
             self._news.close()
             for partner in self._company:
                 self._company.leave(partner)
+            self._inbox.close()
 
     def opening(self, node: int) -> None:
         """What of this layer is present is being looked at: chunks that arrive meanwhile count, too."""
@@ -237,7 +241,9 @@ class Mesh:
     # Within.
 
     def _connection(self, opened_to: str, pending: bytes) -> Connection:
-        return Connection(self, self._hello, self._clock, opened_to=opened_to, pending=pending, key=self._key)
+        return Connection(
+            self, self._hello, self._clock, self._inbox, opened_to=opened_to, pending=pending, key=self._key
+        )
 
     def _unanswered(self, peer: Peer) -> None:
         """A connection to it did not come about."""

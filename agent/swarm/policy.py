@@ -83,11 +83,11 @@ class Policy:
             holding = have if isinstance(have, Holding) else Holding(have)
             self._tables.setdefault(layer, Table()).put(neighbour, holding)
 
-    def got(self, source: Source, layer: Layer, chunks: Iterable[int]) -> None:
-        """It has these as well."""
+    def got(self, source: Source, layer: Layer, chunks: int) -> None:
+        """It has this set as well."""
         neighbour = self._all.get(source)
         if neighbour is not None:
-            self._tables.setdefault(layer, Table()).add(neighbour, bits_of(chunks))
+            self._tables.setdefault(layer, Table()).add(neighbour, chunks)
 
     def lost(self, source: Source, layer: Layer, chunks: Iterable[int]) -> bool:
         """It lacks one of these at least, though it said to have them. False: it never said so (a supernode)."""

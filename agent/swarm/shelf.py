@@ -103,6 +103,8 @@ class Shelf:
             self._served.pop(node, None)
 
     def _arrivals_of(self, node: int) -> Arrivals:
+        if (found := self._arrivals.get(node)) is not None:
+            return found
         with self._lock:
             return self._arrivals.setdefault(node, Arrivals())
 

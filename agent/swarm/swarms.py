@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent.swarm.bitset import numbers_of
+from agent.swarm.bitset import bits_of, numbers_of, without
 from imgdist.errors import ProtocolError
 from imgdist.wire.mesh import CHUNKS_MAX, Have, Open, Sealed
 from imgdist.wire.tracker import Share
@@ -181,17 +181,14 @@ class Heard:
         self._match(theirs, ours.same(theirs.layer, theirs.pack))
         return theirs
 
-    def has(self, message: Have) -> tuple[Theirs, list[int]]:
-        """It got chunks; those that are news."""
-        theirs = self._named(message.swarm)
+    def has(self, message: Have) -> tuple[Theirs, int]:
+        """It got chunks; the set of those that are news."""
+        theirs, told = self._named(message.swarm), bits_of(message.chunks)
         count = theirs.count if theirs.pack else CHUNKS_MAX
-        fresh = []
-        for chunk in message.chunks:
-            if chunk >= count:
-                raise ProtocolError(f"a neighbour says it has chunk {chunk} of {count}")
-            if not theirs.bits >> chunk & 1:
-                theirs.bits |= 1 << chunk
-                fresh.append(chunk)
+        if told >> count:
+            raise ProtocolError(f"a neighbour says it has chunk {told.bit_length() - 1} of {count}")
+        fresh = without(told, theirs.bits)
+        theirs.bits |= fresh
         return theirs, fresh
 
     def closed(self, swarm: int) -> Own | None:

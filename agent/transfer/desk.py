@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from agent.layerstore import LayerStore
 from agent.space.disk import is_full
+from agent.swarm.bitset import bits_of
 from agent.transfer.attempts import Attempts
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
@@ -81,7 +82,7 @@ class Desk:
             self._policy.answered(source, told.round_trip_s, told.queue_bytes, now, fetch.kind.is_urgent)
             if told.have:  # whatever it says: a set of chunks takes as much memory as its largest number says
                 count = job.store.index.chunk_count
-                self._policy.got(source, job.node, [chunk for chunk in told.have if chunk < count])
+                self._policy.got(source, job.node, bits_of(chunk for chunk in told.have if chunk < count))
 
     def tried(self, job: Job, chunks: Sequence[int], source: ChunkSource, error: ImgdistError) -> None:
         """A source did not give these chunks; of those that a reader waits for it is remembered."""

@@ -301,8 +301,8 @@ class Transfers:
             self._policy.opened(peer, node, have)
             self._pump()
 
-    def got_all(self, news: Iterable[tuple[ChunkSource, int, Iterable[int]]]) -> None:
-        """(agent, node, chunks): it has these chunks of the layer as well. What may start now is looked at once for all
+    def got_all(self, news: Iterable[tuple[ChunkSource, int, int]]) -> None:
+        """(agent, node, chunks): it has this set of the layer as well. What may start now is looked at once for all
         of them."""
         with self._lock:
             for peer, node, chunks in news:

@@ -166,8 +166,8 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
 def _check_have(message: Have) -> None:
     if not message.numbers or len(message.numbers) % 4:
         raise ProtocolError(f"mesh have: expected numbers of 4 bytes, got {len(message.numbers)} bytes")
-    if max(message.chunks) >= CHUNKS_MAX:
-        raise ProtocolError(f"mesh have: expected chunks below {CHUNKS_MAX}, got {max(message.chunks)}")
+    if (last := max(message.chunks)) >= CHUNKS_MAX:
+        raise ProtocolError(f"mesh have: expected chunks below {CHUNKS_MAX}, got {last}")
 
 
 def _check_open(message: Open) -> None:
@@ -183,28 +183,29 @@ class FrameDecoder:
     """Cuts a connection's bytes into messages, however they are split."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = b""
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
         """Take bytes, return the messages they complete. After a ProtocolError the connection cannot go on."""
-        self._buffer += data
+        view = memoryview(self._rest + bytes(data) if self._rest else data)
         messages: list[Message] = []
         start = 0
-        while (end := self._end(start)) is not None:
-            messages.append(decode(bytes(self._buffer[start + _LENGTH.size : end])))
+        while (end := _end(view, start)) is not None:
+            messages.append(decode(view[start + _LENGTH.size : end]))
             start = end
-        del self._buffer[:start]
+        self._rest = bytes(view[start:])
         return messages
 
-    def _end(self, start: int) -> int | None:
-        """Where the message that begins at `start` ends, None while it is not whole."""
-        if len(self._buffer) - start < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack_from(self._buffer, start)
-        if not 0 < length <= FRAME_MAX:
-            raise ProtocolError(f"mesh frame: expected 1 to {FRAME_MAX} bytes, got {length}")
-        end = start + _LENGTH.size + int(length)
-        return end if end <= len(self._buffer) else None
+
+def _end(view: memoryview, start: int) -> int | None:
+    """Where the message that begins at `start` ends, None while it is not whole."""
+    if len(view) - start < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack_from(view, start)
+    if not 0 < length <= FRAME_MAX:
+        raise ProtocolError(f"mesh frame: expected 1 to {FRAME_MAX} bytes, got {length}")
+    end = start + _LENGTH.size + int(length)
+    return end if end <= len(view) else None
 
 
 def upgrade_request(host: str, token: str = "") -> bytes:

@@ -279,7 +279,7 @@ def test_nobody_is_asked_a_second_time_who_is_not_known_to_have_it() -> None:
     assert slow.sources[0] == "a"
     assert scheduler.due(0.02) == [] and scheduler.due(SILENCE_S) == []
     assert scheduler.policy.hedge_at(0.0, 0.0) is not None, "the budget is for those who have it"
-    scheduler.policy.got("b", 2, [3])
+    scheduler.policy.got("b", 2, 1 << 3)
     (helped,) = scheduler.due(SILENCE_S)
     assert helped.sources == ("b",)
 

@@ -89,7 +89,7 @@ class Member:
         self.transfers.join(source)
         have = bits_of(range(COUNT)) ^ bits_of(other.store.missing_chunks())
         self.transfers.opened(source, self.store.node, have)
-        other.transfers.listen(lambda node, chunk: self.transfers.got_all([(source, self.store.node, [chunk])]))
+        other.transfers.listen(lambda node, chunk: self.transfers.got_all([(source, self.store.node, 1 << chunk)]))
         return source
 
     def seed(self) -> None:

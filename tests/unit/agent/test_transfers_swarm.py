@@ -144,8 +144,8 @@ def test_what_a_peer_gets_meanwhile_is_taken_from_it(make_node: MakeNode) -> Non
     node.meet(other, have=0)
     node.transfers.fill(node.store)
     assert other.asked == []
-    node.transfers.got_all([(other, node.store.node, [0, 1, 2])])
-    node.transfers.got_all([(other, node.store.node, [4, 5])])
+    node.transfers.got_all([(other, node.store.node, 0b111)])
+    node.transfers.got_all([(other, node.store.node, 0b110000)])
     assert node.complete.wait(10)
 
 

@@ -50,11 +50,10 @@ class Exchange:
     def opened(self, source: Any, node: int, have: int) -> None:
         self.peers[source.name][node] = have
 
-    def got_all(self, news: Iterable[tuple[Any, int, Iterable[int]]]) -> None:
+    def got_all(self, news: Iterable[tuple[Any, int, int]]) -> None:
         for source, node, chunks in news:
-            self.calls.append(("got", node, tuple(chunks)))
-            for chunk in chunks:
-                self.peers[source.name][node] |= 1 << chunk
+            self.calls.append(("got", node, chunks))
+            self.peers[source.name][node] |= chunks
 
     def sources_rows(self) -> list[Any]:
         return self.rows
@@ -104,8 +103,9 @@ class Node:
         self.me = Identity(node_id(number), f"n{number}", zone, self.address, 0)
         self.exchange, self.tracker = Exchange(), Tracker()
         timing = {} if clock is None else {"clock": clock}
+        chance = random.Random(number).random
         self.mesh = Mesh(
-            self.me, self.exchange, Source, self.tracker, limit=limit, chance=random.Random(number).random, **timing
+            self.me, self.exchange, Source, self.tracker, limit=limit, tick_s=0.01, chance=chance, **timing
         )
         self.tasks: list[asyncio.Task[None]] = []
 

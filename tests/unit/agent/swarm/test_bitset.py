@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.swarm.bitset import bits_of, few, numbers_of, pick, without
 from agent.swarm.rarity import Rarity
 
-SETS = st.sets(st.integers(0, 2000), max_size=60)
+SETS = st.sets(st.integers(0, 2000), max_size=90)
 
 
 @given(SETS)

@@ -33,7 +33,7 @@ async def test_each_learns_what_the_other_has_and_what_it_gets(world: Rig) -> No
     await until(lambda: two.knows(one, 9) == 0b1111 | 1 << 39)
     two.mesh.here(9, 0)
     await until(lambda: one.knows(two, 5) == 1)
-    assert set(two.exchange.calls) == {("got", 9, (2, 39))}, "told together, and once"
+    assert set(two.exchange.calls) == {("got", 9, 1 << 2 | 1 << 39)}, "told together, and once"
 
 
 async def test_swarms_that_come_later_are_told_at_once(world: Rig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,16 @@ def test_a_seal_tells_how_many_chunks_there_can_be() -> None:
     heard.sealed(Sealed(1, PACK, 71), own)
     with pytest.raises(ProtocolError):
         heard.has(wire.have(1, [71]))
+
+
+def test_a_message_of_as_many_chunks_as_one_holds_keeps_nobody_waiting() -> None:
+    heard = Heard()
+    heard.opened(Open(1, LAYER, "", 1, b""), OwnSwarms())
+    told = wire.have(1, range(0, wire.CHUNKS_MAX, 17))
+    began = time.process_time()
+    _, fresh = heard.has(told)
+    assert time.process_time() - began < 1.0, "one chunk after the other takes half a minute"
+    assert fresh.bit_count() == len(range(0, wire.CHUNKS_MAX, 17)) and heard.has(told)[1] == 0
 
 
 def test_a_node_keeps_its_id_and_gets_another_if_it_is_damaged(tmp_path: Path) -> None:

@@ -572,9 +572,9 @@ def test_sources_that_left_are_not_asked_and_their_requests_no_longer_count() ->
     assert ask == Ask("b", (0,))
     policy.closed("b", LAYER)
     assert policy.fill(LAYER, 1, 0.0) is None
-    policy.got("b", LAYER, [0])
+    policy.got("b", LAYER, 1)
     assert policy.fill(LAYER, 1, 0.0) == Ask("b", (0,))
-    policy.got("a", LAYER, [0])
+    policy.got("a", LAYER, 1)
     assert policy.urgent(LAYER, [0], 0.0) == ["b"]
 
 
