@@ -21,6 +21,9 @@ class Limits:
     Gbit/s: T/T* 1.274 with 0.1 s, 1.253 with 0.05, 1.230 with 0.02]."""
     outstanding: int = 6
     """Fill requests in flight in all."""
+    outstanding_long: int = 4
+    """Likewise where links are so slow that `run_s` is shorter than a whole run takes: a third fewer requests, each of
+    more chunks."""
     per_source: int = 2
     """And at one source: while one is sent the next one waits there."""
     alone: int = 2

@@ -43,7 +43,7 @@ class Choice:
         self, table: Table | None, layer: Hashable, lacks: int, now: float, flying: Mapping[int, Collection[Hashable]]
     ) -> Ask | None:
         """See Policy.fill."""
-        if self._totals.outstanding >= (self._limits.outstanding if table is not None else self._limits.bulk):
+        if self._totals.outstanding >= (self._totals.outstanding_most if table is not None else self._limits.bulk):
             return None
         fresh = without(lacks, bits_of(flying)) if flying else lacks
         ask = None
@@ -246,7 +246,8 @@ class Choice:
 
     def _has_room(self, neighbour: Neighbour) -> bool:
         """Whether one more fill request may go there."""
-        if neighbour.outstanding >= self._limits.per_source or self._totals.outstanding >= self._limits.outstanding:
+        totals = self._totals
+        if neighbour.outstanding >= self._limits.per_source or totals.outstanding >= totals.outstanding_most:
             return False
         return not neighbour.is_on_trial
 

@@ -50,7 +50,7 @@ REDIAL_S = (0.1, 1.0)
 IDLE_SHARE = 3
 """A node that lacks nothing keeps a third of its neighbours: those who lack something come by themselves."""
 DIALS_MAX = 8
-"""Connections being opened at once."""
+"""Connections being opened at once; at most half of those that are missing: where many start together, as many come."""
 
 
 class Tracker(Protocol):
@@ -298,7 +298,7 @@ class Mesh:
     def _dial(self, now: float) -> None:
         dialing, lacks = self._doors.dialing, self._talk.lacks
         target = self._limit if lacks else -(-self._limit // IDLE_SHARE)
-        room = min(target - len(self._company), DIALS_MAX) - len(dialing)
+        room = min(-(-(target - len(self._company)) // 2), DIALS_MAX) - len(dialing)
         if room <= 0:
             return
         chosen = self._members.candidates(now, self._company.nodes | dialing, room)

@@ -43,7 +43,7 @@ class Policy:
         self._notorious: dict[Source, Neighbour] = {}
         self._suspicion = Suspicion()
         self._hedge = Hedge(self.limits.hedge_quantile, self.limits.hedge_floor_s, self.limits.hedge_share)
-        self._totals = Totals(self.limits.slow)
+        self._totals = Totals(self.limits)
         self._choice = Choice(random, self.limits, self._supernodes, self._totals)
         self._latest = 0.0
 
@@ -269,7 +269,7 @@ class Policy:
     def is_full(self) -> bool:
         """Whether no fill request may start before another one is over."""
         if self._tables:
-            return self._totals.outstanding >= self.limits.outstanding
+            return self._totals.outstanding >= self._totals.outstanding_most
         return all(n.outstanding >= self.limits.alone_at(n.round_trip_s) for n in self._supernodes)
 
     def fill(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 
+from agent.swarm.asks import Limits
 from agent.swarm.neighbours import Neighbour, SourceKind
 
 _ENDED = 32
@@ -12,12 +13,14 @@ _ENDED = 32
 
 
 class Totals:
-    """`outstanding`: fill and spread requests in flight; `chunk_bytes`: a chunk's body, on average; `slow_rate`: in
-    bytes/s, the `slow`-fold of the peers' median; below it a peer is slow."""
+    """`outstanding`: fill and spread requests in flight; `outstanding_most`: fill requests that may be; `chunk_bytes`:
+    a chunk's body, on average; `slow_rate`: in bytes/s, the `slow`-fold of the peers' median; below it a peer is slow.
+    """
 
-    def __init__(self, slow: float) -> None:
-        self._slow = slow
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.outstanding = 0
+        self.outstanding_most = limits.outstanding
         self.chunk_bytes = 100_000.0
         self.slow_rate = 0.0
         self._ended = 0
@@ -40,7 +43,15 @@ class Totals:
         self._ended += 1
         if self._ended % _ENDED == 0:
             rates = [other.rate for other in all_ if other.rate and other.kind is SourceKind.PEER]
-            self.slow_rate = median(rates) * self._slow if len(rates) > 2 else 0.0
+            self._compare(rates)
+
+    def _compare(self, rates: Sequence[float]) -> None:
+        """What the peers' rates say, where there are a few."""
+        limits = self._limits
+        middle = median(rates) if len(rates) > 2 else 0.0
+        self.slow_rate = middle * limits.slow
+        are_long = 0.0 < middle * limits.run_s < limits.run * self.chunk_bytes
+        self.outstanding_most = limits.outstanding_long if are_long else limits.outstanding
 
     def left(self, neighbour: Neighbour) -> None:
         """What is in flight there comes to nothing."""

@@ -47,7 +47,7 @@ class SwarmConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How this node exchanges chunks with others. Rates are of chunk bodies, over all layers."""
 
     enabled: Annotated[bool, Meta(description="fetch chunks from other agents and serve them")] = True
-    neighbours: Annotated[int, Meta(ge=1, le=256, description="agents this one keeps a connection with")] = 24
+    neighbours: Annotated[int, Meta(ge=1, le=256, description="agents this one keeps a connection with")] = 10
     up_bytes_per_s: Annotated[int, Meta(ge=0, description="most bytes a second to other agents; 0: no cap")] = 0
     down_bytes_per_s: Annotated[
         int, Meta(ge=0, description="most bytes a second of what no reader waits for; 0: no cap")

@@ -45,8 +45,8 @@ class Scenario:
     at 25 Mbit/s spent, 24.5 CPU-s for each GB received or sent [measured on two cores with other work beside it]."""
     zones: int = 0
     """Equal zones of nodes; 0: one for each 40 nodes."""
-    random_neighbours: int = 16
-    zone_neighbours: int = 8
+    random_neighbours: int = 8
+    zone_neighbours: int = 4
     flush_s: float = FLUSH_S
     flush_least_s: float = FLUSH_LEAST_S
     flush_chunks: int = FLUSH_CHUNKS

@@ -113,7 +113,7 @@ class World:
             if ask is None:
                 break
             self._send(now, node, ask)
-        if node.missing and len(node.requests) < self._scenario.limits.outstanding:
+        if node.missing and not policy.is_full:
             again = min(policy.next_at(now) or _NEVER, now + _LOOK_S)
             if again < node.look_at:
                 node.look_at = again

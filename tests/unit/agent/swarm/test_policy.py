@@ -281,6 +281,20 @@ def test_a_node_is_full_until_a_request_ends() -> None:
     assert not policy.is_full
 
 
+@pytest.mark.parametrize(("took_s", "expected"), [(0.2, Limits().outstanding_long), (0.01, Limits().outstanding)])
+def test_where_a_whole_run_takes_long_fewer_requests_are_under_way(took_s: float, expected: int) -> None:
+    peers = "abcdefgh"
+    policy = _policy({peer: list(range(200)) for peer in peers})
+    for number in range(32):
+        _serve(policy, peers[number % 8], took_s, (number + 1) * took_s)
+    lacks, now, begun = bits_of(range(200)), 33 * took_s, 0
+    while (ask := policy.fill(LAYER, lacks, now)) is not None:
+        policy.started(ask.source, ask.chunks, len(ask.chunks) * CHUNK, False, now)
+        lacks ^= bits_of(ask.chunks)
+        begun += 1
+    assert begun == expected and policy.is_full
+
+
 def test_near_neighbours_are_preferred_and_slow_ones_get_one_request_at_a_time() -> None:
     policy = Policy(random.Random(1).random, Limits())
     for name, near in (("near", True), ("far", False), ("slow", False), ("x", False)):
