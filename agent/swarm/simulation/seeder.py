@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from agent.swarm.bitset import bits_of, pick, without
 
-_RECENT_S = 0.5
+_RECENT_S = 1.0
 
 
 class Seeder:
