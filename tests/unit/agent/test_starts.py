@@ -1,0 +1,69 @@
+"""Starts of images: traces are fetched, and recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from images_rig import MANIFEST, REFERENCE, digest, resolution, world
+
+from agent.tracing import TraceUpdate, pack
+from imgdist.errors import (
+    ImgdistError,
+    ProtocolError,
+    TemporaryError,
+)
+from imgdist.wire.control import Trace
+
+
+async def test_the_trace_is_fetched_in_its_order_of_shown_layers_alone(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, declined=(6,), trace=True)
+        made.supernodes.traces = pack(
+            TraceUpdate(digest(1), ((digest(5), 1), (digest(6), 0), (digest(5), 0), (digest(8), 3)))
+        )
+        await made.images.layer(REFERENCE, digest(5), None)
+    assert made.node.transfers.traced == [(5, 1), (5, 0)]
+    assert made.recorded == [("open", MANIFEST)]
+
+
+@pytest.mark.parametrize(
+    "answer", [TemporaryError("busy"), ProtocolError("nonsense"), ImgdistError("odd"), Trace(9, (), b""), None]
+)
+async def test_a_trace_that_cannot_be_had_is_recorded_all_the_same(tmp_path: Path, answer: Any) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, trace=True)
+        made.supernodes.traces = answer
+        await made.images.layer(REFERENCE, digest(5), None)
+    assert made.node.transfers.traced == [] and made.recorded == [("open", MANIFEST)]
+
+
+async def test_switched_off_traces_are_neither_asked_for_nor_recorded(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, trace=True)
+        made.supernodes.traces = AssertionError("not asked for")
+        images = made.make(traces=False)
+        await images.layer(REFERENCE, digest(5), None)
+        images.starts.began(made.node.catalog.all()[0].pack_id)
+    assert made.recorded == [("started", MANIFEST)]
+
+
+async def test_a_node_that_prefetches_nothing_records_starts(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, trace=True)
+        made.supernodes.traces = AssertionError("not asked for")
+        await made.make(prefetch=False).layer(REFERENCE, digest(5), None)
+    assert made.recorded == [("open", MANIFEST)]
+
+
+async def test_a_container_starts_the_images_that_end_with_its_top_layer(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6)
+        for opening in (await made.images.open(REFERENCE)).layers.values():
+            await opening.wait()
+        made.recorded.clear()
+        made.images.starts.began((await made.images.layer(REFERENCE, digest(5), None)).pack_id)
+        assert made.recorded == []
+        made.images.starts.began((await made.images.layer(REFERENCE, digest(6), None)).pack_id)
+        assert made.recorded == [("open", MANIFEST), ("started", MANIFEST)]
