@@ -33,6 +33,8 @@ class Limits:
     """...at one so far away that the answer to a request begins later than `any_s`: its link would idle otherwise."""
     bulk: int = 8
     """Spread and fill requests in all."""
+    few: int = 32
+    """Chunks among which a supernode may choose the same again, if it is asked twice at once."""
     endgame: int = 16
     """So many chunks before the end each is asked of two sources."""
     hedge_quantile: float = 0.95

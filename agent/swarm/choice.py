@@ -120,7 +120,7 @@ class Choice:
         supernode = self._supernode(now)
         if supernode is None or not self._has_supernode_room(supernode, table):
             return None
-        return self._any(supernode, layer, fresh, now)
+        return self._any(supernode, layer, fresh, now, alone=table is None)
 
     def _least_busy(self, table: Table, layer: Hashable, wanted: int, now: float) -> tuple[Neighbour, int] | None:
         """The peer with the fewest requests and the shortest queue, of a few, and what it has of the set.
@@ -182,14 +182,15 @@ class Choice:
         seconds = limits.run_s if neighbour.kind is SourceKind.PEER else limits.any_s
         return max(1, min(limits.run, int(neighbour.rate * seconds / self._totals.chunk_bytes)))
 
-    def _any(self, supernode: Neighbour, layer: Hashable, among: int, now: float) -> Ask | None:
-        """Let the supernode choose; not twice at once among a few, for it may choose the same again."""
+    def _any(self, supernode: Neighbour, layer: Hashable, among: int, now: float, *, alone: bool = False) -> Ask | None:
+        """Let the supernode choose; not twice at once among a few, for it may choose the same again. Who is alone with
+        it sees to that in each layer by itself (agent/transfer/flights.py), or all its layers would end together."""
         if supernode.waits.get(layer, 0.0) > now:
             return None
         if supernode.conviction.total:
             among = without(among, supernode.conviction.chunks(layer, now))
         count = self._run_length(supernode)
-        if supernode.outstanding and among.bit_count() <= _SEGMENT * self._limits.run:
+        if supernode.outstanding and not alone and among.bit_count() <= self._limits.few:
             return None
         return Ask(supernode.source, any_of=among, count=count) if among else None
 

@@ -168,14 +168,17 @@ class Bulk:
         if not self.flights.has_fill_room(now):
             return
         starting = self._is_start_going_on(now)
-        ready = [node for node, begins_at in self._fill.items() if begins_at <= now and self._is_rested(node, now)]
-        if len(ready) > 1 and self.flights.policy.has_company:
-            self._start_asks(ready, self.flights.unseen_ask, starting, now, fetches)
-        self._start_asks(ready, self.flights.fill_ask, starting, now, fetches)
+        if len(self._fill) > 1 and self.flights.policy.has_company:
+            self._start_asks(self._ready(now), self.flights.unseen_ask, starting, now, fetches)
+        self._start_asks(self._ready(now), self.flights.fill_ask, starting, now, fetches)
+
+    def _ready(self, now: float) -> Iterator[int]:
+        """Layers that may be filled now; mostly no more than the first are looked at."""
+        return (node for node, begins_at in self._fill.items() if begins_at <= now and self._is_rested(node, now))
 
     def _start_asks(
         self,
-        nodes: Sequence[int],
+        nodes: Iterable[int],
         ask_of: Callable[[int, float], Ask | None],
         starting: bool,
         now: float,

@@ -18,12 +18,20 @@ _log = logging.getLogger("imgdist.agent")
 Task = Callable[[], None]
 
 
+class _Own(threading.local):
+    """What belongs to a thread of a crew: where its tasks are put, and whether it has said that it is idle."""
+
+    inbox: SimpleQueue[Task | None] | None = None
+    is_idle = False
+
+
 class Crew:
     """`count` threads at niceness `nice`. A task that raises is logged as the defect it is; its thread goes on."""
 
     def __init__(self, name: str, count: int, nice: int = 0) -> None:
         self._nice = nice
         self._lock = threading.Lock()
+        self._own = _Own()
         self._idle: list[SimpleQueue[Task | None]] = []
         self._backlog: deque[Task] = deque()  # bounded by its users: a scheduler's slots, a completion per layer
         self._stopping = False
@@ -40,6 +48,14 @@ class Crew:
             inbox = self._idle.pop()
         inbox.put(task)
 
+    def ends(self) -> None:
+        """The task of this thread is as good as over: what is started from here on is its own next task, and no
+        other thread is woken for it."""
+        with self._lock:
+            if self._own.inbox is not None and not self._own.is_idle and not self._backlog and not self._stopping:
+                self._own.is_idle = True
+                self._idle.append(self._own.inbox)
+
     def stop(self) -> None:
         """Let tasks in progress and in the backlog end, then the threads."""
         with self._lock:
@@ -54,6 +70,7 @@ class Crew:
         if self._nice:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
         inbox: SimpleQueue[Task | None] = SimpleQueue()
+        self._own.inbox = inbox
         while (task := self._next(inbox)) is not None:
             try:
                 task()
@@ -62,9 +79,11 @@ class Crew:
 
     def _next(self, inbox: SimpleQueue[Task | None]) -> Task | None:
         with self._lock:
-            if self._backlog:
-                return self._backlog.popleft()
-            if self._stopping:
-                return None
-            self._idle.append(inbox)
+            if not self._own.is_idle:
+                if self._backlog:
+                    return self._backlog.popleft()
+                if self._stopping:
+                    return None
+                self._idle.append(inbox)
+            self._own.is_idle = False
         return inbox.get()

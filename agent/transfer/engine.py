@@ -65,7 +65,7 @@ class Engine:
             crew = self._demand if fetch.kind.is_urgent else self.bulk
             if fetch.is_hedge:
                 self._figures.hedge_asked()
-            crew.start(partial(self._run, self._jobs[fetch.node], fetch))
+            crew.start(partial(self._run, self._jobs[fetch.node], fetch, crew))
         if self._wake_at(now) < self._tick_at:
             self._earlier.notify()
 
@@ -82,7 +82,7 @@ class Engine:
         self._demand.stop()
         self.bulk.stop()
 
-    def _run(self, job: Job, fetch: Fetch) -> None:
+    def _run(self, job: Job, fetch: Fetch, crew: Crew) -> None:
         outcome = Outcome()
         try:
             outcome = self._carry_out(job, fetch)
@@ -90,6 +90,7 @@ class Engine:
             with self._lock:
                 goes_on = fetch.picked and outcome.explained
                 self._scheduler.finished(fetch, self._clock(), outcome.round_trip_s, outcome.bad, goes_on=goes_on)
+                crew.ends()
                 self.pump()
                 self.changed.notify_all()
 

@@ -238,8 +238,10 @@ class Flights:
         )
 
     def _is_new(self, node: int, ask: Ask) -> bool:
-        """Whether what a source may choose from is more than other sources were left to choose already."""
-        return not ask.any_of or ask.any_of.bit_count() > self.layers[node].asked_any
+        """Whether what a source may choose from is more than others were left to choose already, who have not said yet
+        what they send."""
+        asked = self.layers[node].asked_any
+        return not (ask.any_of and asked) or ask.any_of.bit_count() > max(asked, self.policy.limits.few)
 
     def _take(self, layer: LayerState, node: int, chunk: int) -> None:
         if layer.state[chunk] == FLYING:

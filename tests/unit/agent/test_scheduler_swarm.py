@@ -108,6 +108,22 @@ def test_a_few_missing_chunks_are_left_to_choose_from_once() -> None:
     assert scheduler.due(0.1) == []
 
 
+def test_a_node_alone_with_a_supernode_fills_one_layer_after_the_other() -> None:
+    scheduler = Scheduler(lambda: 0.5, swarm=True)
+    scheduler.policy.join("S", SourceKind.SUPERNODE)
+    for node in (2, 3, 4):
+        scheduler.add(node, LAYER.index, range(20))
+        scheduler.fill(node)
+    first, second = scheduler.due(0.0)
+    assert (first.node, second.node) == (2, 3), "it may choose the same chunks of a layer twice"
+    scheduler.named(first, (0, 1))
+    scheduler.landed(2, 0, 0.1)
+    scheduler.landed(2, 1, 0.1)
+    scheduler.finished(first, 0.1, 0.001)
+    (third,) = scheduler.due(0.1)
+    assert third.node == 2 and third.any_of == bits_of(range(2, 20))
+
+
 def test_a_trace_is_spread_over_who_has_it() -> None:
     scheduler = swarm({"a": bits_of(range(4)), "b": bits_of(range(4, 8))})
     scheduler.trace([(2, chunk) for chunk in range(12)])

@@ -1,0 +1,79 @@
+"""Threads of the transfers: who ends a task goes on with what it started itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from agent.transfer.crew import Crew
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    made = Crew("test", 3)
+    yield made
+    made.stop()
+
+
+def test_a_task_that_ends_hands_on_to_its_own_thread(crew: Crew) -> None:
+    ran: list[int] = []
+    done = threading.Event()
+
+    def task(left: int) -> None:
+        ran.append(threading.get_ident())
+        if not left:
+            done.set()
+            return
+        crew.ends()
+        crew.start(lambda: task(left - 1))
+
+    crew.start(lambda: task(50))
+    assert done.wait(10)
+    assert len(ran) == 51 and len(set(ran)) == 1
+
+
+def test_what_else_it_starts_others_do(crew: Crew) -> None:
+    together = threading.Barrier(3, timeout=10)
+    ended = threading.Semaphore(0)
+
+    def other() -> None:
+        together.wait()
+        ended.release()
+
+    def task() -> None:
+        crew.ends()
+        for _ in range(3):
+            crew.start(other)
+
+    crew.start(task)
+    for _ in range(3):
+        assert ended.acquire(timeout=10)
+
+
+def test_a_task_that_goes_on_is_not_taken_for_idle(crew: Crew) -> None:
+    started = threading.Event()
+
+    def task() -> None:
+        crew.start(started.set)
+        assert started.wait(10)
+
+    crew.start(task)
+    assert started.wait(10)
+
+
+def test_nothing_is_lost_at_a_stop() -> None:
+    crew = Crew("test", 2)
+    ran: list[int] = []
+
+    def task(left: int) -> None:
+        ran.append(left)
+        if left:
+            crew.ends()
+            crew.start(lambda: task(left - 1))
+
+    for _ in range(10):
+        crew.start(lambda: task(20))
+    crew.stop()
+    assert ran.count(20) == 10
