@@ -86,10 +86,10 @@ class View:
         now = self._clock()
         layer.present.last_read_ns = now
         touched = layer.touch(offset, size)
-        if touched is not None:
-            self.notes.touched(touched)
         if not layer.has(offset, size) or not self._answers.from_image(layer, request.unique, buffer[:size], offset):
             self._park_read(layer, request, size, now)
+        if touched is not None:  # only now: the port's thread, once woken, takes Python's lock from this one
+            self.notes.touched(touched)
 
     def _park_read(self, layer: Layer, request: Request, size: int, now_ns: int) -> None:
         since_ns = self._retries.since(layer.node, request.offset, request.offset + size, now_ns)
@@ -98,11 +98,11 @@ class View:
             self._note("table_full", request, "too many reads wait already, EIO")
             self._replies.error(request.unique, errno.EIO)
             return
-        self.notes.ring_once()
         if layer.has(request.offset, size):
             self._answers.parked_from_image(layer, parked)
         elif self._asking:
             self._agent.put(Miss(layer.node, request.offset, size).encode())
+        self.notes.ring_once()
 
     def _look(self, request: Request) -> None:
         opcode, unique = request.opcode, request.unique
