@@ -1,5 +1,7 @@
 """What the agent's processes cost a node: memory with 50 layers, CPU at rest and while filling, a small memory cgroup.
 
+CPU of a fill stands beside its floor (bench/floor.py), taken in the same run: of both the machine decides.
+
 Agent, view and holder against a supernode of its own on loopback, no link limit. The image is of this machine's files;
 first it is read whole as it comes (every read a miss, the most memory), then it fills undisturbed on a fresh agent.
 Memory is the sum of the processes' Rss, so what they share (the interpreter) counts three times; Pss counts it once.
@@ -20,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from bench import floor
 from bench.node import Site, image_of_this_machine, site
 from bench.node_processes import NodeProcesses
 from bench.report import Report, Row
@@ -29,8 +32,11 @@ from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
 from imgdist.demo.processes import wait_until
 from imgdist.errors import ImgdistError
+from imgdist.pack.index import Index
 
 RSS_GOAL_MIB, IDLE_GOAL, FILL_GOAL = 100, 0.5, 2.5
+FILL_RATIO_GOAL = 1.8
+"""Of the agent's CPU to that of one thread that does nothing else: `FILL_GOAL` over the 1.4 of a calm machine."""
 CGROUP_MIB = 64
 _MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
 _SAMPLE_S = 0.05
@@ -92,6 +98,8 @@ def _fill(place: Site, reference: str, idle_s: float) -> list[Row]:
             switched_s = node.cpu_s()["agent"] - spent
             rest, pss = node.rss_mib(), node.pss_mib()
             idle = _idle_percent(node, idle_s)
+            indexes = [Index.load(path.read_bytes()) for path in (agent.root / "packs").glob("*/index")]
+    floor_s = floor.cpu_s_a_gb(place.supernode.url, indexes, place.directory)
     return [
         Row("RSS, filled and switched, largest", peak.value, RSS_GOAL_MIB, "MiB"),
         Row("RSS, all switched, at rest", sum(rest.values()), RSS_GOAL_MIB, "MiB"),
@@ -99,6 +107,8 @@ def _fill(place: Site, reference: str, idle_s: float) -> list[Row]:
         Row("Pss at rest", pss, unit="MiB"),
         Row("CPU at rest", idle, IDLE_GOAL, "%"),
         Row("agent CPU of fill, a GB raw", fill_s / gb, FILL_GOAL, "s/GB"),
+        Row("CPU of one thread that takes the same chunks and does nothing else", floor_s, unit="s/GB"),
+        Row("agent CPU of fill over that", fill_s / gb / floor_s, FILL_RATIO_GOAL, "x"),
         Row("agent CPU of fill and switches, a GB raw", switched_s / gb, unit="s/GB"),
         Row("filled", gb, unit="GB"),
     ]
