@@ -24,7 +24,7 @@ from bench.swarm_scenarios import FILLS
 from bench.swarm_starts import lazy
 from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
-from imgdist.demo.star import goodput_bytes_per_s
+from imgdist.demo.star import CONGESTION_CONTROL, goodput_bytes_per_s
 
 RATES_MBIT = {4: 100, 8: 50, 16: 25}
 """At most so much: two cores carry some 400 Mbit/s of swarm, everything on one machine."""
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> Report:
             cluster = Cluster(rig, args.nodes, rate_mbit * 1_000_000, image, _say)
             rows = [row for name in names for row in _scenario(name, cluster)]
             delay = "no delay" if rig.can_delay else "no delay (the kernel has no netem)"
-    note = f"{args.nodes} nodes, {rate_mbit} Mbit/s each way, {delay}, plain HTTP"
+    note = f"{args.nodes} nodes, {rate_mbit} Mbit/s each way, {delay}, {CONGESTION_CONTROL}, plain HTTP"
     return Report("swarm", tuple(rows), note)
 
 

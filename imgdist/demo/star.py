@@ -29,6 +29,9 @@ _MTU = 1500
 BURST_BYTES = 64 * 1024
 # What a port of a switch keeps; never less than a few such packets.
 QUEUE_S, _QUEUE_LEAST = 0.02, 3 * BURST_BYTES
+# Linux's own choice, whatever this machine's is: BBR sends 4 % twice through so short a queue (measured, 16 nodes on
+# 25 Mbit/s: 58,000 segments of 1.4 million, here 3,700 of 0.8 million).
+CONGESTION_CONTROL = "cubic"
 
 _FRAME, _PAYLOAD = _MTU + 14, _MTU - 20 - 32
 """What tbf counts of a full packet, Ethernet's header included, and the TCP payload in it (with time stamps)."""
@@ -160,6 +163,8 @@ class Star:
         command("ip", *inside, "address", "add", f"{spoke.address}/24", "dev", "eth0")
         command("ip", *inside, "link", "set", "eth0", "up")
         command("ip", *inside, "link", "set", "lo", "up")
+        way = (str(ipaddress.ip_interface(f"{spoke.address}/24").network), "dev", "eth0", "src", spoke.address)
+        command("ip", *inside, "route", "replace", *way, "proto", "kernel", "congctl", CONGESTION_CONTROL)
 
     def _has_netem(self) -> bool:
         try:

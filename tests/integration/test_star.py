@@ -74,6 +74,12 @@ def test_everyone_reaches_everyone(star: Star, tmp_path: Path) -> None:
             assert near.getsockname()[0] == star.near
 
 
+def test_connections_are_controlled_as_linux_does_whatever_this_machine_prefers(star: Star) -> None:
+    for spoke in star.nodes:
+        way = command("ip", "-n", spoke.namespace, "route", "get", star.datacenter.address)
+        assert "congctl cubic" in way
+
+
 @pytest.mark.parametrize("shaped", ["up", "down"])
 def test_a_link_is_shaped_both_ways(star: Star, shaped: str, tmp_path: Path) -> None:
     source, target = star.nodes
