@@ -282,7 +282,7 @@ def test_a_node_is_full_until_a_request_ends() -> None:
 
 
 @pytest.mark.parametrize(("took_s", "expected"), [(0.2, Limits().outstanding_long), (0.01, Limits().outstanding)])
-def test_where_a_whole_run_takes_long_fewer_requests_are_under_way(took_s: float, expected: int) -> None:
+def test_where_a_whole_run_takes_long_more_requests_are_under_way(took_s: float, expected: int) -> None:
     peers = "abcdefgh"
     policy = _policy({peer: list(range(200)) for peer in peers})
     for number in range(32):

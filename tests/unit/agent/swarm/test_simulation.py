@@ -101,7 +101,7 @@ def test_a_machine_that_all_nodes_share_takes_its_time(small: Outcome) -> None:
     fast = simulate(replace(SMALL, cores=2, request_cpu_s=1e-4, chunk_cpu_s=1e-4))
     slow = simulate(replace(SMALL, cores=2, request_cpu_s=0.0, chunk_cpu_s=0.008))
     least_s = SMALL.nodes * SMALL.chunks * 0.008 / 2
-    assert fast.ratio <= small.ratio + 0.1
+    assert fast.ratio <= small.ratio + 0.15
     assert least_s <= slow.seconds <= 1.2 * least_s
 
 
