@@ -24,8 +24,8 @@ class Limits:
     outstanding_long: int = 8
     """Likewise where links are so slow that a whole run takes longer than `run_s`: streams share both ends of their
     links, and the fewer a node has the more often one end has nothing to send [measured, 16 nodes at 25 Mbit/s: with
-    four the downlinks are used to 75-80 %, T/T* 1.38-1.43; with eight 1.32, where the simulation, in which answers queue
-    one behind the other, sees no difference]."""
+    four the downlinks are used to 75-80 %, T/T* 1.38-1.43; with eight 1.32; the simulation, in which answers queue
+    behind each other, sees no difference]."""
     per_source: int = 2
     """And at one source: while one is sent the next one waits there."""
     alone: int = 2

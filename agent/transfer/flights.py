@@ -22,9 +22,9 @@ BULK_SLOTS = 8
 SOURCES_MAX = 6
 """Asked in turn for what a reader waits for: six peers that do not answer take 40 s of its 60, all of it if one of them
 sends this node elsewhere first; then they rank last."""
-ENDGAME_S = 0.2
-"""A layer's last chunks are asked of a second source if the first takes longer: four times what the policy means a
-request to take. At once would double the bytes of small layers (a guess)."""
+ENDGAME_S = 0.5
+"""A layer's last chunks are asked of a second source if the first takes longer than the policy means a request to take
+[measured, 16 nodes on 25 Mbit/s, where requests take 0.4 s: with 0.2 s 2.7 % of the bytes came twice]."""
 
 
 @dataclass(slots=True, eq=False)

@@ -28,7 +28,7 @@ _LOOK_S = 0.02
 """How soon a node that has nothing to ask for looks again: in truth each have-list that comes makes it look.
 Once the first chunks have spread there is always something [10,000 nodes: not in 9 of 1,190,000 decisions]."""
 _REPORTS = 50
-_LATE_S = 0.2
+_LATE_S = 0.5
 """In flight for so long, a node's last chunks are asked of a second source (agent/transfer/flights.py)."""
 _SLOTS = 4
 """Fill requests that a server takes however long they wait (imgdist/wire/server.py)."""
