@@ -66,7 +66,8 @@ class RedirectedError(TemporaryError):
 class ChunkClient:
     """Asks one chunk server. Thread-safe; each call has a connection of its own while it runs.
 
-    Priorities never share a connection: a fill's bytes in a socket buffer would make demand wait.
+    Priorities do not share a connection: a fill's bytes in a socket buffer would make demand wait. What was read to its
+    end for a trace, or a job, is as good as a new one.
     `node`, which may be set later: where others reach this member of the swarm (host:port), "" if nobody does; None: it
     is no member, and is made to wait rather than sent elsewhere. `read_timeout_s`, too: it is of requests that begin.
     `key` proves that a node asks.
@@ -229,8 +230,11 @@ class ChunkClient:
         """A connection and whether it was kept from an earlier request."""
         with self._lock:
             self._refuse_if_closed()
-            if self._idle[priority]:
-                connection = self._idle[priority].pop()
+            # The first miss takes what brought metadata: a connection would open behind all that fill has on its way.
+            others = Priority.TRACE if priority is Priority.DEMAND else priority
+            idle = self._idle[priority] or self._idle[others]
+            if idle:
+                connection = idle.pop()
                 self._busy.add(connection)
                 connection.read_timeout_s = timeout_s
                 return connection, True

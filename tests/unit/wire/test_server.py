@@ -23,6 +23,7 @@ from imgdist.wire import slots as slots_module
 from imgdist.wire.address import Address
 from imgdist.wire.answer import Row
 from imgdist.wire.client import ChunkClient
+from imgdist.wire.connection import Connection
 from imgdist.wire.messages import FRAME_SIZE, Frame, Priority, encode_frame
 from imgdist.wire.requests import ChunkRequest, encode
 from imgdist.wire.responses import encode_head
@@ -103,6 +104,24 @@ def fetch(
 def test_chunks_arrive_in_the_order_asked(client: ChunkClient) -> None:
     assert fetch(client, [3, 0, 1, 2]) == [BODIES[3], BODIES[0], BODIES[1], BODIES[2]]
     assert fetch(client, [0, 0, 3], Priority.FILL) == [BODIES[0], BODIES[0], BODIES[3]]
+
+
+def test_a_miss_takes_the_connection_of_a_trace_and_of_no_fill(
+    address: Address, client: ChunkClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Connection] = []
+
+    def count(address: Address, connect_timeout_s: float, read_timeout_s: float) -> Connection:
+        made.append(Connection(address, connect_timeout_s, read_timeout_s))
+        return made[-1]
+
+    monkeypatch.setattr("imgdist.wire.client.Connection", count)
+    expected = {Priority.FILL: 1, Priority.TRACE: 2, Priority.DEMAND: 2}
+    for priority, connections in expected.items():
+        assert fetch(client, [1], priority) == [BODIES[1]]
+        assert len(made) == connections
+    assert fetch(client, [1], Priority.TRACE) == [BODIES[1]]
+    assert len(made) == 3, "a miss's connection stays free for misses"
 
 
 @pytest.mark.parametrize("place", ["a slot", "the watcher"])
