@@ -29,6 +29,8 @@ for no more than that a connection [measured with four chunks: 0.24-0.30 CPU-s/G
 0.62 by the delay; 0.70 by looking every millisecond; 0.19-0.30 without a bound]."""
 DELAY_S = 0.002
 """How long a queue fill may cause: LEDBAT's rule (RFC 6817), whose 100 ms would cost twenty misses (a guess)."""
+GROWTH = 1.25
+"""At most so much more with each chunk: the round trip that TCP tells is an average, and late (a guess)."""
 DISTANCE_S = 300.0
 """How long the least round trip counts, as the kernel's own of one connection (tcp_min_rtt_wlen)."""
 HOSTS_KEPT = 1024
@@ -157,7 +159,8 @@ class Outstanding:
         mss, rtt_us, least_us = _INFO.unpack(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
         least_us = self._distances.least(self._host, least_us)
         self._least = max(OUTSTANDING_LEAST, 2 * mss)  # a receiver may keep the acknowledgement of one segment back
-        wanted = self._limit // 2 if rtt_us - least_us > DELAY_S * 1e6 else self._limit * 2
+        aim = self._limit * (least_us + DELAY_S * 1e6) / max(rtt_us, 1)  # what would cause just that delay
+        wanted = int(min(max(aim, self._limit / 2), self._limit * GROWTH))
         self._limit = max(self._least, min(wanted, OUTSTANDING_MOST))
         self._bind(self._limit)
 
