@@ -169,11 +169,19 @@ class Bulk:
             return
         starting = self._is_start_going_on(now)
         if len(self._fill) > 1 and self.flights.policy.has_company:
-            self._start_asks(self._ready(now), self.flights.unseen_ask, starting, now, fetches)
-        self._start_asks(self._ready(now), self.flights.fill_ask, starting, now, fetches)
+            self._start_asks(self._fresh(now), self.flights.unseen_ask, starting, now, fetches)
+        self._start_asks(self._fresh(now), self.flights.fill_ask, starting, now, fetches)
+        if next(self._fresh(now), None) is None:  # a second request for a chunk would take the place of another's first
+            late = (node for node in self._ready(now) if self._is_late(node, now))
+            self._start_asks(late, self.flights.second_ask, starting, now, fetches)
+
+    def _fresh(self, now: float) -> Iterator[int]:
+        """Layers that may be filled now and of which something is not on its way; mostly no more than the first are
+        looked at."""
+        return (node for node in self._ready(now) if self.flights.layers[node].lacks)
 
     def _ready(self, now: float) -> Iterator[int]:
-        """Layers that may be filled now; mostly no more than the first are looked at."""
+        """Layers that may be filled now."""
         return (node for node, begins_at in self._fill.items() if begins_at <= now and self._is_rested(node, now))
 
     def _start_asks(
@@ -187,8 +195,7 @@ class Bulk:
         """Start what `ask_of` these layers, one after the other, gives."""
         may_start: bool | None = None  # not known: a request started since it was looked at
         for node in nodes:
-            layer = self.flights.layers[node]
-            while layer.lacks or self._is_late(node, now):
+            while True:
                 # Asked before the policy: what it costs would be paid with each miss.
                 if may_start is None:
                     may_start = self._may_fill(now, starting)

@@ -77,19 +77,20 @@ class Flights:
                 yield ask
 
     def fill_ask(self, node: int, now: float) -> Ask | None:
-        """How to ask for some of a layer's missing chunks, or of the last ones in flight."""
+        """How to ask for some of a layer's missing chunks."""
         layer = self.layers[node]
         if self.alone:
             run = layer.next_run(RUN_CHUNKS)
             return Ask(None, run) if run else None
         if copies := layer.lacks & layer.copies:
             return Ask(None, tuple(pick(copies, RUN_CHUNKS, float)))
-        lacks, late = layer.lacks, {}
-        if not lacks:
-            late = {chunk: sources for chunk, (at, sources) in self._last(node).items() if at + ENDGAME_S <= now}
-            lacks = bits_of(late)
-        ask = self.policy.fill(node, lacks, now, late) if lacks else None
+        ask = self.policy.fill(node, layer.lacks, now) if layer.lacks else None
         return ask if ask is not None and self._is_new(node, ask) else None
+
+    def second_ask(self, node: int, now: float) -> Ask | None:
+        """How to ask for the last chunks of a layer, all in flight, a second time, where the first takes long."""
+        late = {chunk: sources for chunk, (at, sources) in self._last(node).items() if at + ENDGAME_S <= now}
+        return self.policy.fill(node, bits_of(late), now, late) if late else None
 
     def unseen_ask(self, node: int, now: float) -> Ask | None:
         """How to ask for what no neighbour has of a layer."""

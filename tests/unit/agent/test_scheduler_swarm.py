@@ -357,6 +357,24 @@ def test_the_last_chunks_are_asked_of_a_second_source_if_the_first_is_slow() -> 
     assert scheduler.flights.bulk_bytes == 0 and scheduler.due(10.0) == []
 
 
+def test_no_chunk_is_asked_for_twice_while_another_layer_lacks_chunks() -> None:
+    scheduler = Scheduler(lambda: 0.5, swarm=True)
+    scheduler.add(2, LAYER.index, [3, 4])
+    scheduler.add(3, LAYER.index, [5])
+    for name in "ab":
+        scheduler.policy.join(name, SourceKind.PEER)
+        scheduler.policy.opened(name, 2, ALL)
+        prove(scheduler, name)
+    scheduler.fill(2)
+    scheduler.fill(3)
+    first = scheduler.due(0.0)
+    assert {fetch.node for fetch in first} == {2}
+    assert scheduler.due(ENDGAME_S) == [], "nobody has the other layer's chunk yet"
+    scheduler.policy.opened("a", 3, ALL)
+    assert [(fetch.node, fetch.chunks) for fetch in scheduler.due(ENDGAME_S)][0] == (3, (5,))
+    assert {fetch.node for fetch in scheduler.due(2 * ENDGAME_S)} == {2}
+
+
 def test_the_window_bounds_bytes_over_all_sources() -> None:
     scheduler = swarm(dict.fromkeys("abcdefgh", ALL))
     scheduler.trace([(2, chunk) for chunk in range(40)])
