@@ -357,6 +357,24 @@ def test_the_last_chunks_are_asked_of_a_second_source_if_the_first_is_slow() -> 
     assert scheduler.flights.bulk_bytes == 0 and scheduler.due(10.0) == []
 
 
+def test_a_busy_link_brings_the_last_chunks_no_sooner_by_a_second_copy() -> None:
+    scheduler = Scheduler(lambda: 0.5, swarm=True)
+    scheduler.add(2, LAYER.index, [3, 4])
+    for name in "ab":
+        scheduler.policy.join(name, SourceKind.PEER)
+        scheduler.policy.opened(name, 2, ALL)
+        prove(scheduler, name)
+    scheduler.window.received(100_000, 0)
+    scheduler.window.answered(0, 0.0, 0.001, 1.001)  # 100 kB/s
+    scheduler.fill(2)
+    scheduler.due(0.0)
+    link_s = scheduler.flights.bulk_bytes / 100_000
+    assert link_s > 2 * ENDGAME_S
+    assert scheduler.due(0.9 * link_s) == []
+    assert scheduler.wake_at(0.9 * link_s) == pytest.approx(link_s)
+    assert sorted(chunk for fetch in scheduler.due(link_s) for chunk in fetch.chunks) == [3, 4]
+
+
 def test_no_chunk_is_asked_for_twice_while_another_layer_lacks_chunks() -> None:
     scheduler = Scheduler(lambda: 0.5, swarm=True)
     scheduler.add(2, LAYER.index, [3, 4])
