@@ -12,9 +12,11 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 
 from imgdist.errors import NotFoundError, NotYetError
 from imgdist.wire.answer import ChunkReader
+from supernode.crowds import Crowds
 
 RECEIVERS = 8
 """Latest receivers that are remembered of each chunk."""
@@ -159,6 +161,7 @@ class Seeding:
         self._packs: OrderedDict[Hashable, PackSeeding] = OrderedDict()  # asked for last at the end
         self._names: dict[str, Hashable] = {}
         self._nodes = Nodes()
+        self._crowds = Crowds(dice)
 
     def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> list[int]:
         """Up to `count` of the missing chunks, the least sent ones first: nobody gets what others can pass on.
@@ -194,26 +197,34 @@ class Seeding:
                 self._received(name, numbers, node)
 
     def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> list[str]:
-        """Who got all of these or is getting them, the latest first; the next one who asks is sent to this one, if
-        others reach it. Nobody, if it is among them, or has asked for what is not known to be there."""
+        """Who got all of these or is getting them, and passes them on to few (Crowds). Later ones are sent to this one,
+        if others reach it. Nobody, if it has asked for what is not known to be there."""
         with self._lock:
-            pack = self._packs.get(self._names.get(name))
+            identity, now = self._names.get(name), self._clock()
+            pack = self._packs.get(identity)
             if pack is None or max(numbers) >= pack.known:
                 return []
-            addresses = self._nodes.heard_of(pack.receivers(numbers, self._nodes.generation), self._clock())
-            if node in addresses:
-                return []
+            number = self._number(node, now) if node else 0
+            had = partial(pack.receivers, numbers, self._nodes.generation)
+            ahead = self._crowds.join((identity, *numbers), number, had)
             if node:
                 self._received(name, numbers, node)
-        return addresses[:ELSEWHERE]
+            return self._nodes.heard_of([other for other in ahead if other != number], now)[:ELSEWHERE]
 
     def _received(self, name: str, numbers: Sequence[int], node: str) -> None:
         pack = self._packs.get(self._names.get(name))
         if pack is not None:
-            number, before = self._nodes.number(node, self._clock()), pack.remembered  # may begin a generation
+            number, before = self._number(node, self._clock()), pack.remembered
             pack.received(numbers, number, self._nodes.generation)
             if pack.remembered > before:
                 self._forget_some()
+
+    def _number(self, node: str, now: float) -> int:
+        generation = self._nodes.generation
+        number = self._nodes.number(node, now)
+        if self._nodes.generation != generation:
+            self._crowds.clear()
+        return number
 
     def _pack(self, name: str, reader: ChunkReader) -> PackSeeding:
         identity = self._names[name] = reader.identity

@@ -205,7 +205,7 @@ class Bulk:
                 if ask is None:
                     break
                 # Beside a start one chunk at a time: a run of eight keeps a miss waiting 24 ms at 200 Mbit/s.
-                if self.gate.is_low:
+                if self.gate.is_low(now):
                     ask = replace(ask, chunks=ask.chunks[:1], count=min(ask.count, 1))
                 fetches.append(self.flights.start(node, ask, Kind.FILL, now))
                 may_start = None

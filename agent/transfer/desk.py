@@ -18,12 +18,17 @@ from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.waiters import Waiters
 from imgdist.errors import ImgdistError, NotYetError, TemporaryError
+from imgdist.pack import CHUNK_MAX
 from imgdist.wire.client import RedirectedError, Told
 
 _log = logging.getLogger("imgdist.agent")
 
 NOT_YET_S = 0.05
 """How long a source is not asked for more of a layer of which it has nothing yet, if it does not say (a guess)."""
+PASSED_ON = 16
+"""Links that a chunk passes, of a crowd of hundreds in which each passes it on to two, until it is with the last."""
+PASSED_ON_S = (1.0, 8.0)
+"""The least and the most that is waited for that; the least is of a busy machine, not of a link (guesses)."""
 
 OnHere = Callable[[int, int], None]
 """Told (node, chunk) of every chunk that became present; called in any thread, must not wait or call back."""
@@ -99,8 +104,16 @@ class Desk:
             found = self._sources.at(error.addresses, self._clock(), strangers=not is_peer)
             if is_peer and not (found and fetch.kind.is_urgent):
                 self._policy.busy(source, self._clock(), error.retry_after_s)
-            self._scheduler.redirected(fetch)
+            self._scheduler.redirected(fetch, self.wait_s())
             return found
+
+    def wait_s(self) -> float:
+        """How long to wait for chunks that are on their way to whom a busy source named: links like this node's pass
+        them on one to the other."""
+        with self._lock:
+            window = self._scheduler.window
+            link_s = window.estimate(CHUNK_MAX) / window.rate_bytes_per_s
+        return min(max(PASSED_ON_S[0], PASSED_ON * link_s), PASSED_ON_S[1])
 
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now. Only a supernode should say so; a peer that does is left

@@ -31,7 +31,8 @@ to the node should: a link that is busy brings nothing sooner by a second copy (
 class Flight:
     """A request under way: its bytes as estimated when it started, and what the node had received by then. `chunks` are
     those it is answerable for; of an `any_of` request none before its answer begins. `source` was asked at `asked_at`.
-    `is_helped`: it is silent, another one was asked for the same."""
+    `is_helped`: it is silent, another one was asked for the same. It may be silent for `waits_s`, as what is asked of
+    it is on its way to it."""
 
     fetch: Fetch
     started: float
@@ -43,6 +44,7 @@ class Flight:
     unnamed: int
     bulk_bytes: int = 0
     is_helped: bool = False
+    waits_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -145,6 +147,10 @@ class Flights:
             self.bulk_bytes += size - flight.bulk_bytes
             flight.bulk_bytes = size
 
+    def redirected(self, fetch: Fetch, waits_s: float) -> None:
+        """A request goes to sources that may have to wait so long for what it asks for."""
+        self._flights[id(fetch)].waits_s = waits_s
+
     def turned(self, fetch: Fetch, source: Hashable, now: float) -> None:
         """What a request's source did not serve is asked of another one."""
         flight, urgent = self._flights[id(fetch)], fetch.kind.is_urgent
@@ -175,6 +181,11 @@ class Flights:
         asked = (flight.source for flight in self if flight.fetch.node == node and chunk in flight.chunks)
         return [source for source in asked if source is not None]
 
+    @property
+    def link_s(self) -> float:
+        """How long this node's link takes for all that is on its way: nobody is late before."""
+        return sum(flight.size_bytes for flight in self) / self.window.rate_bytes_per_s
+
     def awaited(self) -> Iterator[tuple[float, Flight]]:
         """Requests that somebody waits for, each the only one for its chunks so far, and when their sources will have
         been silent for too long."""
@@ -184,7 +195,7 @@ class Flights:
             if flight.fetch.kind.is_urgent and not flight.is_helped and not flight.fetch.is_hedge:
                 late_at = self.policy.late_at(flight.source, flight.asked_at)
                 if late_at is not None:
-                    yield late_at, flight
+                    yield max(late_at, flight.asked_at + max(self.link_s, flight.waits_s)), flight
 
     def is_start_left(self) -> bool:
         """Whether a request that is not fill's has still to bring something. One whose chunks others brought meanwhile
@@ -213,7 +224,7 @@ class Flights:
 
     @property
     def _late_s(self) -> float:
-        return max(ENDGAME_S, self.bulk_bytes / self.window.rate_bytes_per_s)
+        return max(ENDGAME_S, self.link_s)
 
     def _last(self, node: int) -> dict[int, tuple[float, list[Hashable]]]:
         """A layer's last chunks, once each is in flight: since when and from whom, if from one source so far. Without

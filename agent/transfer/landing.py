@@ -19,9 +19,8 @@ from imgdist.wire.client import RedirectedError
 
 _log = logging.getLogger("imgdist.agent")
 
-WAIT_S = 1.0
-"""For chunks that are on their way to whom a busy source named: sixteen links of 12 Mbit/s, one behind the other, take
-as long for a chunk (a guess)."""
+REDIRECTS_MAX = 3
+"""So often a request is sent elsewhere; whom it asks then, serves it (a guess)."""
 
 
 class Landing:
@@ -46,19 +45,20 @@ class Landing:
         return outcome
 
     def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int], outcome: Outcome) -> None:
-        """Ask the sources, until nothing is left. The first that sends this node elsewhere does so once: behind those
-        whom it names it is asked again, and nobody sends a node on that says so (`wait_s`). However many are busy, or
-        lie about others, a request has an end."""
+        """Ask the sources, until nothing is left. Whom a busy one names may wait for what is on its way to them; behind
+        them the busy one is asked again, and may name others. Where it has no more to name, or did so too often, it
+        serves whoever says that (`wait_s`). However many are busy, or lie about others, a request has an end."""
         whole = len(rest) == len(fetch.chunks)
         sources = deque(cast(tuple[ChunkSource, ...], fetch.sources))
         asked: list[ChunkSource] = []
         receivers: list[ChunkSource] = []
-        wait_s = 0.0
+        redirects, insists = 0, False
         while sources:
             source = sources.popleft()
             if asked:
                 self._desk.turned(fetch, source)
             asked.append(source)
+            wait_s = self._desk.wait_s() if insists or source in receivers else 0.0
             intake = Intake(self._desk, self._delivery, job, fetch, source, rest, outcome, wait_s)
             try:
                 intake.take()
@@ -71,10 +71,11 @@ class Landing:
                 if wait_s:
                     self._desk.source_failed(source, error)
                 else:
-                    wait_s = WAIT_S
+                    redirects += 1
                     receivers = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]
                     later = [other for other in sources if other not in receivers]
                     sources = deque([*receivers, source, *later])
+                    insists = not receivers or redirects == REDIRECTS_MAX
                 outcome.explained = True
             except NotYetError as error:
                 self._desk.tried(job, rest, source, error)

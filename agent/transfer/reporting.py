@@ -52,6 +52,9 @@ class Desk(Protocol):
     def receivers(self, fetch: Fetch, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
         """A busy source says who else has the chunks, or is getting them."""
 
+    def wait_s(self) -> float:
+        """How long to wait for chunks that are on their way to whom a busy source named."""
+
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now."""
 

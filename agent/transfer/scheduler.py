@@ -118,7 +118,7 @@ class Scheduler:
         for chunk in absent:
             self._urgent.read(node, chunk, now)
             self._hurry(node, chunk)
-        self.gate.read(now)
+        self.gate.missed(now)
         if self._is_far and not (layer.traced and self._bulk.lead.is_left):
             self._guess_behind(node, layer, chunks[-1] + 1)
         return True
@@ -186,9 +186,11 @@ class Scheduler:
         """The source of an `any_of` request says which chunks it sends."""
         self.flights.named(fetch, chunks)
 
-    def redirected(self, fetch: Fetch) -> None:
-        """A supernode knows who passes these chunks on: to ask it a second time would take its link from others."""
+    def redirected(self, fetch: Fetch, waits_s: float) -> None:
+        """A source knows who passes these chunks on, and may have to wait so long for them: to ask a second time would
+        take its link from others."""
         self._urgent.redirected(fetch)
+        self.flights.redirected(fetch, waits_s)
 
     def turned(self, fetch: Fetch, source: Hashable, now: float) -> None:
         """What a request's source did not serve is asked of another one."""

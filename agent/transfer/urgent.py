@@ -132,7 +132,7 @@ class Urgent:
         if not self.flights.alone:
             at = self.flights.policy.hedge_at(now, now)
             if at is not None:
-                self._hedge_at[node, chunk] = at
+                self._hedge_at[node, chunk] = max(at, now + self.flights.link_s)
 
     def _start_hedges(self, now: float, fetches: list[Fetch]) -> None:
         flights = self.flights

@@ -16,7 +16,7 @@ from imgdist.wire.responses import encode_head
 
 REQUEST_S = 10.0
 """How long an answer may take beyond what its bytes need at the lowest rate; as long as a client waits in silence."""
-RATE_LEAST = 64 * 1024
+RATE_LEAST = 8 * 1024
 """Bytes per second below which a reader is given up (a guess: a node below it starts nothing)."""
 _LAST, _MORE = int(socket.MSG_NOSIGNAL), int(socket.MSG_NOSIGNAL | socket.MSG_MORE)
 

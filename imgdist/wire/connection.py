@@ -19,8 +19,9 @@ from imgdist.wire.responses import ResponseHead, decode_response_head
 _GATHER_LEAST = 16 * 1024
 """Bytes from which on the kernel is told how many are waited for: on a link each packet would wake the thread
 otherwise."""
-_RATE_LEAST = 64 * 1024
-"""Bytes per second below which a source is given up (a guess; as the server's for a reader)."""
+_RATE_LEAST = 8 * 1024
+"""Bytes per second below which a source is given up (a guess; as the server's for a reader). A crowd's share of a slow
+link must be more: what is given up was sent for nothing, and is sent again."""
 _SPARE_BUFFERS = 8
 """Kept for the next answers; as many as a start reads at once."""
 _spare: list[memoryview] = []

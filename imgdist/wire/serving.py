@@ -24,7 +24,7 @@ from imgdist.wire.uplink import Uplink
 WAITING_MAX = 4
 """Slots that may wait at once for chunks that are on their way to us: half of demand's, the others serve."""
 
-WAIT_MAX_S = 2.0
+WAIT_MAX_S = 8.0
 """However long a client is ready to wait: a slot is not to be had meanwhile (a guess)."""
 
 

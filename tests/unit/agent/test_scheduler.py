@@ -16,7 +16,7 @@ from agent.swarm.policy import SourceKind
 from agent.transfer.bulk import TRACE_TRIES
 from agent.transfer.fetch import RUN_CHUNKS, Fetch, Kind, Landed
 from agent.transfer.flights import BULK_SLOTS
-from agent.transfer.gate import HOLD_S, LOW_SHARE, QUIET_S
+from agent.transfer.gate import CALM_S, HOLD_S, LOW_SHARE, QUIET_S
 from agent.transfer.lead import LEAD_BYTES
 from agent.transfer.scheduler import AHEAD_CHUNKS, Scheduler
 from agent.transfer.urgent import DEMAND_SLOTS, NOW_SLOTS
@@ -215,8 +215,13 @@ def test_fill_waits_for_quiet(scheduler: Scheduler) -> None:
     land(scheduler, demand, 1.1)
     assert scheduler.due(1.1) == []
     assert scheduler.wake_at(1.1) == pytest.approx(1.0 + QUIET_S)
-    fetches = scheduler.due(1.0 + QUIET_S + 0.001)
-    assert fetches[0] == Fetch(2, tuple(range(1, 1 + RUN_CHUNKS)), Kind.FILL)
+    (little,) = scheduler.due(1.0 + QUIET_S + 0.001)
+    assert little == Fetch(2, (1,), Kind.FILL), "a run would keep the next miss waiting"
+    assert scheduler.wake_at(1.5) == pytest.approx(1.0 + CALM_S)
+    land(scheduler, little, 1.6)
+    (more,) = scheduler.due(1.6)
+    assert more.chunks == (2,)
+    assert scheduler.due(1.0 + CALM_S)[0] == Fetch(2, tuple(range(3, 3 + RUN_CHUNKS)), Kind.FILL)
 
 
 def test_fill_gets_a_low_share_when_starts_never_end(scheduler: Scheduler) -> None:

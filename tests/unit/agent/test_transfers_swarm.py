@@ -17,8 +17,9 @@ from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
 from agent.swarm.policy import Policy
 from agent.swarm.quarantine import DENIALS_MAX
+from agent.transfer.desk import PASSED_ON_S
 from agent.transfer.fetch import Fetch, Kind
-from agent.transfer.landing import WAIT_S
+from agent.transfer.landing import REDIRECTS_MAX
 from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource, Sources
 from agent.transfer.transfers import Transfers
 from imgdist.errors import NotFoundError, NotYetError, TemporaryError, UnreachableError
@@ -337,8 +338,8 @@ def test_who_is_named_may_be_getting_the_chunk_and_whoever_named_it_is_asked_las
     node = make_node(supernode, connect=lambda address: stranger)
     node.transfers.miss(node.store.node, START[1], 4096)
     node.view.wait(("written", node.store.node, START[1], END[1]), 5)
-    assert (supernode.asked_chunks, supernode.waits) == ([1, 1], [0.0, WAIT_S])
-    assert (stranger.asked_chunks, stranger.waits) == ([1], [WAIT_S])
+    assert (supernode.asked_chunks, supernode.waits) == ([1, 1], [0.0, 0.0])
+    assert (stranger.asked_chunks, stranger.waits) == ([1], [PASSED_ON_S[0]])
 
 
 def test_a_peer_sends_a_reader_to_neighbours_only(make_node: MakeNode) -> None:
@@ -354,7 +355,7 @@ def test_a_peer_sends_a_reader_to_neighbours_only(make_node: MakeNode) -> None:
     node.meet(getting, have=0)
     node.transfers.miss(node.store.node, START[1], 4096)
     node.view.wait(("written", node.store.node, START[1], END[1]), 5)
-    assert (getting.asked_chunks, getting.waits) == ([1], [WAIT_S])
+    assert (getting.asked_chunks, getting.waits) == ([1], [PASSED_ON_S[0]])
     assert not connected
     assert {row.source: row.state for row in node.transfers.sources_rows()}["has"] == "ok"
 
@@ -436,7 +437,24 @@ def test_a_request_is_sent_elsewhere_once(make_node: MakeNode) -> None:
         node.transfers.miss(node.store.node, START[chunk], 4096)
         node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
     assert connected == [busy.name]
-    assert busy.waits == [WAIT_S], "who sends a node on that was sent there is no better than one that fails"
+    assert busy.waits == [PASSED_ON_S[0]], "who sends a node on that was sent there is no better than one that fails"
+
+
+def test_who_had_no_more_to_name_or_named_enough_serves(make_node: MakeNode) -> None:
+    supernode = MemorySource(LAYER)
+    strangers = {f"10.0.0.{i}:1": peer(f"10.0.0.{i}:1", MadeLayer([1], seed=9)) for i in range(2 * REDIRECTS_MAX)}
+    left = list(strangers)
+
+    def redirect_who_may(numbers: tuple[int, ...], priority: Priority) -> None:
+        if not supernode.waits[-1]:
+            raise RedirectedError("busy", (left.pop(),))
+
+    supernode.before = redirect_who_may
+    node = make_node(supernode, connect=lambda address: strangers[address])
+    node.transfers.miss(node.store.node, START[1], 4096)
+    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    assert supernode.waits == [*[0.0] * REDIRECTS_MAX, PASSED_ON_S[0]]
+    assert [len(stranger.asked) for stranger in strangers.values()] == [0] * REDIRECTS_MAX + [1] * REDIRECTS_MAX
 
 
 def test_nobody_is_sent_to_a_neighbour_that_failed(make_node: MakeNode) -> None:
@@ -452,7 +470,7 @@ def test_nobody_is_sent_to_a_neighbour_that_failed(make_node: MakeNode) -> None:
     node.transfers._policy.failed(failing, time.monotonic(), 60.0)
     node.transfers.miss(node.store.node, START[1], 4096)
     node.view.wait(("written", node.store.node, START[1], END[1]), 5)
-    assert supernode.waits == [0.0, WAIT_S] and not failing.asked
+    assert supernode.waits == [0.0, PASSED_ON_S[0]] and not failing.asked
 
 
 def test_a_reader_is_helped_when_a_stranger_is_silent(make_node: MakeNode) -> None:

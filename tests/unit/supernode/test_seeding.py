@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from imgdist.errors import NotFoundError, TemporaryError
 from imgdist.wire.answer import Row
+from supernode import crowds as crowds_module
 from supernode import seeding as seeding_module
 from supernode.seeding import HEARD_S, RECEIVERS, RECENT_S, PackSeeding, Seeding
 
@@ -112,7 +113,7 @@ def test_who_asks_is_sent_to_the_last_one_who_got_all_of_it(seeding: Seeding) ->
     assert seeding.elsewhere("p", [0, 1], C) == [A]
     assert seeding.elsewhere("p", [1, 2], "n:1") == []
     assert seeding.elsewhere("other", [1], D) == []
-    assert seeding.elsewhere("p", [1], D) == ["n:1", C], "who was sent elsewhere is about to have it"
+    assert seeding.elsewhere("p", [1], D) == ["n:1", B], "who was sent elsewhere is about to have it"
 
 
 def test_a_crowd_is_sent_from_one_to_the_next(seeding: Seeding) -> None:
@@ -122,12 +123,30 @@ def test_a_crowd_is_sent_from_one_to_the_next(seeding: Seeding) -> None:
         assert seeding.elsewhere("p", [0], node)[:1] == [before] * bool(before)
 
 
-def test_who_comes_back_is_served(seeding: Seeding) -> None:
+def test_who_comes_back_is_sent_to_any_who_asked_earlier(seeding: Seeding) -> None:
     seeding.begun("p", Pack(4), [0], A)
-    assert seeding.elsewhere("p", [0], A) == []
-    assert seeding.elsewhere("p", [0], B) == [A]
-    assert seeding.elsewhere("p", [0], B) == []
-    assert seeding.elsewhere("p", [0], A) == []
+    crowd = [A, B, C, D]
+    for node in crowd:
+        seeding.elsewhere("p", [0], node)
+    named = {place: {one for _ in range(50) for one in seeding.elsewhere("p", [0], crowd[place])} for place in range(4)}
+    assert named == {place: set(crowd[:place]) for place in range(4)}, "the first is served"
+
+
+def test_the_largest_crowd_is_remembered_in_part(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowds_module, "CROWD_MAX", 3)
+    seeding.begun("p", Pack(4), [0], A)
+    for node in (A, B, C):
+        seeding.elsewhere("p", [0], node)
+    named = {one for _ in range(50) for one in seeding.elsewhere("p", [0], D)}
+    assert named == {A, B, C}
+
+
+def test_crowds_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowds_module, "CROWDS_MAX", 1)
+    seeding.begun("p", Pack(4), [0, 1], "")
+    assert [seeding.elsewhere("p", [0], node) for node in (A, B)] == [[], [A]]
+    seeding.elsewhere("p", [1], C)
+    assert seeding.elsewhere("p", [0], D) == [B, A], "as those who got it"
 
 
 def test_nobody_is_sent_to_who_cannot_be_reached(seeding: Seeding) -> None:
@@ -146,7 +165,7 @@ def test_nobody_is_sent_to_who_was_not_heard_of_for_long(seeding: Seeding, clock
     seeding.sent("p", [1], A)
     assert seeding.elsewhere("p", [0], C) == [B, A]
     clock.now += 2
-    assert seeding.elsewhere("p", [0], D) == [C, A]
+    assert seeding.elsewhere("p", [0], D) == [C]
 
 
 def test_what_is_not_there_takes_no_memory(seeding: Seeding) -> None:
@@ -183,6 +202,6 @@ def test_nodes_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatc
     seeding.begun("p", Pack(1), [0], None)
     for node in (A, B):
         seeding.sent("p", [0], node)
-    assert seeding.elsewhere("p", [0], B) == []
+    assert seeding.elsewhere("p", [0], B) == [A]
     seeding.sent("p", [0], C)
     assert seeding.elsewhere("p", [0], B) == [C]
