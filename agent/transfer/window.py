@@ -36,22 +36,15 @@ class Window:
         self._ratio = 0.5
         self.size_bytes = WINDOW_MIN
         """Body bytes to keep in flight."""
+        self.round_trip_s: float | None = None
+        """From a request to the first byte of its answer, serving included, at the nearest source; None before one."""
+        self.rate_bytes_per_s = float("inf")
+        """Of the node's link: what came within the last answers, from their first byte on; infinite before one."""
 
     @property
     def delivered(self) -> int:
         """Body bytes received so far; note it when a request starts."""
         return self._delivered
-
-    @property
-    def round_trip_s(self) -> float | None:
-        """From a request to the first byte of its answer, serving included, at the nearest source; None before one."""
-        return min((kept[0][1] for kept in self._round_trips.values()), default=None)
-
-    @property
-    def rate_bytes_per_s(self) -> float:
-        """Of the node's link: what came within the last answers, from their first byte on; infinite before one."""
-        count, seconds = sum(count for count, _ in self._bodies), sum(took for _, took in self._bodies)
-        return count / seconds if count and seconds else float("inf")
 
     def estimate(self, raw_bytes: int) -> int:
         """Body bytes that so many raw bytes will be."""
@@ -80,5 +73,9 @@ class Window:
         if finished > started:
             self._rates.append(((self._delivered - delivered_before) / (finished - started), source))
         trips = self._round_trips
+        # Once an answer, when its reader has it: each miss looks at them.
+        self.round_trip_s = min(kept[0][1] for kept in trips.values())
+        count, seconds = sum(count for count, _ in self._bodies), sum(took for _, took in self._bodies)
+        self.rate_bytes_per_s = count / seconds if count and seconds else float("inf")
         product = max((rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0)
         self.size_bytes = int(min(max(_GAIN * product, WINDOW_MIN), WINDOW_MAX))
