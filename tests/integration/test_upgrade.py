@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,13 +34,15 @@ _LAZY = ("--set", "fill.mode=none", "--set", "trace.enabled=false", "--set", "re
 _STALL_S, _ABSENT_STALL_S = 0.1, 1.0
 _ABSENT_PAUSE_S = 0.1
 """As long as the next agent takes to serve: as a rule each upgrade meets a read of bytes that are not there."""
+_WAKE_PAUSE_S = 0.002
 
 
 class Readers:
     """Threads that read blocks of a file on a layer, each read past the page cache and verified.
 
-    Three read what is present ("hit"), one the first block of chunk after chunk, which is not ("miss"), to the end. One
-    reads an ordinary file on the same disk ("disk"): what it waits is the machine's doing.
+    Three read what is present ("hit"), one the first block of chunk after chunk, which is not ("miss"), to the end. Two
+    tell what is the machine's doing: one reads an ordinary file on the same disk ("disk"), one asks a process that does
+    nothing else ("process").
     """
 
     def __init__(self, path: Path, content: bytes, ordinary: Path) -> None:
@@ -55,6 +58,7 @@ class Readers:
         absent = iter(range(CHUNK_MAX // BLOCK, len(content) // BLOCK, CHUNK_MAX // BLOCK))
         misses = ("miss", lambda rng: next(absent, None), _ABSENT_PAUSE_S)
         self._threads.append(threading.Thread(target=self._read, args=misses, daemon=True))
+        self._threads.append(threading.Thread(target=self._wake, daemon=True))
 
     def __enter__(self) -> Readers:
         for block in range(16):
@@ -97,6 +101,15 @@ class Readers:
             if data != self._content[number * BLOCK : (number + 1) * BLOCK]:
                 self.wrong.append(f"{name}: block {number}: wrong bytes")
                 return
+
+    def _wake(self) -> None:
+        with subprocess.Popen(["cat"], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as echo:
+            assert echo.stdin is not None and echo.stdout is not None
+            while not self._stop.wait(_WAKE_PAUSE_S):
+                began = time.monotonic()
+                echo.stdin.write(b".")
+                echo.stdout.read(1)
+                self.stalls["process"] = max(self.stalls.get("process", 0.0), time.monotonic() - began)
 
 
 class Site:
@@ -212,16 +225,17 @@ def test_there_and_back_under_load(site: Site) -> None:
         for to in (site.new, site.old, site.new):
             began, pulled = time.monotonic(), len(took)
             site.upgraded(to)
-            present_s, absent_s, disk_s = (readers.longest(kind) for kind in ("hit", "miss", "disk"))
+            present_s, absent_s, disk_s, process_s = map(readers.longest, ("hit", "miss", "disk", "process"))
             seen = (
-                f"-> {to.version} in {time.monotonic() - began:.1f} s: present blocks {present_s:.3f} s, absent ones "
-                f"{absent_s:.3f} s, the disk {disk_s:.3f} s at most; {len(took) - pulled} images started"
+                f"-> {to.version} in {time.monotonic() - began:.1f} s, {len(took) - pulled} images started; at most"
+                f" present blocks {present_s:.3f} s, absent ones {absent_s:.3f} s, the disk {disk_s:.3f} s, a process"
+                f" {process_s:.3f} s"
             )
             print(seen)
             assert not readers.wrong
             assert waiting.is_alive()
-            assert present_s < disk_s + _STALL_S * _patience(), seen
-            assert 0 < absent_s < disk_s + _ABSENT_STALL_S * _patience(), seen
+            assert present_s < disk_s + process_s + _STALL_S * _patience(), seen
+            assert 0 < absent_s < disk_s + process_s + _ABSENT_STALL_S * _patience(), seen
     assert took
 
 
