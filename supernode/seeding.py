@@ -197,8 +197,8 @@ class Seeding:
                 self._received(name, numbers, node)
 
     def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> list[str]:
-        """Who got all of these or is getting them, and passes them on to few (Crowds). Later ones are sent to this one,
-        if others reach it. Nobody, if it has asked for what is not known to be there."""
+        """Who got all of these or is getting them, and passes them on (Crowds). Later ones are sent to this one, if
+        others reach it. Nobody, if it has asked for what is not known to be there."""
         with self._lock:
             identity, now = self._names.get(name), self._clock()
             pack = self._packs.get(identity)

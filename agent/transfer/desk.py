@@ -26,7 +26,8 @@ _log = logging.getLogger("imgdist.agent")
 NOT_YET_S = 0.05
 """How long a source is not asked for more of a layer of which it has nothing yet, if it does not say (a guess)."""
 PASSED_ON = 16
-"""Links that a chunk passes, of a crowd of hundreds in which each passes it on to two, until it is with the last."""
+"""Links that a chunk passes one behind the other while the last node of the line waits for it (a guess). Of a longer
+line, whoever waited in vain asks again, and is sent to any that has it by then."""
 PASSED_ON_S = (1.0, 8.0)
 """The least and the most that is waited for that; the least is of a busy machine, not of a link (guesses)."""
 

@@ -83,7 +83,7 @@ class Connection:
 
     def read(self, size: int, on_pause: Callable[[], None] | None = None) -> memoryview:
         """The next `size` bytes (at most BODY_MAX), valid until the next call. However they trickle in, they take no
-        longer than `read_timeout_s` and a second for each 64 KiB. `on_pause` is called before the thread waits."""
+        longer than `read_timeout_s` and a second for each 8 KiB. `on_pause` is called before the thread waits."""
         if self._end - self._start < size:
             self._read_up_to(size, on_pause)
         start = self._start

@@ -416,7 +416,7 @@ def test_strangers_are_few() -> None:
     assert sources.at([first], 0.0, strangers=False) == []
 
 
-def test_a_request_is_sent_elsewhere_once(make_node: MakeNode) -> None:
+def test_who_was_named_sends_nobody_on(make_node: MakeNode) -> None:
     supernode, busy = MemorySource(LAYER), peer("10.0.0.1:1")
     connected: list[str] = []
 
