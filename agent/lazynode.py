@@ -95,7 +95,6 @@ async def lazy_node(
     chunks = ChunkStore(root / "packs", database, keep_frames=listener is not None)
     stack.callback(chunks.close)
     recorder = TraceRecorder(config.trace.window_s)
-    events.keeper = TraceKeeper(recorder, supernodes)
     link = ViewLink(str(run / "view.sock"), events.missed, events.touched, FailedReads().failed, events.lapsed)
     stack.callback(link.close)
 
@@ -105,6 +104,7 @@ async def lazy_node(
     )
     transfers = events.transfers = _transfers(config, link, seeds, chunks, connect, events, swarm=listener is not None)
     stack.callback(transfers.stop)
+    events.keeper = TraceKeeper(recorder, supernodes, transfers.running_s)
     swarm = None
     if listener is not None:
         port = socket.socket(fileno=listener)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 
 from agent.catalog import Catalog, Layer
@@ -60,12 +59,12 @@ class ImageStarts:
         order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
         self._transfers.trace(order)
         # As it is known by now: when its layers' opening began, a new image's packs had no ids.
-        self._record(self._known.get(image.manifest_digest) or image, time.monotonic())
+        self._record(self._known.get(image.manifest_digest) or image, self._transfers.running_s())
 
     def began(self, pack_id: str) -> None:
         """A container is being created over this pack: what its image's layers are read for now is a start."""
         self._transfers.starting()
-        now = time.monotonic()
+        now = self._transfers.running_s()
         for image in self._known.with_pack(pack_id):
             if image.layers[-1].pack_id == pack_id:
                 self._record(image, now)

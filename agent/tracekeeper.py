@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agent.supernodes import Supernodes
 from agent.tracing import TraceRecorder, TraceUpdate, pack
@@ -21,25 +20,27 @@ _FLUSH_S = 2.0
 class TraceKeeper:
     """Uploads what the recorder has gathered, soon after each burst of reads. Owner: the event loop."""
 
-    def __init__(self, recorder: TraceRecorder, supernodes: Supernodes) -> None:
+    def __init__(self, recorder: TraceRecorder, supernodes: Supernodes, clock: Callable[[], float]) -> None:
+        """`clock()`: as the recorder's `now`."""
         self._recorder = recorder
         self._supernodes = supernodes
+        self._clock = clock
 
     def touched(self, touches: Iterable[tuple[int, int, int]]) -> None:
         """The view's report: (node, first block, blocks) in order of first touch."""
-        self._recorder.touched(touches, time.monotonic())
+        self._recorder.touched(touches, self._clock())
 
     async def run(self) -> None:
         """Upload until cancelled."""
         while True:
             await asyncio.sleep(_ROUND_S)
-            await self._upload(self._recorder.due(time.monotonic()))
+            await self._upload(self._recorder.due(self._clock()))
 
     async def flush(self) -> None:
         """The agent stops: tell what is left, if the supernode listens; a stop does not wait for a hint."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_S):
-                await self._upload(self._recorder.due(time.monotonic(), everything=True))
+                await self._upload(self._recorder.due(self._clock(), everything=True))
 
     async def _upload(self, updates: list[TraceUpdate]) -> None:
         for update in updates:

@@ -1,8 +1,9 @@
 """Start-up traces: which chunks a start touched, in order of first touch.
 
 A window opens when an image's layers are mounted and closes some seconds after the last container was created from
-it. What the view reports in between, of that image's layers, is the trace; metadata chunks are left out, because they
-are always fetched first. Pure: the clock comes with each call, uploading is the caller's.
+it, of a clock that stands still while readers wait: a start over a slow link takes longer, and reads no less. What the
+view reports in between, of that image's layers, is the trace; metadata chunks are left out, because they are always
+fetched first. Pure: the clock comes with each call, uploading is the caller's.
 """
 
 from __future__ import annotations

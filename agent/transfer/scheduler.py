@@ -69,6 +69,10 @@ class Scheduler:
         """How much may be in flight."""
         return self.flights.window
 
+    def running_s(self, now: float) -> float:
+        """`now`, less the time in which a reader waited."""
+        return now - self._urgent.stall.seconds(now)
+
     # Events.
 
     def add(self, node: int, layout: Layout, missing: Sequence[int], *, sealed: bool = True) -> bool:

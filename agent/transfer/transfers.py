@@ -186,6 +186,11 @@ class Transfers:
         """Whether a chunk is on its way. Without the lock: for a moment it may be wrong."""
         return self._scheduler.expects(node, chunk)
 
+    def running_s(self) -> float:
+        """Seconds of a clock that stands still while a reader waits: what a start takes of it, no link makes longer."""
+        with self._lock:
+            return self._scheduler.running_s(self._clock())
+
     # Events.
 
     def miss(self, node: int, start: int, length: int) -> None:

@@ -10,6 +10,7 @@ from agent.transfer.backoff import DEMAND_PAUSE_S
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.flights import Flights
 from agent.transfer.layerstate import FLYING
+from agent.transfer.stall import Stall
 
 DEMAND_SLOTS = 8
 """Requests at once that somebody waits for; a start has never more than 2 misses outstanding (a guess)."""
@@ -33,6 +34,7 @@ class Urgent:
 
     flights: Flights
     read_deadline_s: float
+    stall: Stall = field(default_factory=Stall)
     _wanted: dict[tuple[int, int], _Want] = field(default_factory=dict)
     _now: dict[tuple[int, int], None] = field(default_factory=dict)
     _hedge_at: dict[tuple[int, int], float] = field(default_factory=dict)  # wanted chunks in flight: when they are late
@@ -45,6 +47,7 @@ class Urgent:
             if self.flights.layers[node].state[chunk] == FLYING:
                 self._plan_hedge(node, chunk, now)
         want.expires_at = now + self.read_deadline_s
+        self.stall.look(now, waits=True)
 
     def want(self, node: int, chunk: int) -> None:
         """A job waits for the chunk."""
@@ -77,6 +80,7 @@ class Urgent:
         self._now.pop(key, None)
         self._hedge_at.pop(key, None)
         want = self._wanted.pop(key, None)
+        self.stall.look(answered_at, waits=bool(self._wanted))
         return max(0.0, answered_at - want.asked_at) if want else None
 
     def redirected(self, fetch: Fetch) -> None:
@@ -100,6 +104,7 @@ class Urgent:
         """Start what may start."""
         if self._wanted:
             self._start_wanted(now, fetches)
+        self.stall.look(now, waits=bool(self._wanted))
         if self._hedge_at:
             self._start_hedges(now, fetches)
         self._help(now, fetches)

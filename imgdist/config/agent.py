@@ -68,7 +68,12 @@ class TraceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: Annotated[bool, Meta(description="record starts and fetch recorded ones first")] = True
     window_s: Annotated[
-        float, Meta(gt=0, le=600, description="seconds after a container's creation that are its start")
+        float,
+        Meta(
+            gt=0,
+            le=600,
+            description="seconds from a container's creation on that are its start, without its waits",
+        ),
     ] = 30.0
 
 

@@ -138,6 +138,9 @@ class FakeTransfers:
     def starting(self) -> None:
         self.starts += 1
 
+    def running_s(self) -> float:
+        return time.monotonic()
+
     def add(self, store: FakeStore) -> None:
         self.steps.take("add", store.node)
         self.layers.add(store.node)

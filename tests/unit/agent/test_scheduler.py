@@ -57,6 +57,26 @@ def test_a_miss_is_fetched_at_once_alone_and_once(scheduler: Scheduler) -> None:
     assert scheduler.miss(9, 0, 4096, 2.0) is None
 
 
+def test_a_starts_own_time_stands_still_while_anybody_waits(scheduler: Scheduler) -> None:
+    assert scheduler.running_s(5.0) == 5.0
+    scheduler.miss(2, offset(3), 1, 5.0)
+    scheduler.miss(2, offset(4), 1, 6.0)
+    first, second = scheduler.due(6.0)
+    assert scheduler.running_s(7.0) == 5.0
+    land(scheduler, first, 8.0)
+    assert scheduler.running_s(9.0) == 5.0, "one still waits"
+    land(scheduler, second, 10.0)
+    assert scheduler.running_s(12.0) == 7.0
+
+
+def test_who_gave_up_waiting_does_not_stop_a_starts_clock() -> None:
+    scheduler = Scheduler(lambda: 0.5, read_deadline_s=60.0)
+    scheduler.add(2, LAYER.index, range(COUNT))
+    scheduler.miss(2, offset(3), 1, 0.0)
+    scheduler.due(60.0)
+    assert scheduler.running_s(70.0) == 10.0
+
+
 def test_a_miss_over_two_chunks_wants_both_in_parallel(scheduler: Scheduler) -> None:
     scheduler.miss(2, offset(4) - 4096, 8192, 0.0)
     assert scheduler.due(0.0) == [Fetch(2, (3,), Kind.DEMAND), Fetch(2, (4,), Kind.DEMAND)]

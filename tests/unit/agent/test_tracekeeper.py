@@ -48,7 +48,7 @@ class FakeSupernodes:
 
 
 def keeper(recorder: FakeRecorder, supernodes: FakeSupernodes) -> TraceKeeper:
-    return TraceKeeper(recorder, supernodes)  # type: ignore[arg-type]
+    return TraceKeeper(recorder, supernodes, lambda: 7.0)  # type: ignore[arg-type]
 
 
 async def test_the_views_report_goes_to_the_recorder() -> None:
