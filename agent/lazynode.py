@@ -99,10 +99,14 @@ async def lazy_node(
     stack.callback(link.close)
 
     seeds = [SupernodeChunks(url, key=key) for url in urls]
-    connect = partial(
-        reach, allow_plain=config.allow_plain, patience=Patience(), node=lambda: seeds[0].node or "", key=key
+
+    def me() -> str:
+        return seeds[0].node or ""
+
+    connect = partial(reach, allow_plain=config.allow_plain, patience=Patience(), node=me, key=key)
+    transfers = events.transfers = _transfers(
+        config, link, seeds, chunks, connect, me, events, swarm=listener is not None
     )
-    transfers = events.transfers = _transfers(config, link, seeds, chunks, connect, events, swarm=listener is not None)
     stack.callback(transfers.stop)
     events.keeper = TraceKeeper(recorder, supernodes, transfers.running_s)
     swarm = None
@@ -205,6 +209,7 @@ def _transfers(
     seeds: list[SupernodeChunks],
     chunks: ChunkStore,
     connect: Callable[[str], ChunkSource | None],
+    me: Callable[[], str],
     events: Events,
     *,
     swarm: bool,
@@ -221,6 +226,7 @@ def _transfers(
         pace=Pace(config.fill.delay_s, config.swarm.start_jitter_s, config.swarm.down_bytes_per_s),
         swarm=swarm,
         connect=connect,
+        me=me,
     )
 
 

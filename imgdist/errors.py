@@ -59,6 +59,14 @@ class NotYetError(TemporaryError):
     """What was asked for may be had in a moment, here or elsewhere: the other side is neither busy nor broken."""
 
 
+class RedirectedError(TemporaryError):
+    """The other side is busy; who is at `addresses` (host:port) has what was asked for, or is getting it."""
+
+    def __init__(self, message: str, addresses: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.addresses = addresses
+
+
 class UnreachableError(TemporaryError):
     """Nobody is there, or not any more: refused, no route, connection cut. It may be somewhere else by now."""
 

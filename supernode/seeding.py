@@ -21,7 +21,7 @@ from supernode.crowds import Crowds
 RECEIVERS = 8
 """Latest receivers that are remembered of each chunk."""
 ELSEWHERE = 2
-"""Of them so many are named to whoever is sent elsewhere: the second if the first proves to be gone (a guess)."""
+"""So many are named to whoever is sent elsewhere: the second if the first proves to be gone (a guess)."""
 HEARD_S = 60.0
 """Who took nothing for so long may be gone, and would cost who is sent there a time-out: a machine that was scaled away
 answers nothing (a guess)."""
@@ -146,9 +146,14 @@ class Nodes:
         self._heard_at[number] = now
         return number
 
-    def heard_of(self, numbers: Iterable[int], now: float) -> list[str]:
-        """Addresses of those that were heard of lately."""
-        return [self._addresses[number] for number in numbers if self._heard_at[number] > now - HEARD_S]
+    def addresses(self, numbers: Iterable[int]) -> list[str]:
+        """Of these."""
+        return [self._addresses[number] for number in numbers]
+
+    def is_heard_of(self, address: str, now: float) -> bool:
+        """Whether it was lately."""
+        number = self._numbers.get(address)
+        return number is not None and self._heard_at[number] > now - HEARD_S
 
 
 class Seeding:
@@ -196,32 +201,34 @@ class Seeding:
             with self._lock:
                 self._received(name, numbers, node)
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> list[str]:
+    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> list[str]:
         """Who got all of these or is getting them, and passes them on (Crowds). Later ones are sent to this one, if
-        others reach it. Nobody, if it has asked for what is not known to be there."""
+        others reach it. Nobody, if it has asked for what is not known to be there, or was sent elsewhere often enough
+        (`waits`)."""
         with self._lock:
             identity, now = self._names.get(name), self._clock()
             pack = self._packs.get(identity)
-            if pack is None or max(numbers) >= pack.known:
+            if waits or pack is None or max(numbers) >= pack.known:
                 return []
-            number = self._number(node, now) if node else 0
-            had = partial(pack.receivers, numbers, self._nodes.generation)
-            ahead = self._crowds.join((identity, *numbers), number, had)
+            before = self._crowds.join((identity, *numbers), node, partial(self._had, pack, numbers))
             if node:
                 self._received(name, numbers, node)
-            return self._nodes.heard_of([other for other in ahead if other != number], now)[:ELSEWHERE]
+            return [other for other in before if self._nodes.is_heard_of(other, now)][:ELSEWHERE]
+
+    def _had(self, pack: PackSeeding, numbers: Sequence[int]) -> list[str]:
+        return self._nodes.addresses(pack.receivers(numbers, self._nodes.generation))
 
     def _received(self, name: str, numbers: Sequence[int], node: str) -> None:
         pack = self._packs.get(self._names.get(name))
         if pack is not None:
-            number, before = self._number(node, self._clock()), pack.remembered
+            number, before = self._number(node), pack.remembered
             pack.received(numbers, number, self._nodes.generation)
             if pack.remembered > before:
                 self._forget_some()
 
-    def _number(self, node: str, now: float) -> int:
+    def _number(self, node: str) -> int:
         generation = self._nodes.generation
-        number = self._nodes.number(node, now)
+        number = self._nodes.number(node, self._clock())
         if self._nodes.generation != generation:
             self._crowds.clear()
         return number

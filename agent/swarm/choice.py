@@ -94,15 +94,19 @@ class Choice:
     def _orphans(
         self, table: Table | None, layer: Hashable, orphans: list[int], now: float, room: int, in_order: bool
     ) -> list[Ask]:
-        """Requests for chunks that no neighbour can give. Alone, a node may take them in order; among others it lets
-        the supernode choose, from sets that do not overlap: what it chose is known only when it answers."""
+        """Requests for chunks that no neighbour can give. What is wanted in order is asked for by number: of many who
+        want the same the supernode makes a line. Else it may choose, from sets that do not overlap: what it chose is
+        known only when it answers."""
         supernode = self._supernode(now)
         if supernode is None:
             last = self._last_resort(table, layer, bits_of(orphans), now)
             return [last] if last is not None else []
         room = min(room, self._limits.bulk - supernode.outstanding)
         run = self._limits.run
-        if table is None and in_order:
+        if in_order:
+            if table is not None:
+                run = self._run_length(supernode)
+                room = max(0, min(room, self._limits.per_source - supernode.outstanding))
             return [Ask(supernode.source, tuple(part)) for part in _parts(orphans, run)[:room]]
         if supernode.waits.get(layer, 0.0) > now:
             return []

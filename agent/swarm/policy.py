@@ -245,6 +245,11 @@ class Policy:
         neighbour = self._all.get(source)
         return neighbour is None or max(neighbour.failing_until, neighbour.conviction.until) <= now < neighbour.late_at
 
+    def is_sound(self, source: Source, now: float) -> bool:
+        """As `is_in_order`, but for silence: what it serves now does not show in what waits there unhurried."""
+        neighbour = self._all.get(source)
+        return neighbour is None or max(neighbour.failing_until, neighbour.conviction.until) <= now
+
     def spread(self, layer: Layer, chunks: Sequence[int], now: float, *, in_order: bool = True) -> list[Ask]:
         """Requests that may start now for wanted chunks, the first of them first; what is left out must wait.
 

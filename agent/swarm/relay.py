@@ -17,14 +17,16 @@ NAMED = 2
 CHUNKS_MAX = 4096
 """Chunks asked for last that are remembered (a guess: some seconds of a start). [measured: 2 MB with one
 asker each, 6 with eight]"""
-FRESH_S = 2.0
+FRESH_S = 8.0
 """Who asked longer ago is left alone: a crowd is over by then (a guess)."""
 
 
 class Relay:
     """What an agent's chunk server remembers (a `Seeder`). It leaves the choice of chunks to who asks. Thread-safe."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, me: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
+        """`me()`: where others reach this agent."""
+        self._me = me
         self._clock = clock
         self._lock = threading.Lock()
         # The chunk asked for last stands last, of its askers the latest first.
@@ -40,19 +42,16 @@ class Relay:
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         """Nothing is kept of it: who asks is known before."""
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
-        """Who asked for the first of these lately, the latest first; nobody, if this one did itself. It is told of to
-        others, if they reach it."""
-        key, now = (name, numbers[0]), self._clock()
+    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
+        """Who of those that asked for the first of these lately stand between this agent and that node in the line
+        (supernode/crowds.py), the nearest first. It is told of to others, if they reach it."""
+        key, now, me = (name, numbers[0]), self._clock(), self._me()
         with self._lock:
-            fresh = [(asker, at) for asker, at in self._asked.get(key, ()) if at > now - FRESH_S]
-            addresses = [asker for asker, _ in fresh]
-            if node in addresses:
-                self._asked.move_to_end(key)
-                return []
+            fresh = [(asker, at) for asker, at in self._asked.get(key, ()) if at > now - FRESH_S and asker != node]
             if node:
                 self._asked[key] = ((node, now), *fresh[: ASKERS - 1])
                 self._asked.move_to_end(key)
                 if len(self._asked) > CHUNKS_MAX:
                     self._asked.popitem(last=False)
-        return addresses[:NAMED]
+        between = (asker for asker, _ in fresh if me < asker and (asker < node or not node))
+        return sorted(between, reverse=True)[:NAMED]

@@ -137,15 +137,17 @@ class LayerReader:
                 weakref.finalize(self, os.close, self._image)
         return Row(self._image, index.start(number), index.size(number), codec.RAW)
 
-    def wait(self, numbers: Sequence[int], seconds: float) -> None:
-        """Return once these are here, are not on their way, or time is over."""
+    def wait(self, numbers: Sequence[int], seconds: float) -> bool:
+        """Return once these are here, are not on their way, or time is over; whether that took any time."""
         node, awaited = self.identity, [number for number in numbers if not self._is_here(number)]
 
         def is_over() -> bool:
             return not any(self._expects(node, number) and not self._is_here(number) for number in awaited)
 
-        if awaited:
-            self.arrivals.wait(is_over, seconds)
+        if not awaited or is_over():
+            return False
+        self.arrivals.wait(is_over, seconds)
+        return True
 
     def _is_here(self, number: int) -> bool:
         try:

@@ -73,7 +73,7 @@ class Station:
             hello=lambda: hello,
             up_limit=RateLimit(limit) if limit else None,
             busy_after_s=BUSY_AFTER_S,
-            seeder=Relay(),
+            seeder=Relay(lambda: self._mesh.address),
             key=key,
         )
         transfers.listen(self._shelf.arrived)

@@ -17,19 +17,13 @@ from agent.transfer.overflow import Overflow
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.waiters import Waiters
-from imgdist.errors import ImgdistError, NotYetError, TemporaryError
-from imgdist.pack import CHUNK_MAX
-from imgdist.wire.client import RedirectedError, Told
+from imgdist.errors import ImgdistError, NotYetError, RedirectedError, TemporaryError
+from imgdist.wire.client import Told
 
 _log = logging.getLogger("imgdist.agent")
 
 NOT_YET_S = 0.05
 """How long a source is not asked for more of a layer of which it has nothing yet, if it does not say (a guess)."""
-PASSED_ON = 16
-"""Links that a chunk passes one behind the other while the last node of the line waits for it (a guess). Of a longer
-line, whoever waited in vain asks again, and is sent to any that has it by then."""
-PASSED_ON_S = (1.0, 8.0)
-"""The least and the most that is waited for that; the least is of a busy machine, not of a link (guesses)."""
 
 OnHere = Callable[[int, int], None]
 """Told (node, chunk) of every chunk that became present; called in any thread, must not wait or call back."""
@@ -49,6 +43,7 @@ class Desk:
         attempts: Attempts,
         figures: Figures,
         clock: Callable[[], float],
+        me: Callable[[], str],
         *,
         pump: Callable[[], None],
         complete: Callable[[Job], None],
@@ -63,6 +58,7 @@ class Desk:
         self._attempts = attempts
         self._figures = figures
         self._clock = clock
+        self._me = me
         self._pump = pump
         self._complete = complete
         self._lost = lost
@@ -70,10 +66,10 @@ class Desk:
         self.overflow = Overflow()
         self.listeners: list[OnHere] = []
 
-    def turned(self, fetch: Fetch, source: ChunkSource) -> None:
-        """What the source before did not serve is asked of this one now."""
+    def turned(self, fetch: Fetch, source: ChunkSource, wait_s: float) -> None:
+        """What the source before did not serve is asked of this one now, which may wait so long for it."""
         with self._lock:
-            self._scheduler.turned(fetch, source, self._clock())
+            self._scheduler.turned(fetch, source, self._clock(), wait_s)
 
     def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
         """A source chose these chunks for an `any_of` request."""
@@ -99,22 +95,37 @@ class Desk:
 
     def receivers(self, fetch: Fetch, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
         """A busy source says who else has the chunks, or is getting them. A peer must not send this node to whom it
-        likes, only to other neighbours; one that does so without need is left alone like one that is busy."""
+        likes, only to other neighbours between the two in the line; one that does so without need is left alone like
+        one that is busy."""
         with self._lock:
-            is_peer = source.kind == "peer"
-            found = self._sources.at(error.addresses, self._clock(), strangers=not is_peer)
+            is_peer, me = source.kind == "peer", self._me()
+            nearer = [at for at in error.addresses if not is_peer or (source.name < at and (at < me or not me))]
+            found = self._sources.at(nearer, self._clock(), strangers=not is_peer)
             if is_peer and not (found and fetch.kind.is_urgent):
                 self._policy.busy(source, self._clock(), error.retry_after_s)
-            self._scheduler.redirected(fetch, self.wait_s())
+            self._scheduler.redirected(fetch)
             return found
 
     def wait_s(self) -> float:
-        """How long to wait for chunks that are on their way to whom a busy source named: links like this node's pass
-        them on one to the other."""
+        """How long to wait for chunks that are on their way to whom a busy source named."""
         with self._lock:
-            window = self._scheduler.window
-            link_s = window.estimate(CHUNK_MAX) / window.rate_bytes_per_s
-        return min(max(PASSED_ON_S[0], PASSED_ON * link_s), PASSED_ON_S[1])
+            return self._scheduler.flights.passed_on_s
+
+    def is_before(self, source: ChunkSource) -> bool:
+        """Whether this node may wait for what that one waits for: never both for each other."""
+        me = self._me()
+        return not me or source.name < me
+
+    def passed_on(self, source: ChunkSource) -> None:
+        """It served what it may have had to wait for: the next miss goes there first."""
+        with self._lock:
+            self._scheduler.flights.line.served(source, self._clock())
+
+    def not_passed_on(self, source: ChunkSource, *, lacked: bool) -> None:
+        """It did not: it `lacked` that, or it failed or sent this node elsewhere."""
+        line = self._scheduler.flights.line
+        with self._lock:
+            (line.lacked if lacked else line.left)(source)
 
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now. Only a supernode should say so; a peer that does is left

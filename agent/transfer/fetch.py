@@ -31,7 +31,8 @@ class Fetch:
     """Ask for these chunks of a layer, in this order, in one request; of `sources` the next only for what those before
     did not serve. `any_of` instead of chunks: for `count` of that set, which the source chooses.
 
-    `picked`: the policy chose the source among others. If it fails, the next one is chosen without delay.
+    `picked`: the policy chose the source among others. If it fails, the next one is chosen without delay. `before`: the
+    first of `sources`, if it may wait for what is asked of it (agent/transfer/line.py).
     """
 
     node: int
@@ -41,6 +42,7 @@ class Fetch:
     count: int = 0
     is_hedge: bool = False
     picked: bool = field(default=False, compare=False)
+    before: Hashable | None = field(default=None, compare=False)
     sources: tuple[Hashable, ...] = field(default=(), compare=False)
 
 

@@ -14,8 +14,10 @@ from agent.swarm.bitset import bits_of, pick, without
 from agent.swarm.policy import Ask, Policy
 from agent.transfer.fetch import RUN_CHUNKS, Fetch, Kind
 from agent.transfer.layerstate import FLYING, MISSING, LayerState
+from agent.transfer.line import Line
 from agent.transfer.pace import Pace
 from agent.transfer.window import Window
+from imgdist.pack import CHUNK_MAX
 
 BULK_SLOTS = 8
 """Trace and fill requests at once; the window in bytes usually says less (a guess)."""
@@ -25,6 +27,15 @@ sends this node elsewhere first; then they rank last."""
 ENDGAME_S = 0.5
 """A layer's last chunks are asked of a second source if the first takes longer, and longer than all that is on its way
 to the node should: a link that is busy brings nothing sooner by a second copy (a guess)."""
+LINE_REQUESTS = 2
+"""Of a trace at once at the one before this node in a line: while one is sent the next one waits there."""
+LINE_S = 0.05
+"""What such a request should take: the next node gets it that much later (a guess)."""
+PASSED_ON = 16
+"""Links that a chunk passes one behind the other while the last node of the line waits for it (a guess). Of a longer
+line, whoever waited in vain asks again, and is sent to any that has it by then."""
+PASSED_ON_S = (1.0, 8.0)
+"""The least and the most that is waited for that; the least is of a busy machine, not of a link (guesses)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +66,7 @@ class Flights:
     alone: bool
     window: Window = field(default_factory=Window)
     pace: Pace = field(default_factory=Pace)
+    line: Line = field(default_factory=Line)
     layers: dict[int, LayerState] = field(default_factory=dict)
     busy: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
     bulk_bytes: int = 0
@@ -74,6 +86,10 @@ class Flights:
         for i in range(0, len(in_turn), RUN_CHUNKS):
             yield Ask(None, tuple(in_turn[i : i + RUN_CHUNKS]))
         rest = [] if self.alone else [chunk for chunk in chunks if not copies >> chunk & 1]
+        if in_order and rest and (before := self._before(now)) is not None:
+            tries = self.layers[node].trace_tries
+            yield from self._line_asks(node, [chunk for chunk in rest if chunk not in tries], before)
+            rest = [chunk for chunk in rest if chunk in tries]
         for ask in self.policy.spread(node, rest, now, in_order=in_order) if rest else ():
             if self._is_new(node, ask):
                 yield ask
@@ -111,7 +127,12 @@ class Flights:
         picked = ask.source is not None
         sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now)[:SOURCES_MAX]
         unnamed = min(ask.count, ask.any_of.bit_count() - layer.asked_any) if ask.any_of else 0
-        fetch = Fetch(node, ask.chunks, kind, ask.any_of, unnamed, is_hedge, picked, tuple(sources))
+        before = self._before(now) if kind is Kind.DEMAND or kind is Kind.TRACE else None
+        if picked and ask.source != before:
+            before = None
+        if before is not None:
+            sources = [before, *(source for source in sources if source != before and not picked)]
+        fetch = Fetch(node, ask.chunks, kind, ask.any_of, unnamed, is_hedge, picked, before, tuple(sources))
         for chunk in ask.chunks:
             self._take(layer, node, chunk)
         layer.asked_any += unnamed
@@ -119,6 +140,8 @@ class Flights:
         size = self.window.estimate(sum(sizes) * max(1, unnamed))
         source = sources[0] if sources else None
         flight = Flight(fetch, now, size, self.window.delivered, ask.chunks, source, now, unnamed)
+        if before is not None:
+            flight.waits_s = self.passed_on_s
         self._flights[id(fetch)] = flight
         self.busy[kind] += 1
         self.hedges += is_hedge
@@ -147,16 +170,12 @@ class Flights:
             self.bulk_bytes += size - flight.bulk_bytes
             flight.bulk_bytes = size
 
-    def redirected(self, fetch: Fetch, waits_s: float) -> None:
-        """A request goes to sources that may have to wait so long for what it asks for."""
-        self._flights[id(fetch)].waits_s = waits_s
-
-    def turned(self, fetch: Fetch, source: Hashable, now: float) -> None:
-        """What a request's source did not serve is asked of another one."""
+    def turned(self, fetch: Fetch, source: Hashable, now: float, waits_s: float) -> None:
+        """What a request's source did not serve is asked of another one, which may wait so long for it."""
         flight, urgent = self._flights[id(fetch)], fetch.kind.is_urgent
         if flight.source is not None:
             self.policy.ended(flight.source, flight.size_bytes, urgent, now)
-        flight.source, flight.asked_at = source, now
+        flight.source, flight.asked_at, flight.waits_s = source, now, waits_s
         self.policy.started(source, fetch.chunks or fetch.count, flight.size_bytes, urgent, now)
 
     def end(self, fetch: Fetch, now: float, round_trip_s: float | None) -> tuple[Flight, list[int]]:
@@ -185,6 +204,28 @@ class Flights:
     def link_s(self) -> float:
         """How long this node's link takes for all that is on its way: nobody is late before."""
         return sum(flight.size_bytes for flight in self) / self.window.rate_bytes_per_s
+
+    @property
+    def passed_on_s(self) -> float:
+        """How long to wait for chunks that are on their way to somebody: links like this node's pass them on one to the
+        other."""
+        link_s = self.window.estimate(CHUNK_MAX) / self.window.rate_bytes_per_s
+        return min(max(PASSED_ON_S[0], PASSED_ON * link_s), PASSED_ON_S[1])
+
+    def _line_asks(self, node: int, chunks: Sequence[int], before: Hashable) -> Iterator[Ask]:
+        """What is wanted in order, of the one before this node in a line."""
+        layer = self.layers[node]
+        size = self.window.estimate(max(map(layer.layout.size, chunks[:RUN_CHUNKS]), default=1))
+        run = max(1, int(min(RUN_CHUNKS, self.window.rate_bytes_per_s * LINE_S / max(1, size))))
+        room = LINE_REQUESTS - sum(
+            flight.fetch.before is not None and flight.fetch.kind is Kind.TRACE for flight in self
+        )
+        for i in range(0, min(len(chunks), room * run), run):
+            yield Ask(before, tuple(chunks[i : i + run]))
+
+    def _before(self, now: float) -> Hashable | None:
+        source = self.line.before(now)
+        return source if source is not None and self.policy.is_sound(source, now) else None
 
     def awaited(self) -> Iterator[tuple[float, Flight]]:
         """Requests that somebody waits for, each the only one for its chunks so far, and when their sources will have

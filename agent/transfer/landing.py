@@ -14,13 +14,12 @@ from agent.transfer.job import Job, Outcome
 from agent.transfer.reporting import Desk, View
 from agent.transfer.run import memory
 from agent.transfer.sources import ChunkSource
-from imgdist.errors import CorruptError, NotFoundError, NotYetError, TemporaryError
-from imgdist.wire.client import RedirectedError
+from imgdist.errors import CorruptError, NotFoundError, NotYetError, RedirectedError, TemporaryError
 
 _log = logging.getLogger("imgdist.agent")
 
-REDIRECTS_MAX = 3
-"""So often a request is sent elsewhere; whom it asks then, serves it (a guess)."""
+REDIRECTS_MAX = 5
+"""So often a request is sent elsewhere; whom it asks then, serves it (a guess: a line begins as a bush)."""
 
 
 class Landing:
@@ -45,9 +44,10 @@ class Landing:
         return outcome
 
     def _ask_in_turn(self, job: Job, fetch: Fetch, rest: list[int], outcome: Outcome) -> None:
-        """Ask the sources, until nothing is left. Whom a busy one names may wait for what is on its way to them; behind
-        them the busy one is asked again, and may name others. Where it has no more to name, or did so too often, it
-        serves whoever says that (`wait_s`). However many are busy, or lie about others, a request has an end."""
+        """Ask the sources, until nothing is left. Whom a busy one names may wait for what is on its way to them, as may
+        the one before this node in a line; they may name who stands nearer. Behind them the busy one is asked again,
+        and may name others. Where it has no more to name, or did so too often, it serves whoever says that (`wait_s`).
+        However many are busy, or lie about others, a request has an end."""
         whole = len(rest) == len(fetch.chunks)
         sources = deque(cast(tuple[ChunkSource, ...], fetch.sources))
         asked: list[ChunkSource] = []
@@ -55,27 +55,30 @@ class Landing:
         redirects, insists = 0, False
         while sources:
             source = sources.popleft()
+            passes_on = source == fetch.before or (source in receivers and self._desk.is_before(source))
+            wait_s = self._desk.wait_s() if insists or passes_on else 0.0
             if asked:
-                self._desk.turned(fetch, source)
+                self._desk.turned(fetch, source, wait_s)
             asked.append(source)
-            wait_s = self._desk.wait_s() if insists or source in receivers else 0.0
+            lacked = False
             intake = Intake(self._desk, self._delivery, job, fetch, source, rest, outcome, wait_s)
             try:
                 intake.take()
             except NotFoundError as error:  # no fault of the source: it may well have other packs
+                lacked = True
                 self._desk.tried(job, rest, source, error)
                 if source not in receivers:  # who was named by another promised nothing
                     outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
                 self._desk.tried(job, rest, source, error)
-                if wait_s:
+                if insists:
                     self._desk.source_failed(source, error)
                 else:
                     redirects += 1
                     receivers = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]
                     later = [other for other in sources if other not in receivers]
-                    sources = deque([*receivers, source, *later])
-                    insists = not receivers or redirects == REDIRECTS_MAX
+                    sources = deque([*receivers, *([] if passes_on else [source]), *later])
+                    insists = redirects == REDIRECTS_MAX or not (receivers or passes_on)
                 outcome.explained = True
             except NotYetError as error:
                 self._desk.tried(job, rest, source, error)
@@ -86,7 +89,12 @@ class Landing:
                 self._desk.source_failed(source, error)
                 outcome.explained = True
             outcome.bad.intersection_update(rest)
-            if not rest and (fetch.chunks or intake.told):
+            served = not rest and (fetch.chunks or intake.told)
+            if passes_on and served:
+                self._desk.passed_on(source)
+            elif passes_on:
+                self._desk.not_passed_on(source, lacked=lacked)
+            if served:
                 outcome.round_trip_s = intake.told.round_trip_s if whole and intake.told else None
                 return
             whole = False

@@ -8,8 +8,8 @@ from typing import Protocol
 from agent.transfer.fetch import Fetch
 from agent.transfer.job import Job
 from agent.transfer.sources import ChunkSource
-from imgdist.errors import ImgdistError, NotYetError, TemporaryError
-from imgdist.wire.client import RedirectedError, Told
+from imgdist.errors import ImgdistError, NotYetError, RedirectedError, TemporaryError
+from imgdist.wire.client import Told
 
 
 class View(Protocol):
@@ -37,8 +37,8 @@ class View(Protocol):
 class Desk(Protocol):
     """Where a landing asks and reports (Transfers)."""
 
-    def turned(self, fetch: Fetch, source: ChunkSource) -> None:
-        """What the source before did not serve is asked of this one now."""
+    def turned(self, fetch: Fetch, source: ChunkSource, wait_s: float) -> None:
+        """What the source before did not serve is asked of this one now, which may wait so long for it."""
 
     def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
         """A source chose these chunks for an `any_of` request."""
@@ -54,6 +54,15 @@ class Desk(Protocol):
 
     def wait_s(self) -> float:
         """How long to wait for chunks that are on their way to whom a busy source named."""
+
+    def is_before(self, source: ChunkSource) -> bool:
+        """Whether this node may wait for what that one waits for: never both for each other."""
+
+    def passed_on(self, source: ChunkSource) -> None:
+        """It served what it may have had to wait for: the next miss goes there first."""
+
+    def not_passed_on(self, source: ChunkSource, *, lacked: bool) -> None:
+        """It did not: it `lacked` that, or it failed or sent this node elsewhere."""
 
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now."""

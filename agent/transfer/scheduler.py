@@ -190,15 +190,13 @@ class Scheduler:
         """The source of an `any_of` request says which chunks it sends."""
         self.flights.named(fetch, chunks)
 
-    def redirected(self, fetch: Fetch, waits_s: float) -> None:
-        """A source knows who passes these chunks on, and may have to wait so long for them: to ask a second time would
-        take its link from others."""
+    def redirected(self, fetch: Fetch) -> None:
+        """A source knows who passes these chunks on: to ask a second time would take its link from others."""
         self._urgent.redirected(fetch)
-        self.flights.redirected(fetch, waits_s)
 
-    def turned(self, fetch: Fetch, source: Hashable, now: float) -> None:
-        """What a request's source did not serve is asked of another one."""
-        self.flights.turned(fetch, source, now)
+    def turned(self, fetch: Fetch, source: Hashable, now: float, waits_s: float) -> None:
+        """What a request's source did not serve is asked of another one, which may wait so long for it."""
+        self.flights.turned(fetch, source, now, waits_s)
 
     def landed(self, node: int, chunk: int, answered_at: float) -> Landed:
         """A verified chunk is in the image and marked present; readers were answered at `answered_at`."""

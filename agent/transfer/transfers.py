@@ -50,7 +50,8 @@ class Transfers:
     """Fetches the chunks of layers, verified, into their stores. Every method may be called from any thread.
 
     `supernodes` have every chunk; other agents join and leave, if this is a member of a `swarm`. `connect(address)`
-    makes a source of an agent that a supernode names (None: it must not be asked). `twins` says where else on this disk
+    makes a source of an agent that a supernode names (None: it must not be asked). `me()` is where others reach this
+    agent, "" if nobody does. `twins` says where else on this disk
     a layer's chunks are (ChunkStore.twins). `on_layer_complete(store)` is called in a bulk thread once the image is
     whole and durable, also for a layer that is whole when it is added; `on_pack_lost(pack id)` in any thread, when a
     supernode does not have a sealed pack; `on_disk_refused(error, layer)` when the disk did not take a chunk.
@@ -71,6 +72,7 @@ class Transfers:
         pace: Pace | None = None,
         swarm: bool = False,
         connect: Callable[[str], ChunkSource | None] = lambda address: None,
+        me: Callable[[], str] = lambda: "",
         registry: CollectorRegistry = REGISTRY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -113,6 +115,7 @@ class Transfers:
             attempts,
             self._figures,
             clock,
+            me,
             pump=self._pump,
             complete=self._completes,
             lost=on_pack_lost,

@@ -130,8 +130,10 @@ class Urgent:
                 return
             node, chunk = key
             if flights.layers[node].startable(chunk, now, DEMAND_PAUSE_S):
-                fetches.append(flights.start(node, Ask(None, (chunk,)), Kind.DEMAND, now))
-                self._plan_hedge(node, chunk, now)
+                fetch = flights.start(node, Ask(None, (chunk,)), Kind.DEMAND, now)
+                fetches.append(fetch)
+                if fetch.before is None:
+                    self._plan_hedge(node, chunk, now)
 
     def _plan_hedge(self, node: int, chunk: int, now: float) -> None:
         if not self.flights.alone:

@@ -49,8 +49,8 @@ class ChunkReader(Protocol):
     def row(self, number: int) -> Row:
         """A chunk's place. Raises NotFoundError where it is not there (yet)."""
 
-    def wait(self, numbers: Sequence[int], seconds: float) -> None:
-        """Return once these are there, are not on their way, or time is over."""
+    def wait(self, numbers: Sequence[int], seconds: float) -> bool:
+        """Return once these are there, are not on their way, or time is over; whether that took any time."""
 
 
 class Answer:

@@ -12,6 +12,7 @@ from imgdist.errors import (
     NotFoundError,
     NotYetError,
     ProtocolError,
+    RedirectedError,
     TemporaryError,
     UnreachableError,
 )
@@ -55,14 +56,6 @@ def ignore(_: object) -> None:
     """An `OnHead` or `OnNumbers` of who does not want to know."""
 
 
-class RedirectedError(TemporaryError):
-    """The server is busy; who is at `addresses` (host:port) got these chunks lately."""
-
-    def __init__(self, message: str, addresses: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.addresses = addresses
-
-
 class ChunkClient:
     """Asks one chunk server. Thread-safe; each call has a connection of its own while it runs.
 
@@ -103,8 +96,8 @@ class ChunkClient:
         """Fetch chunks, calling `on_chunk` for each in order, as it arrives, unverified; before that, where the server
         chooses them, `on_numbers` with its choice. Node and token of the request are this client's.
 
-        `wait_s`: this node was sent elsewhere (RedirectedError), here or by another one, and is served now; an agent
-        that is getting the chunks itself may take so long, beyond `read_timeout_s`, until they are there.
+        `wait_s`: this node was sent here (RedirectedError), or elsewhere often enough; an agent that is getting the
+        chunks itself may take so long, beyond `read_timeout_s`, until they are there.
 
         An exception of a callback ends the fetch and comes out as it is. Raises NotFoundError (no such pack, or a chunk
         is not there yet), RedirectedError, TemporaryError (refused, time-out, cut, busy: `retry_after_s`) and

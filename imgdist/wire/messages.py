@@ -11,10 +11,11 @@ Requests have no body::
 `<numbers>` lists at most `NUMBERS_MAX` chunks, single or as inclusive ranges: `3-7,9`. The answer's body is, for
 each chunk in the order asked, a 16-byte frame header (little-endian `<IBxxxII`: number, encoding, length, raw size in
 bytes or 0 where the sender does not know it) and `length` bytes. For `any` the server chooses n of the chunks that
-`Imgdist-Lacks: <first>:<bitmap>` names, and says in `Imgdist-Chunks` which. Who was sent elsewhere (307) asks with `w`
-there: it is not sent on, and an agent may take so many milliseconds for chunks that are on their way to it. Then it
-asks here again, and with `w` where it was sent elsewhere often enough. Any HTTP client can talk to it;
-only ours is fast.
+`Imgdist-Lacks: <first>:<bitmap>` names, and says in `Imgdist-Chunks` which. With `w` an agent may take so many
+milliseconds for chunks that are on their way to it: who was sent there (307) asks so, if its own address
+(`Imgdist-Node`) is the greater one, and goes on with that while it is served; an agent then names nobody but whose
+address lies between the two. Otherwise it asks here again, and with `w` where it was sent elsewhere often enough: a
+supernode serves that. Any HTTP client can talk to it; only ours is fast.
 
 Fields of a request: `Imgdist-Node: host:port` of a member of the swarm, where others reach it, or empty if nobody can:
 it can go elsewhere, so that 307 with `Imgdist-Peers: host:port,...` (who got these chunks lately, or is getting them)

@@ -1,44 +1,34 @@
-"""Who goes first at a chunk server: fill stands back for what is urgent, and keeps the queue of its link short."""
+"""Who goes first at a chunk server: fill stands back for what is urgent."""
 
 from __future__ import annotations
 
-import contextlib
-import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from struct import Struct
+
+from imgdist.wire.outstanding import round_trip_s
+from imgdist.wire.uplink import unacknowledged
 
 LINGER_S = 0.01
 """A start is a chain of single misses: the next one comes about so long after an answer was handed to the kernel (4 ms
 on a link of 200 Mbit/s, the way back, the reader's own work; a guess)."""
 SHARE_S = 0.04
-"""Meanwhile one piece of fill may go so often, whoever's, so that it never dies (a guess)."""
+"""Meanwhile one piece of fill may go so often, whoever's, so that it never dies (a guess)..."""
+SHARE = 0.1
+"""...but no more than so much of the link's time, by what the piece before took [measured, 16 starts on 5 Mbit/s: a
+piece each 0.04 s is two thirds of such a link]."""
+SLOW_S = 0.01
+"""Of a link on which a piece takes so long, the way itself left out, fill has no larger share while it is not calm: the
+next miss would wait for it (a guess)."""
+LOOK_S = 0.002
+"""Between looks whether a piece has arrived (a guess)."""
+STALLED_S = 1.0
+"""What takes longer waits for its reader, not for the link (a guess)."""
 CALM_S = 5.0
 """Without urgent requests for so long fill goes by whole chunks, as pieces cost twice the CPU. The first miss of a
 start then waits for the chunks under way (a guess: longer than a start's pauses)."""
-OUTSTANDING_LEAST = 16 * 1024
-OUTSTANDING_MOST = 4 * 1024 * 1024
-"""Bytes of one filling connection on their way: four connections at the least are 5 ms of a 200 Mbit/s link; the most
-is 1 Gbit/s x 32 ms each (both guesses)."""
-OUTSTANDING_CALM = 256 * 1024
-"""While nothing is urgent: a chunk, so that a slow reader costs a wakeup a chunk, and the first miss after a calm waits
-for no more than that a connection [measured with four chunks: 0.24-0.30 CPU-s/GB, first misses of 57-227 ms;
-0.62 by the delay; 0.70 by looking every millisecond; 0.19-0.30 without a bound]."""
-DELAY_S = 0.002
-"""How long a queue fill may cause: LEDBAT's rule (RFC 6817), whose 100 ms would cost twenty misses (a guess)."""
-GROWTH = 1.25
-"""At most so much more with each chunk: the round trip that TCP tells is an average, and late (a guess)."""
-DISTANCE_S = 300.0
-"""How long the least round trip counts, as the kernel's own of one connection (tcp_min_rtt_wlen)."""
-HOSTS_KEPT = 1024
-_SO_BUF_LOCK = 72
-"""asm-generic/socket.h, Linux 5.14: 0 gives a socket's buffers back to the kernel's own tuning."""
-
-# tcpi_snd_mss in bytes, tcpi_rtt and tcpi_min_rtt in microseconds (struct tcp_info, linux/tcp.h).
-_INFO = Struct("=16xI48xI76xI")
 
 
 class Precedence:
@@ -50,20 +40,32 @@ class Precedence:
     def __init__(
         self,
         is_sending: Callable[[], bool] = lambda: False,
+        left: Callable[[socket.socket], int] = unacknowledged,
+        distance: Callable[[socket.socket], float] = round_trip_s,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`is_sending` says whether urgent answers that were handed to the kernel are still on their way."""
-        self._is_sending, self._clock, self._sleep = is_sending, clock, sleep
+        """`is_sending` says whether urgent answers that were handed to the kernel are still on their way, `left` how
+        many bytes of a socket are, `distance` how long they take on an idle link."""
+        self._is_sending, self._left, self._distance = is_sending, left, distance
+        self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
         self._urgent = 0
         self._quiet_at = float("-inf")
         self._share_at = float("-inf")
+        self._slow_until = float("-inf")
+        self._is_slow: bool | None = None  # not known
+        self._piece: tuple[socket.socket, float] | None = None  # of fill, on its way since
 
     @property
     def is_calm(self) -> bool:
         """Whether nothing urgent has been served for a while."""
         return not self._urgent and self._clock() >= self._quiet_at + CALM_S
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether fill has only its share of a slow link: one answer at a time is enough for that."""
+        return self._is_slow is True and not self.is_calm
 
     @contextmanager
     def urgent(self) -> Iterator[None]:
@@ -91,92 +93,41 @@ class Precedence:
             with self._lock:
                 self._urgent += 1
 
-    def stand_back(self) -> None:
-        """Return when fill may send a piece: nothing urgent is or was just served, or its low share is due."""
-        while (wait_s := self._wait_s()) > 0:
+    def stand_back(self, sock: socket.socket) -> None:
+        """Return when fill may send a piece: nothing urgent is or was just served, or its low share is due; and nobody
+        else's piece is on its way, as the first thing urgent would have to wait for all of them."""
+        while not self.is_calm and (wait_s := self._wait_s(sock)) > 0:
             self._sleep(wait_s)
 
-    def _wait_s(self) -> float:
+    def _wait_s(self, sock: socket.socket) -> float:
         with self._lock:
             now = self._clock()
             quiet_at = self._quiet_at
             if self._urgent or (now >= quiet_at and self._is_sending()):
                 quiet_at = now + LINGER_S  # while it lasts, look again then
-            if now >= quiet_at:
-                return 0.0
-            if now >= self._share_at:
+            is_quiet = now >= quiet_at
+            is_own = self._piece is not None and self._piece[0] is sock
+            if self._is_on_its_way(now) and not (is_quiet and is_own and self._is_slow is False):
+                return LOOK_S
+            if now < self._slow_until:
+                return self._slow_until - now
+            if not is_quiet and now < self._share_at:
+                return min(self._share_at, quiet_at) - now
+            if not is_quiet:
                 self._share_at = now + SHARE_S
-                return 0.0
-            return min(self._share_at, quiet_at) - now
+            self._piece = sock, now
+            return 0.0
 
-
-class Distances:
-    """The least round trip to each host, over all connections with it. A connection that begins in a queue takes that
-    for the distance and adds to it: LEDBAT's late-comer (RFC 6817, section 4.4). Thread-safe."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._least: dict[str, tuple[float, int]] = {}  # (when, microseconds); the one heard of last stands last
-
-    def least(self, host: str, rtt_us: int) -> int:
-        """What it is in microseconds, now that the least of one connection is `rtt_us`."""
-        now = self._clock()
-        with self._lock:
-            at, known = self._least.pop(host, (now, rtt_us))
-            kept = (now, rtt_us) if rtt_us <= known or now >= at + DISTANCE_S else (at, known)
-            self._least[host] = kept
-            if len(self._least) > HOSTS_KEPT:
-                del self._least[next(iter(self._least))]
-        return kept[1]
-
-
-class Outstanding:
-    """Bounds the bytes of a TCP connection that are sent and not acknowledged: more while that causes no delay, less
-    when it does. What lies in queues can no longer be overtaken, neither here nor at the narrowest link.
-
-    The socket's send buffer is the bound, so that the kernel says when there is room, and nobody has to look."""
-
-    def __init__(self, sock: socket.socket, host: str, distances: Distances) -> None:
-        self._socket, self._host, self._distances = sock, host, distances
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLOUT)
-        self._least = self._limit = OUTSTANDING_LEAST
-        self._calm = False
-        self._bound = 0
-
-    @property
-    def piece(self) -> int | None:
-        """Bytes to hand to the kernel at a time; None: a whole chunk."""
-        return None if self._calm else max(self._least, self._limit // 2)
-
-    def tune(self, calm: bool) -> None:
-        """Take note of the delay, or that nobody cares; once a chunk."""
-        self._calm = calm
-        if calm:
-            self._bind(OUTSTANDING_CALM)
-            return
-        mss, rtt_us, least_us = _INFO.unpack(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
-        least_us = self._distances.least(self._host, least_us)
-        self._least = max(OUTSTANDING_LEAST, 2 * mss)  # a receiver may keep the acknowledgement of one segment back
-        aim = self._limit * (least_us + DELAY_S * 1e6) / max(rtt_us, 1)  # what would cause just that delay
-        wanted = int(min(max(aim, self._limit / 2), self._limit * GROWTH))
-        self._limit = max(self._least, min(wanted, OUTSTANDING_MOST))
-        self._bind(self._limit)
-
-    def _bind(self, limit: int) -> None:
-        if limit != self._bound:
-            self._bound = limit
-            self._set_buffer(limit * 3 // 4)
-
-    def has_room(self, timeout_s: float) -> bool:
-        """Wait until another piece may go, or went wrong; False if that takes longer."""
-        return bool(self._poll.poll(timeout_s * 1000))
-
-    def _set_buffer(self, size: int) -> None:
-        # The kernel doubles the size and says "writable" at two thirds of that: at the limit. Above net.core.wmem_max
-        # it gives less than asked; then its own tuning is the better bound.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
-        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 2 * size:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+    def _is_on_its_way(self, now: float) -> bool:
+        """Whether the piece before has not arrived; how long it took says when the next one may go."""
+        if self._piece is None:
+            return False
+        sock, since = self._piece
+        if now < since + STALLED_S and self._left(sock):
+            return True
+        self._piece = None
+        took_s = max(0.0, now - since - self._distance(sock))
+        if now < since + STALLED_S:
+            self._is_slow = took_s >= SLOW_S
+            self._slow_until = now + took_s * (1 / SHARE - 1) if self._is_slow else now
+        return False

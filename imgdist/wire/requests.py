@@ -27,7 +27,7 @@ class ChunkRequest:
     """For chunks `numbers` of the pack `name`, to be answered in that order.
 
     `node` is where others reach the member of the swarm that asks, "" if nobody does; None: it is no member. `wait_s`:
-    it was sent elsewhere and is not again; so long it may take until chunks are there that are on their way to the
+    it was sent here, or elsewhere often enough; so long it may take until chunks are there that are on their way to the
     server. `token` proves that a node asks (imgdist.wire.clusterkey), "" if it has none.
     """
 

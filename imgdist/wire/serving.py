@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from imgdist.errors import NotFoundError, NotYetError, TemporaryError
+from imgdist.errors import NotFoundError, NotYetError, RedirectedError, TemporaryError
 from imgdist.wire.answer import Answer, ChunkReader
 from imgdist.wire.load import Load, Ticket
 from imgdist.wire.messages import Priority
-from imgdist.wire.precedence import Distances, Precedence
+from imgdist.wire.outstanding import Distances
+from imgdist.wire.precedence import Precedence
 from imgdist.wire.ratelimit import PIECE, RateLimit
 from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest
 from imgdist.wire.session import TURN_S, Session
 from imgdist.wire.uplink import Uplink
 
 WAITING_MAX = 4
-"""Slots that may wait at once for chunks that are on their way to us: half of demand's, the others serve."""
+"""Slots of a priority that may wait at once for chunks that are on their way to us: half of them, the others serve."""
 
 WAIT_MAX_S = 8.0
 """However long a client is ready to wait: a slot is not to be had meanwhile (a guess)."""
@@ -48,9 +49,10 @@ class Seeder(Protocol):
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         """These chunks went out whole."""
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
+    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
         """Who else got all of these lately or is getting them; whoever asks is taken to get them there, or here if that
-        is nobody. Never waits. The numbers are as they came: most may not exist."""
+        is nobody. It `waits`: it was sent here, or stays here. Never waits itself. The numbers are as they came: most
+        may not exist."""
 
 
 class Serving:
@@ -73,7 +75,7 @@ class Serving:
         self._shelf = shelf
         self._on_sent = on_sent
         self._up_limit = up_limit
-        self._waiting = threading.Semaphore(WAITING_MAX)
+        self._waiting = {priority: threading.Semaphore(WAITING_MAX) for priority in Priority}
 
     def answer(self, session: Session, request: BodyRequest) -> bool:
         """Begin the answer or go on with it, for a turn: it is over unless `session.answer` is set afterwards.
@@ -86,6 +88,9 @@ class Serving:
             except NotFoundError as error:
                 self.release(session)
                 return session.refuse(404, str(error)) and request.keep_alive
+            except RedirectedError as error:
+                self.release(session)
+                return session.refuse(307, str(error), None, error.addresses) and request.keep_alive
             except NotYetError as error:
                 self.release(session)
                 return session.refuse(404, str(error), error.retry_after_s) and request.keep_alive
@@ -125,8 +130,8 @@ class Serving:
             numbers = seeder.choose(request.name, reader, request.lacks, request.count, request.node)
         else:
             numbers = request.numbers
-            if request.wait_s and request.priority is not Priority.FILL:
-                self._wait(reader, request, session.ticket)
+            if request.wait_s and request.priority is not Priority.FILL and self._wait(reader, request, session.ticket):
+                self._send_on(request)
         answer = Answer(request, numbers, reader, time.monotonic())
         if seeder is not None and isinstance(request, ChunkRequest):
             seeder.begun(request.name, reader, numbers, request.node)
@@ -135,16 +140,27 @@ class Serving:
         answer.open(max(0, queue_bytes), session.news(request.name, reader.arrivals))
         return answer
 
-    def _wait(self, reader: ChunkReader, request: ChunkRequest, ticket: Ticket) -> None:
-        """Nothing is sent meanwhile: others find this server as free as it is, and its link as fast."""
-        if self._waiting.acquire(blocking=False):
-            self.load.set_aside(ticket)
-            try:
-                with self.precedence.idle():
-                    reader.wait(request.numbers, min(request.wait_s, WAIT_MAX_S))
-            finally:
-                self.load.resume(ticket)
-                self._waiting.release()
+    def _send_on(self, request: ChunkRequest) -> None:
+        """Of several who waited for the same the first in line is served, the others get it from there."""
+        if self.seeder is None or request.node is None:
+            return
+        addresses = self.seeder.elsewhere(request.name, request.numbers, request.node, waits=True)
+        if addresses:
+            raise RedirectedError("others are about to have it", tuple(addresses))
+
+    def _wait(self, reader: ChunkReader, request: ChunkRequest, ticket: Ticket) -> bool:
+        """Nothing is sent meanwhile: others find this server as free as it is, and its link as fast. True if it had to
+        be waited for."""
+        waiting = self._waiting[request.priority]
+        if not waiting.acquire(blocking=False):
+            return False
+        self.load.set_aside(ticket)
+        try:
+            with self.precedence.idle():
+                return reader.wait(request.numbers, min(request.wait_s, WAIT_MAX_S))
+        finally:
+            self.load.resume(ticket)
+            waiting.release()
 
     def _send(self, session: Session, answer: Answer) -> bool:
         """Send what the reader has room for, for a turn. True when the kernel has all of it."""
@@ -158,7 +174,7 @@ class Serving:
             if outstanding is not None and piece is not None and not outstanding.has_room(TURN_S):
                 return False
             if priority is Priority.FILL:
-                self.precedence.stand_back()
+                self.precedence.stand_back(session.socket)
             try:
                 sent = self._send_piece(session, answer, piece, turn_ends)
             except BlockingIOError:

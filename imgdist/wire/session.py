@@ -16,7 +16,7 @@ from imgdist.wire.arrivals import Arrivals
 from imgdist.wire.clusterkey import MESH, ClusterKey
 from imgdist.wire.load import Ticket
 from imgdist.wire.messages import Priority
-from imgdist.wire.precedence import Distances, Outstanding
+from imgdist.wire.outstanding import Distances, Outstanding
 from imgdist.wire.requests import (
     AnyRequest,
     BodyRequest,

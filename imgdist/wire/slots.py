@@ -116,7 +116,10 @@ class Slots:
             return None
         if priority is not Priority.FILL:
             return self._elsewhere(request, request.node)
-        if self._serving.load.requests(priority) < self._counts[priority]:
+        fills = self._serving.load.requests(priority)
+        if fills and self._serving.precedence.is_narrow:
+            return Refusal(503, "busy; ask elsewhere or again", _BUSY_RETRY_S[1])
+        if fills < self._counts[priority]:
             return None
         excess_s = self._serving.load.wait_s(priority) - busy_after_s
         if excess_s <= 0:
@@ -127,13 +130,13 @@ class Slots:
     def _elsewhere(self, request: BodyRequest, node: str) -> Refusal | None:
         """A member's demand while others are served: those who have the chunks, or are getting them, pass them on. A
         crowd that misses the same chunk at once gets it one from the other, each link busy once, instead of each with
-        its share of this link. Who was sent elsewhere before (`wait_s`), here or by another one, is served."""
+        its share of this link."""
         serving = self._serving
         if serving.seeder is None or not isinstance(request, ChunkRequest):
             return None
-        addresses = serving.seeder.elsewhere(request.name, request.numbers, node)
+        addresses = serving.seeder.elsewhere(request.name, request.numbers, node, waits=bool(request.wait_s))
         urgent = serving.load.requests(Priority.DEMAND) + serving.load.requests(Priority.TRACE)
-        if request.wait_s or not addresses or not (urgent or serving.uplink.is_occupied(node)):
+        if not addresses or not (urgent or serving.uplink.is_occupied(node)):
             return None
         return Refusal(307, "busy; others have it", None, addresses)
 

@@ -48,11 +48,11 @@ class Uplink:
     def _look(self) -> None:
         before = self._clock() - STALLED_S
         for sock, (_, at) in list(self._sending.items()):
-            if at <= before or not _unacknowledged(sock):
+            if at <= before or not unacknowledged(sock):
                 del self._sending[sock]
 
 
-def _unacknowledged(sock: socket.socket) -> int:
+def unacknowledged(sock: socket.socket) -> int:
     """Bytes that the other side has not acknowledged (SIOCOUTQ, tcp(7)); 0 of a socket that is closed."""
     try:
         left: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]

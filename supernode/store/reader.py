@@ -78,8 +78,9 @@ class PackReader:
         _, offset, length, _ = self.row(count - 1)
         return offset + length
 
-    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+    def wait(self, numbers: Sequence[int], seconds: float) -> bool:
         """Nothing is on its way here that somebody would know of."""
+        return False
 
     def body(self, number: int) -> tuple[int, bytes]:
         """(encoding, body) of a chunk. `CorruptError` if the file ends before the body does."""

@@ -64,7 +64,7 @@ class Member:
             [self.listener],
             up_limit=RateLimit(rate) if rate else None,
             busy_after_s=0.05,
-            seeder=seeding or Relay(),
+            seeder=seeding or Relay(lambda: self.address),
         )
         self.transfers = Transfers(
             self.view,
@@ -73,6 +73,7 @@ class Member:
             on_layer_complete=lambda store: self.complete.set(),
             swarm=True,
             connect=lambda address: reach(address, allow_plain=False, node=lambda: self.address),
+            me=lambda: self.address,
             registry=self.registry,
         )
         self.transfers.listen(shelf.arrived)

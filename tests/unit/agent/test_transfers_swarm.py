@@ -17,13 +17,13 @@ from agent.layerstore import LayerStore
 from agent.swarm.bitset import bits_of
 from agent.swarm.policy import Policy
 from agent.swarm.quarantine import DENIALS_MAX
-from agent.transfer.desk import PASSED_ON_S
 from agent.transfer.fetch import Fetch, Kind
+from agent.transfer.flights import PASSED_ON_S
 from agent.transfer.landing import REDIRECTS_MAX
 from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource, Sources
 from agent.transfer.transfers import Transfers
-from imgdist.errors import NotFoundError, NotYetError, TemporaryError, UnreachableError
-from imgdist.wire.client import RedirectedError, Told
+from imgdist.errors import NotFoundError, NotYetError, RedirectedError, TemporaryError, UnreachableError
+from imgdist.wire.client import Told
 from imgdist.wire.messages import Priority
 
 LAYER = MadeLayer([4, 64, 64, 1, 30, 2], zero=[3])
@@ -36,7 +36,9 @@ WHOLE = LAYER.index.block0() + b"".join(LAYER.chunks)
 class Node(StoredNode):
     """A member of the swarm with real stores, and what it was told."""
 
-    def __init__(self, root: Path, supernodes: list[ChunkSource], connect: Callable[[str], ChunkSource | None]) -> None:
+    def __init__(
+        self, root: Path, supernodes: list[ChunkSource], connect: Callable[[str], ChunkSource | None], me: str
+    ) -> None:
         super().__init__(root, keep_frames=True)
         self.complete = threading.Event()
         self.here: list[tuple[int, int]] = []
@@ -47,6 +49,7 @@ class Node(StoredNode):
             on_layer_complete=lambda store: self.complete.set(),
             swarm=True,
             connect=connect,
+            me=lambda: me,
             registry=self.registry,
         )
         self.transfers.listen(lambda node, chunk: self.here.append((node, chunk)))
@@ -84,9 +87,11 @@ MakeNode = Callable[..., Node]
 def make_node(tmp_path: Path) -> Iterator[MakeNode]:
     nodes: list[Node] = []
 
-    def make(*supernodes: ChunkSource, connect: Callable[[str], ChunkSource | None] = lambda address: None) -> Node:
+    def make(
+        *supernodes: ChunkSource, connect: Callable[[str], ChunkSource | None] = lambda address: None, me: str = ""
+    ) -> Node:
         (tmp_path / str(len(nodes))).mkdir()
-        nodes.append(Node(tmp_path / str(len(nodes)), list(supernodes), connect))
+        nodes.append(Node(tmp_path / str(len(nodes)), list(supernodes), connect, me))
         return nodes[-1]
 
     yield make
@@ -342,22 +347,59 @@ def test_who_is_named_may_be_getting_the_chunk_and_whoever_named_it_is_asked_las
     assert (stranger.asked_chunks, stranger.waits) == ([1], [PASSED_ON_S[0]])
 
 
+def test_a_reader_stays_with_the_one_before_it_in_the_line(make_node: MakeNode) -> None:
+    supernode, before = MemorySource(LAYER), peer("10.0.0.1:1")
+    redirect_once(supernode, before.name)
+    node = make_node(supernode, connect=lambda address: before, me="10.0.0.2:1")
+    for chunk in (1, 2, 4):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert supernode.asked_chunks == [1] and before.asked_chunks == [1, 2, 4]
+    assert before.waits == [PASSED_ON_S[0]] * 3
+
+
+def test_a_reader_leaves_the_one_before_it_that_fails(make_node: MakeNode) -> None:
+    supernode, before = MemorySource(LAYER), peer("10.0.0.1:1")
+    redirect_once(supernode, before.name)
+    node = make_node(supernode, connect=lambda address: before, me="10.0.0.2:1")
+
+    def fail(numbers: tuple[int, ...], priority: Priority) -> None:
+        if numbers != (1,):
+            raise UnreachableError("gone")
+
+    before.before = fail
+    for chunk in (1, 2, 4):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert supernode.asked_chunks == [1, 2, 4] and before.asked_chunks == [1, 2]
+
+
+def test_nobody_waits_for_who_may_wait_for_it(make_node: MakeNode) -> None:
+    supernode, behind = MemorySource(LAYER), peer("10.0.0.3:1")
+    redirect_once(supernode, behind.name)
+    node = make_node(supernode, connect=lambda address: behind, me="10.0.0.2:1")
+    for chunk in (1, 2):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert (behind.asked_chunks, behind.waits) == ([1], [0.0]), "asked whether it has it, and not stayed with"
+
+
 def test_a_peer_sends_a_reader_to_neighbours_only(make_node: MakeNode) -> None:
     connected: list[str] = []
-    has, getting = peer("has"), peer("getting")
+    has, getting, further = peer("b:1"), peer("c:1"), peer("a:1")
 
     def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
-        raise RedirectedError("busy", ("10.0.0.9:1", "getting"))
+        raise RedirectedError("busy", ("d:1", further.name, getting.name))
 
     has.before = redirect
     node = make_node(connect=connected.append)
     node.meet(has)
-    node.meet(getting, have=0)
+    node.meet(getting, further, have=0)
     node.transfers.miss(node.store.node, START[1], 4096)
     node.view.wait(("written", node.store.node, START[1], END[1]), 5)
     assert (getting.asked_chunks, getting.waits) == ([1], [PASSED_ON_S[0]])
-    assert not connected
-    assert {row.source: row.state for row in node.transfers.sources_rows()}["has"] == "ok"
+    assert not connected and not further.asked, "nor to who stands before the one that says so"
+    assert {row.source: row.state for row in node.transfers.sources_rows()}[has.name] == "ok"
 
 
 def test_who_is_named_by_another_and_lacks_the_chunk_has_not_lied(make_node: MakeNode) -> None:
@@ -416,7 +458,7 @@ def test_strangers_are_few() -> None:
     assert sources.at([first], 0.0, strangers=False) == []
 
 
-def test_who_was_named_sends_nobody_on(make_node: MakeNode) -> None:
+def test_who_was_named_sends_nobody_to_strangers(make_node: MakeNode) -> None:
     supernode, busy = MemorySource(LAYER), peer("10.0.0.1:1")
     connected: list[str] = []
 
@@ -437,7 +479,7 @@ def test_who_was_named_sends_nobody_on(make_node: MakeNode) -> None:
         node.transfers.miss(node.store.node, START[chunk], 4096)
         node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
     assert connected == [busy.name]
-    assert busy.waits == [PASSED_ON_S[0]], "who sends a node on that was sent there is no better than one that fails"
+    assert busy.waits == [PASSED_ON_S[0]] * 2, "once for each"
 
 
 def test_who_had_no_more_to_name_or_named_enough_serves(make_node: MakeNode) -> None:

@@ -30,7 +30,7 @@ class Pack:
     def row(self, number: int) -> Row:
         raise NotImplementedError
 
-    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+    def wait(self, numbers: Sequence[int], seconds: float) -> bool:
         raise NotImplementedError
 
 
@@ -106,29 +106,40 @@ def test_ties_are_broken_by_chance() -> None:
 
 def test_who_asks_is_sent_to_the_last_one_who_got_all_of_it(seeding: Seeding) -> None:
     pack = Pack(4)
-    assert seeding.elsewhere("p", [0], A) == []
+    assert seeding.elsewhere("p", [0], A, waits=False) == []
     seeding.begun("p", pack, [0, 1], A)
     seeding.sent("p", [0, 1], A)
     seeding.sent("p", [1], B)
-    assert seeding.elsewhere("p", [0, 1], C) == [A]
-    assert seeding.elsewhere("p", [1, 2], "n:1") == []
-    assert seeding.elsewhere("other", [1], D) == []
-    assert seeding.elsewhere("p", [1], D) == ["n:1", B], "who was sent elsewhere is about to have it"
+    assert seeding.elsewhere("p", [0, 1], C, waits=False) == [A]
+    assert seeding.elsewhere("p", [1, 2], "n:1", waits=False) == []
+    assert seeding.elsewhere("other", [1], D, waits=False) == []
+    assert seeding.elsewhere("p", [1], D, waits=False) == [C, B], "who was sent elsewhere is about to have it, too"
 
 
-def test_a_crowd_is_sent_from_one_to_the_next(seeding: Seeding) -> None:
+def test_a_crowd_stands_in_a_line_by_address_whoever_asks_first(seeding: Seeding) -> None:
+    seeding.begun("p", Pack(4), [0], None)
+    assert [seeding.elsewhere("p", [0], node, waits=False) for node in (C, A, D, B)] == [[], [], [C, A], [A]]
+    chain = [f"n:{i + 100}" for i in range(2 * RECEIVERS)]
+    for before, node in zip([D, *chain], chain, strict=False):
+        assert seeding.elsewhere("p", [0], node, waits=False)[0] == before
+
+
+def test_who_was_sent_elsewhere_often_enough_is_served(seeding: Seeding) -> None:
     seeding.begun("p", Pack(4), [0], A)
-    chain = [A, B, C, D, *(f"n:{i + 1}" for i in range(2 * RECEIVERS))]
-    for before, node in zip(["", *chain], chain, strict=False):
-        assert seeding.elsewhere("p", [0], node)[:1] == [before] * bool(before)
+    seeding.sent("p", [0], A)
+    assert seeding.elsewhere("p", [0], B, waits=True) == []
+    assert seeding.elsewhere("p", [0], B, waits=False) == [A]
 
 
 def test_who_comes_back_is_sent_to_any_who_asked_earlier(seeding: Seeding) -> None:
     seeding.begun("p", Pack(4), [0], A)
     crowd = [A, B, C, D]
     for node in crowd:
-        seeding.elsewhere("p", [0], node)
-    named = {place: {one for _ in range(50) for one in seeding.elsewhere("p", [0], crowd[place])} for place in range(4)}
+        seeding.elsewhere("p", [0], node, waits=False)
+    named = {
+        place: {one for _ in range(50) for one in seeding.elsewhere("p", [0], crowd[place], waits=False)}
+        for place in range(4)
+    }
     assert named == {place: set(crowd[:place]) for place in range(4)}, "the first is served"
 
 
@@ -136,24 +147,23 @@ def test_the_largest_crowd_is_remembered_in_part(seeding: Seeding, monkeypatch: 
     monkeypatch.setattr(crowds_module, "CROWD_MAX", 3)
     seeding.begun("p", Pack(4), [0], A)
     for node in (A, B, C):
-        seeding.elsewhere("p", [0], node)
-    named = {one for _ in range(50) for one in seeding.elsewhere("p", [0], D)}
-    assert named == {A, B, C}
+        seeding.elsewhere("p", [0], node, waits=False)
+    assert [seeding.elsewhere("p", [0], D, waits=False) for _ in range(2)] == [[C, B]] * 2, "as if it came anew"
 
 
 def test_crowds_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crowds_module, "CROWDS_MAX", 1)
     seeding.begun("p", Pack(4), [0, 1], "")
-    assert [seeding.elsewhere("p", [0], node) for node in (A, B)] == [[], [A]]
-    seeding.elsewhere("p", [1], C)
-    assert seeding.elsewhere("p", [0], D) == [B, A], "as those who got it"
+    assert [seeding.elsewhere("p", [0], node, waits=False) for node in (A, B)] == [[], [A]]
+    seeding.elsewhere("p", [1], C, waits=False)
+    assert seeding.elsewhere("p", [0], D, waits=False) == [B, A], "as those who got it"
 
 
 def test_nobody_is_sent_to_who_cannot_be_reached(seeding: Seeding) -> None:
     seeding.begun("p", Pack(4), [0], A)
     seeding.sent("p", [0], A)
-    assert seeding.elsewhere("p", [0], "") == [A]
-    assert seeding.elsewhere("p", [0], B) == [A]
+    assert seeding.elsewhere("p", [0], "", waits=False) == [A]
+    assert seeding.elsewhere("p", [0], B, waits=False) == [A]
 
 
 def test_nobody_is_sent_to_who_was_not_heard_of_for_long(seeding: Seeding, clock: Clock) -> None:
@@ -163,18 +173,18 @@ def test_nobody_is_sent_to_who_was_not_heard_of_for_long(seeding: Seeding, clock
         seeding.sent("p", [0, 1], node)
     clock.now += HEARD_S - 1
     seeding.sent("p", [1], A)
-    assert seeding.elsewhere("p", [0], C) == [B, A]
+    assert seeding.elsewhere("p", [0], C, waits=False) == [B, A]
     clock.now += 2
-    assert seeding.elsewhere("p", [0], D) == [C]
+    assert seeding.elsewhere("p", [0], D, waits=False) == [C, A], "but for B"
 
 
 def test_what_is_not_there_takes_no_memory(seeding: Seeding) -> None:
     """Any number below 2^32 can be asked for: its ring would be one of 64 GiB."""
     seeding.begun("p", Pack(4), [0], A)
     for numbers in ([4], [0, (1 << 32) - 1]):
-        assert seeding.elsewhere("p", numbers, B) == []
-    assert seeding.elsewhere("p", [3], B) == []
-    assert seeding.elsewhere("p", [3], C) == [B]
+        assert seeding.elsewhere("p", numbers, B, waits=False) == []
+    assert seeding.elsewhere("p", [3], B, waits=False) == []
+    assert seeding.elsewhere("p", [3], C, waits=False) == [B]
     (pack,) = seeding._packs.values()
     assert pack.remembered == 4
 
@@ -183,7 +193,7 @@ def test_one_pack_under_two_names_is_one(seeding: Seeding) -> None:
     seeding.begun("layer", Pack(2, identity=7), [0], A)
     seeding.sent("layer", [0], A)
     assert seeding.choose("sealed", Pack(2, identity=7), 0b11, 1, B) == [1]
-    assert seeding.elsewhere("sealed", [0], B) == [A]
+    assert seeding.elsewhere("sealed", [0], B, waits=False) == [A]
 
 
 def test_packs_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,10 +201,10 @@ def test_packs_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatc
     for i in range(3):
         seeding.begun(str(i), Pack(1, identity=i), [0], A)
         seeding.sent(str(i), [0], A)
-    assert [seeding.elsewhere(str(i), [0], B) for i in range(3)] == [[], [A], [A]]
+    assert [seeding.elsewhere(str(i), [0], B, waits=False) for i in range(3)] == [[], [A], [A]]
     monkeypatch.setattr(seeding_module, "CHUNKS_MAX", 50)
     seeding.sent("2", [49], A)
-    assert [seeding.elsewhere(str(i), [0], C) for i in range(3)] == [[], [], [B, A]]
+    assert [seeding.elsewhere(str(i), [0], C, waits=False) for i in range(3)] == [[], [], [B, A]]
 
 
 def test_nodes_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +212,6 @@ def test_nodes_are_forgotten_when_they_are_too_many(seeding: Seeding, monkeypatc
     seeding.begun("p", Pack(1), [0], None)
     for node in (A, B):
         seeding.sent("p", [0], node)
-    assert seeding.elsewhere("p", [0], B) == [A]
+    assert seeding.elsewhere("p", [0], B, waits=False) == [A]
     seeding.sent("p", [0], C)
-    assert seeding.elsewhere("p", [0], B) == [C]
+    assert seeding.elsewhere("p", [0], D, waits=False) == [C], "of A and B nothing is known any more"

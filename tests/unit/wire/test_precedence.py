@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import socket
 import termios
 import threading
@@ -12,17 +13,10 @@ from collections.abc import Callable
 
 import pytest
 
-from imgdist.wire.precedence import (
-    CALM_S,
-    DISTANCE_S,
-    HOSTS_KEPT,
-    LINGER_S,
-    OUTSTANDING_LEAST,
-    SHARE_S,
-    Distances,
-    Outstanding,
-    Precedence,
-)
+from imgdist.wire.outstanding import DISTANCE_S, HOSTS_KEPT, OUTSTANDING_LEAST, Distances, Outstanding
+from imgdist.wire.precedence import CALM_S, LINGER_S, SHARE, SHARE_S, SLOW_S, STALLED_S, Precedence
+
+ONE, OTHER = socket.socketpair()
 
 
 class Clock:
@@ -48,20 +42,20 @@ def clock() -> Clock:
 
 @pytest.fixture
 def precedence(clock: Clock) -> Precedence:
-    return Precedence(clock=clock, sleep=clock.sleep)
+    return Precedence(left=lambda sock: 0, distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep)
 
 
 def test_fill_goes_at_once_where_nothing_is_urgent(precedence: Precedence, clock: Clock) -> None:
-    precedence.stand_back()
+    precedence.stand_back(ONE)
     assert clock.now == 100.0
 
 
 def test_fill_lingers_after_what_was_urgent(precedence: Precedence, clock: Clock) -> None:
     with precedence.urgent():
         pass
-    precedence.stand_back()
+    precedence.stand_back(ONE)
     assert clock.now == pytest.approx(100.0 + LINGER_S)
-    precedence.stand_back()
+    precedence.stand_back(ONE)
     assert clock.now == pytest.approx(100.0 + LINGER_S)
 
 
@@ -69,22 +63,99 @@ def test_fill_keeps_a_low_share_of_a_chain_without_pauses(precedence: Precedence
     with precedence.urgent():
         gone = []
         for _ in range(5):
-            precedence.stand_back()
+            precedence.stand_back(ONE)
             gone.append(clock.now)
     assert gone == pytest.approx([100.0 + SHARE_S * n for n in range(1, 6)])
 
 
 def test_fill_stands_back_for_what_the_kernel_still_sends(clock: Clock) -> None:
     until = 100.1
-    precedence = Precedence(lambda: clock.now < until, clock, clock.sleep)
+    precedence = Precedence(lambda: clock.now < until, lambda sock: 0, lambda sock: 0.0, clock, clock.sleep)
     with precedence.urgent():
         pass
     gone = []
     while clock.now < until:
-        precedence.stand_back()
+        precedence.stand_back(ONE)
         gone.append(clock.now)
     assert gone[:2] == pytest.approx([100.0 + SHARE_S, 100.0 + 2 * SHARE_S])
     assert until <= gone[2] <= until + LINGER_S
+
+
+def test_fill_takes_a_tenth_of_a_slow_link_beside_what_is_urgent(clock: Clock) -> None:
+    arrives = 0.0
+    precedence = Precedence(
+        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep
+    )
+    with precedence.urgent():
+        gone = []
+        for _ in range(4):
+            precedence.stand_back(ONE)
+            gone.append(clock.now)
+            arrives = clock.now + 0.05
+    between = [later - sooner for sooner, later in itertools.pairwise(gone)]
+    assert between == pytest.approx([0.05 / SHARE] * 3, rel=0.1)
+
+
+def test_nobodys_fill_queues_behind_another_ones_soon_after_what_was_urgent(clock: Clock) -> None:
+    arrives = 0.0
+    precedence = Precedence(
+        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep
+    )
+    with precedence.urgent():
+        pass
+    for _ in range(3):
+        precedence.stand_back(ONE)
+    arrives = before = clock.now + SLOW_S / 2
+    precedence.stand_back(ONE)
+    assert clock.now < arrives, "its own connection is bounded by itself, on a link that is fast"
+    precedence.stand_back(OTHER)
+    assert arrives <= clock.now < before + SLOW_S
+    clock.now += CALM_S
+    arrives = float("inf")
+    before = clock.now
+    for sock in (ONE, OTHER):
+        precedence.stand_back(sock)
+    assert clock.now == before, "in a calm nobody minds"
+
+
+def test_a_long_way_is_no_slow_link(clock: Clock) -> None:
+    arrives = 0.0
+    precedence = Precedence(
+        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.05, clock=clock, sleep=clock.sleep
+    )
+    with precedence.urgent():
+        pass
+    precedence.stand_back(ONE)
+    arrives = clock.now + 0.055
+    precedence.stand_back(OTHER)
+    assert arrives <= clock.now < arrives + SLOW_S
+
+
+def test_fill_leaves_most_of_a_slow_link_alone_until_it_is_calm(clock: Clock) -> None:
+    arrives = 0.0
+    precedence = Precedence(
+        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep
+    )
+    with precedence.urgent():
+        pass
+    gone = []
+    for _ in range(4):
+        precedence.stand_back(ONE)
+        gone.append(clock.now)
+        arrives = clock.now + 0.1
+    assert [later - sooner for sooner, later in itertools.pairwise(gone)] == pytest.approx([0.1 / SHARE] * 3, rel=0.1)
+    clock.now = 100.0 + CALM_S
+    precedence.stand_back(ONE)
+    assert clock.now == 100.0 + CALM_S
+
+
+def test_a_reader_that_stalls_holds_up_nobodys_fill(clock: Clock) -> None:
+    precedence = Precedence(left=lambda sock: 1, distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep)
+    with precedence.urgent():
+        pass
+    precedence.stand_back(ONE)
+    precedence.stand_back(OTHER)
+    assert clock.now == pytest.approx(100.0 + LINGER_S + STALLED_S, abs=0.01)
 
 
 def test_each_urgent_request_prolongs_the_wait(precedence: Precedence, clock: Clock) -> None:
@@ -99,7 +170,7 @@ def test_each_urgent_request_prolongs_the_wait(precedence: Precedence, clock: Cl
         pass
     clock.now += LINGER_S / 2
     clock.at_sleep = next_miss
-    precedence.stand_back()
+    precedence.stand_back(ONE)
     assert 100.0 + 2 * LINGER_S < clock.now <= 100.0 + SHARE_S
 
 

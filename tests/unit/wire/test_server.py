@@ -50,7 +50,7 @@ class FileReader:
             raise NotFoundError(f"chunk {number} is not there")
         return Row(self.file.fileno(), sum(map(len, BODIES[:number])), len(BODIES[number]), 0)
 
-    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+    def wait(self, numbers: Sequence[int], seconds: float) -> bool:
         raise NotImplementedError
 
 

@@ -57,9 +57,10 @@ class Pack:
     def row(self, number: int) -> Row:
         return Row(self.file.fileno(), 0, self.length, 0)
 
-    def wait(self, numbers: Sequence[int], seconds: float) -> None:
+    def wait(self, numbers: Sequence[int], seconds: float) -> bool:
         self.waits.append((numbers, seconds))
         self.on_wait()
+        return True
 
     def open(self, name: str) -> Pack | None:
         self.on_open()
@@ -72,6 +73,7 @@ class Choices:
     def __init__(self) -> None:
         self.chosen: Sequence[int] | Exception = (5, 3)
         self.others: Sequence[str] = ()
+        self.insists = True
         self.calls: list[tuple[object, ...]] = []
 
     def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> Sequence[int]:
@@ -86,8 +88,8 @@ class Choices:
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         self.calls.append(("sent", numbers, node))
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str) -> Sequence[str]:
-        return self.others
+    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
+        return () if waits and self.insists else self.others
 
 
 @pytest.fixture
@@ -147,6 +149,19 @@ def held(pack: Pack, address: Address, priority: Priority, count: int) -> Iterat
             release.set()
             for thread in threads:
                 thread.join()
+
+
+def test_one_fills_at_a_time_while_a_slow_link_is_for_others(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Precedence, "is_narrow", True)
+    with (
+        serving(pack, busy_after_s=0.05) as address,
+        asking(address, node="10.0.0.1:7651") as member,
+        held(pack, address, Priority.FILL, 1),
+    ):
+        with pytest.raises(TemporaryError) as caught:
+            fetch(member, Priority.FILL)
+        assert caught.value.retry_after_s == 1.0
+        fetch(member, Priority.DEMAND)
 
 
 def test_an_answer_tells_what_else_waits_and_what_came(pack: Pack) -> None:
@@ -232,7 +247,7 @@ def test_who_waits_for_what_comes_takes_nothing_of_the_link(pack: Pack, monkeypa
         release.wait(20)
 
     pack.on_wait = wait
-    monkeypatch.setattr(Precedence, "stand_back", lambda precedence: urgent.append(precedence._urgent))
+    monkeypatch.setattr(Precedence, "stand_back", lambda precedence, sock: urgent.append(precedence._urgent))
 
     def ask() -> None:
         client.fetch(
@@ -249,6 +264,23 @@ def test_who_waits_for_what_comes_takes_nothing_of_the_link(pack: Pack, monkeypa
         finally:
             release.set()
             waiting.join()
+
+
+def test_of_those_who_waited_for_the_same_the_first_in_line_is_served(pack: Pack) -> None:
+    seeder = Choices()
+    seeder.insists = False
+
+    def name_another() -> None:
+        seeder.others = ("10.0.0.2:7651",)
+
+    pack.on_wait = name_another
+    with serving(pack, busy_after_s=0.05, seeder=seeder) as address, asking(address, node="10.0.0.3:7651") as member:
+        request = ChunkRequest(PACK, (0,), Priority.DEMAND, wait_s=1.0)
+        with pytest.raises(RedirectedError) as caught:
+            member.fetch(request, lambda number, encoding, body: None)
+        assert caught.value.addresses == ("10.0.0.2:7651",)
+        pack.on_wait, seeder.others = lambda: None, ()
+        member.fetch(request, lambda number, encoding, body: None)
 
 
 def test_a_member_is_served_while_nobody_else_is(pack: Pack) -> None:

@@ -1,0 +1,36 @@
+"""Whom a node stays with in a crowd."""
+
+from __future__ import annotations
+
+from agent.transfer.line import KEPT_S, LACKED_MAX, Line
+
+
+def test_the_one_that_served_is_asked_first_until_it_does_not() -> None:
+    line = Line()
+    assert line.before(0.0) is None
+    line.served("a", 0.0)
+    line.left("b")
+    assert line.before(1.0) == "a"
+    line.left("a")
+    assert line.before(1.0) is None
+
+
+def test_a_line_is_forgotten_after_a_pause() -> None:
+    line = Line()
+    line.served("a", 0.0)
+    line.served("a", 3.0)
+    assert line.before(3.0 + KEPT_S / 2) == "a"
+    assert line.before(3.0 + KEPT_S) is None
+
+
+def test_one_that_lacks_something_now_and_then_is_stayed_with() -> None:
+    line = Line()
+    line.served("a", 0.0)
+    for _ in range(LACKED_MAX - 1):
+        line.lacked("a")
+    line.served("a", 1.0)
+    for _ in range(LACKED_MAX - 1):
+        line.lacked("a")
+    assert line.before(1.0) == "a"
+    line.lacked("a")
+    assert line.before(1.0) is None
