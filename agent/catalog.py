@@ -12,8 +12,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
+from agent.batches import Batches, each, outcome
 from agent.chunkstore import ChunkStore
 from agent.earlystore import EarlyStore
 from agent.layer import Layer, State
@@ -26,6 +29,7 @@ from agent.transfer.transfers import Transfers
 from agent.work import SharedWork
 from imgdist.errors import ImgdistError, NotFoundError
 from imgdist.pack.index import Index
+from imgdist.wire.control import Body
 
 __all__ = ["Catalog", "Layer", "State"]
 
@@ -35,6 +39,9 @@ SMALL_BYTES = 4 << 20
 """Layers below this are fetched whole and mounted locally: no view, no switch; most layers of most images."""
 COMING_BYTES = 16 << 20
 """Of small layers that are fetched whole at once, whatever images they are of; those beyond are shown by the view."""
+
+AT_ONCE = 16
+"""Layers that one thread makes, shows or mounts before those behind them have their turn (a guess)."""
 
 _LAST_SWITCH_S = 2.0  # what a drain grants the switches that it has begun; each takes 13-52 ms unless a reader waits
 
@@ -74,6 +81,15 @@ class Catalog:
         self._stranded: list[Layer] = []
         self._coming_bytes = 0
         self._switching = Switching(mounter, transfers, self.all, idle_s=switch_idle_s)
+        # One thread for all of it: those of two would take the GIL from each other, and from the event loop.
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="layers")
+        self._creating = Batches(self._opener, partial(each, lambda pack: chunks.create(*pack)), AT_ONCE)
+        self._showing = Batches(self._opener, self._show_together, AT_ONCE)
+        self._mounting = Batches(self._opener, partial(each, mounter.mount_shown), AT_ONCE)
+
+    def close(self) -> None:
+        """Begin nothing more in threads of its own."""
+        self._opener.shutdown(wait=False, cancel_futures=True)
 
     def all(self) -> list[Layer]:
         """Every layer here."""
@@ -132,22 +148,23 @@ class Catalog:
         stranded, self._stranded = self._stranded, []
         await self._switching.rescue(stranded)
 
-    async def adopt(self, index_data: bytes, early: EarlyStore | None = None) -> Layer:
-        """The layer of a sealed index: what a restart left, or a new one with what came before the seal."""
-        store = await self._create(index_data, early)
+    async def adopt(self, index_data: bytes, early: EarlyStore | None = None, bodies: Sequence[Body] = ()) -> Layer:
+        """The layer of a sealed index: what a restart left, or a new one with what came before the seal (`early`) or
+        with the index (`bodies`, unverified)."""
+        store = await self._create(index_data, early, bodies)
         leaving = self._leaving.get(store.pack_id.hex())
         if leaving is not None and leaving.store is store:  # it was found just before it went
             async with leaving.lock:
                 pass
-            store = await self._create(index_data, early)
+            store = await self._create(index_data, early, bodies)
         layer = self._layers.get(store.pack_id.hex()) or self._enter(store)
         if store.is_proven:
             self._show(store)
         return layer
 
-    async def _create(self, index_data: bytes, early: EarlyStore | None) -> LayerStore:
+    async def _create(self, index_data: bytes, early: EarlyStore | None, bodies: Sequence[Body]) -> LayerStore:
         return await with_room(
-            lambda: asyncio.to_thread(self._chunks.create, index_data, early),
+            lambda: self._creating.do((index_data, early, bodies)),
             lambda: self._make_room(Index.load(index_data).image_size),
         )
 
@@ -292,13 +309,11 @@ class Catalog:
 
     async def _mount_shown(self, layer: Layer) -> None:
         store = layer.store
-        await asyncio.to_thread(self._transfers.add, store)
-        metadata = [chunk for chunk in store.missing_chunks() if store.index.is_metadata(chunk)]
         try:
-            fetching = self._transfers.fetch_now(store, metadata)  # on its way meanwhile
-            await asyncio.to_thread(self._show_settled, store)
-            await asyncio.wrap_future(fetching)
-            await asyncio.to_thread(self._mounter.mount_shown, store)
+            fetching = await self._showing.do(store)
+            if fetching is not None:
+                await asyncio.wrap_future(fetching)
+                await self._mounting.do(store)
         except BaseException:
             await self._switching.leave_view(layer)
             raise
@@ -308,9 +323,29 @@ class Catalog:
         elif self._fill:
             self._transfers.fill(store)
 
-    def _show_settled(self, store: LayerStore) -> None:
+    def _show_together(self, stores: Sequence[LayerStore]) -> list[Future[None] | BaseException | None]:
+        """Have the view show layers, and mount those whose metadata is here; a future says when another's is."""
+        announced = each(self._announce, stores)  # it takes them all while we go on
+        return [
+            fetching if isinstance(fetching, BaseException) else outcome(partial(self._show_settled, fetching), store)
+            for store, fetching in zip(stores, announced, strict=True)
+        ]
+
+    def _announce(self, store: LayerStore) -> Future[None]:
+        self._transfers.add(store)
+        metadata = [chunk for chunk in store.missing_chunks() if store.index.is_metadata(chunk)]
+        fetching = self._transfers.fetch_now(store, metadata)
+        self._mounter.announce(store)
+        return fetching
+
+    def _show_settled(self, fetching: Future[None], store: LayerStore) -> Future[None] | None:
         self._mounter.show(store)
         store.settle()  # a snapshot will name the pack
+        if not fetching.done():
+            return fetching
+        fetching.result()
+        self._mounter.mount_shown(store)
+        return None
 
 
 def _gone(pack_id: str) -> NotFoundError:

@@ -31,7 +31,9 @@ from agent.space.disk import directory_bytes, is_full
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
 from imgdist.pack import BLOCK
+from imgdist.pack.codec import decode_into
 from imgdist.pack.index import Index, IndexFollower
+from imgdist.wire.control import Body
 
 __all__ = ["ChunkStore", "LayerStore"]
 
@@ -115,12 +117,12 @@ class ChunkStore:
             self._early.pop(store.node, None)
         store.close()
 
-    def create(self, index_data: bytes, early: EarlyStore | None = None) -> LayerStore:
+    def create(self, index_data: bytes, early: EarlyStore | None = None, bodies: Sequence[Body] = ()) -> LayerStore:
         """The store of the pack whose sealed index stream is given; the same one if it is here already.
 
         Disk space for the whole image is taken now: OSError (ENOSPC) leaves nothing behind. Raises CorruptError or
         ProtocolError for a bad index. What came before the seal is in `early`, to which nobody writes any more; it can
-        be read on until it is discarded.
+        be read on until it is discarded. Of chunks that came with the index (`bodies`), what is right is taken.
         """
         index = Index.load(index_data)
         with self._making:
@@ -129,14 +131,15 @@ class ChunkStore:
                 return store
             fresh = early.directory if early is not None else self._packs / f".new-{index.pack_id.hex()}"
             try:
-                self._lay_out(fresh, index, index_data, early)
-                store = self._open_as_pack(fresh, index)
+                present, image = self._lay_out(fresh, index, index_data, early)
+                store = self._open_as_pack(fresh, index, present, image)
             except BaseException:
                 if early is None:  # else it stays for another try: who discards it removes it
                     shutil.rmtree(fresh, ignore_errors=True)
                 raise
             if early is not None:
                 store.received += early.received
+            _take(store, bodies)
             return store
 
     def renumber(self, store: LayerStore) -> None:
@@ -197,26 +200,33 @@ class ChunkStore:
                     by_node[store.node] = store
         return [(t.number, by_node[t.other_node], t.other_number) for t in found if t.other_node in by_node]
 
-    def _lay_out(self, directory: Path, index: Index, index_data: bytes, early: EarlyStore | None) -> None:
+    def _lay_out(
+        self, directory: Path, index: Index, index_data: bytes, early: EarlyStore | None
+    ) -> tuple[PresentMap, ImageFile]:
         if early is not None:
             (directory / "present").unlink(missing_ok=True)  # of a try that found the disk full
             landed = early.landed_of(index)
-            LayerStore.lay_out(directory, index, index_data, self._boot_id, early.image, landed)
-            return
+            present = LayerStore.lay_out(directory, index, index_data, self._boot_id, early.image, landed)
+            return present, _with(present, directory / "image")
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         image = ImageFile(directory / "image", new=True)
         try:
-            LayerStore.lay_out(directory, index, index_data, self._boot_id, image)
-        finally:
+            return LayerStore.lay_out(directory, index, index_data, self._boot_id, image), image
+        except BaseException:
             image.close()
+            raise
 
-    def _open_as_pack(self, fresh: Path, index: Index) -> LayerStore:
-        """Give a directory the name of its pack, and open it; it keeps its own name if that fails."""
+    def _open_as_pack(self, fresh: Path, index: Index, present: PresentMap, image: ImageFile) -> LayerStore:
+        """Give a directory the name of its pack, and enter it; it keeps its own name if that fails."""
         directory = self._packs / index.pack_id.hex()
-        fresh.rename(directory)
         try:
-            return self._open(directory, index)
+            fresh.rename(directory)
+        except BaseException:
+            _close(present, image)
+            raise
+        try:
+            return self._enter(directory, index, present, image)
         except BaseException:
             directory.rename(fresh)
             raise
@@ -260,16 +270,21 @@ class ChunkStore:
         if (image_size, present.blocks) != (index.image_size, index.image_size // BLOCK):
             present.close()
             raise CorruptError(f"{directory}: image of {image_size} bytes, its index says {index.image_size}")
-        kept = _kept_node(directory)
-        node = self._node_of(index.pack_id, kept)
-        if node != kept:
-            (directory / "node").write_text(str(node))
-        self._add_chunks(node, index)
-        store = LayerStore(directory, index, node, present, self._boot_id)
+        return self._enter(directory, index, present, _with(present, directory / "image"), _kept_node(directory))
+
+    def _enter(
+        self, directory: Path, index: Index, present: PresentMap, image: ImageFile, kept: int | None = None
+    ) -> LayerStore:
+        """The store of a pack's open files, which are closed if that fails."""
         try:
+            node = self._node_of(index.pack_id, kept)
+            if node != kept:
+                (directory / "node").write_text(str(node))
+            self._add_chunks(node, index)
+            store = LayerStore(directory, index, node, present, image, self._boot_id)
             store.begin()
         except BaseException:
-            store.abandon()
+            _close(present, image)
             raise
         store.frames = self._frames(directory / "frames")
         with self._lock:
@@ -285,6 +300,36 @@ class ChunkStore:
         except OSError as error:
             _log.warning("%s: no bodies are kept for other agents, they get raw chunks: %s", path, error)
         return None
+
+
+def _with(present: PresentMap, path: Path) -> ImageFile:
+    """The image that the map is of."""
+    try:
+        return ImageFile(path)
+    except BaseException:
+        present.close()
+        raise
+
+
+def _close(present: PresentMap, image: ImageFile) -> None:
+    present.close()
+    image.close()
+
+
+def _take(store: LayerStore, bodies: Sequence[Body]) -> None:
+    """Chunks that nobody else writes yet. What is wrong, or finds no room, is fetched like any other chunk."""
+    for chunk in bodies:
+        try:
+            if not 0 <= chunk.number < store.index.chunk_count or store.has(chunk.number):
+                continue
+            raw = memoryview(bytearray(store.index.size(chunk.number)))
+            decode_into(chunk.encoding, chunk.body, raw)
+            store.verify(chunk.number, raw)
+            store.write(chunk.number, raw)
+        except (CorruptError, ProtocolError, OSError) as error:
+            _log.warning("pack %s, chunk %d came with its index: %s", store.pack_id.hex(), chunk.number, error)
+        else:
+            store.received["supernode"] += len(chunk.body)
 
 
 def _kept_node(directory: Path) -> int | None:

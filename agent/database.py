@@ -1,6 +1,6 @@
 """What an agent remembers in ROOT/agent.db: its packs, their node numbers, and which chunk digests they hold.
 
-One thread owns the SQLite connection; every call is a job for it. A cache: packs keep their node numbers themselves
+One SQLite connection, one call at a time, in the caller's thread. A cache: packs keep their node numbers themselves
 and are entered again at each start. So a damaged file is set aside, and where none can be opened (after an orderly stop
 SQLite has to make two files anew, and the disk may be full) memory takes its place.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -67,15 +67,12 @@ def node_name(node: int) -> str:
 
 
 class Database:
-    """Opens or creates the file at `path`. Methods block until the owner thread has done the job."""
+    """Opens or creates the file at `path`. Any thread may call; what it asks for is done when the call returns."""
 
     def __init__(self, path: Path) -> None:
-        self._owner = ThreadPoolExecutor(1, thread_name_prefix="database")
-        try:
-            self._connection = self._owner.submit(_open_or_renew, path).result()
-        except BaseException:
-            self._owner.shutdown()
-            raise
+        # A lock and not a thread of its own: each layer that is opened asks three times.
+        self._lock = threading.Lock()
+        self._connection = _open_or_renew(path)
 
     def node_of(self, pack_id: bytes, kept: int | None = None) -> int:
         """The pack's node number, >= 2: given at the first call, the same until `forget`, never given twice.
@@ -139,13 +136,13 @@ class Database:
         self._run(lambda connection: _forget(connection, "node = ?", node))
 
     def close(self) -> None:
-        """Finish what was asked and close the file."""
-        self._owner.submit(self._connection.close).result()
-        self._owner.shutdown()
+        """Close the file, after what is being done."""
+        with self._lock:
+            self._connection.close()
 
     def _write(self, statement: str, *rows: tuple[object, ...]) -> None:
         """Execute one statement for each row. Not by `_run` with a lambda: that would return the cursor, which freed by
-        the caller's thread meets the owner's next use of the same statement."""
+        its thread meets another one's next use of the same statement."""
 
         def job(connection: sqlite3.Connection) -> None:
             connection.executemany(statement, rows)
@@ -153,11 +150,8 @@ class Database:
         self._run(job)
 
     def _run(self, job: Callable[[sqlite3.Connection], _T]) -> _T:
-        def transaction() -> _T:
-            with self._connection:
-                return job(self._connection)
-
-        return self._owner.submit(transaction).result()
+        with self._lock, self._connection:
+            return job(self._connection)
 
 
 def _forget(connection: sqlite3.Connection, which: str, *values: object) -> None:
@@ -183,7 +177,7 @@ def _open_or_renew(path: Path) -> sqlite3.Connection:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path)
+    connection = sqlite3.connect(path, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")

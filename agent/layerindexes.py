@@ -4,7 +4,7 @@ the image's configuration."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from agent.agreement import DisagreementError
 from agent.known_images import KnownImage, KnownLayer
@@ -12,6 +12,7 @@ from agent.supernode_client import OnProgress
 from agent.supernodes import Supernodes
 from imgdist.errors import CorruptError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.pack.index import Index
+from imgdist.wire.control import Indexes
 
 log = logging.getLogger("imgdist.agent")
 
@@ -36,16 +37,16 @@ class LayerIndexes:
         self._revoked = revoked
         self._suspect = suspect
 
-    async def ready(self, digests: Sequence[str]) -> Mapping[str, bytes]:
-        """Index streams, by layer digest, of those layers that are ready at a supernode, in one answer; unverified.
-        What is missing is followed by itself: this is a matter of speed alone."""
+    async def ready(self, digests: Sequence[str]) -> Indexes:
+        """Index streams and metadata chunks of those layers that are ready at a supernode, in one answer; unverified.
+        What is missing is followed and fetched by itself: this is a matter of speed alone."""
         if len(digests) < 2 or self._agreement > 1:
-            return {}
+            return Indexes({})
         try:
             return await self._supernodes.indexes(digests)
         except ImgdistError as error:
             log.info("indexes of %d layers are asked for one by one: %s", len(digests), error)
-            return {}
+            return Indexes({})
 
     async def of(self, image: KnownImage, layer: KnownLayer, ready: bytes | None, on_progress: OnProgress) -> bytes:
         """The layer's sealed index stream, verified: `ready`, or as SupernodeClient.follow_index gives it. CorruptError

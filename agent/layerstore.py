@@ -39,7 +39,9 @@ class LayerStore:
     that never reached the disk. `prove` alone, which reads the disk itself, makes such an image trusted again.
     """
 
-    def __init__(self, directory: Path, index: Index, node: int, present: PresentMap, boot_id: str) -> None:
+    def __init__(
+        self, directory: Path, index: Index, node: int, present: PresentMap, image: ImageFile, boot_id: str
+    ) -> None:
         self.directory = directory
         self.index = index
         self.node = node
@@ -49,7 +51,7 @@ class LayerStore:
         """Bytes that came in since this process began, by kind of source (for people: not exact under races)."""
         self.frames: Frames | None = None
         """Where chunks are kept as they came, for other agents; None: nowhere."""
-        self._image = ImageFile(directory / "image")
+        self._image = image
         self._syncing = threading.Lock()
         self._settled = False
 
@@ -62,7 +64,7 @@ class LayerStore:
         boot_id: str,
         image: ImageFile,
         landed: Iterable[int] = (),
-    ) -> None:
+    ) -> PresentMap:
         """Make the files of a new pack in `directory`, which has its `image` and nothing of the rest. Block 0, zero
         chunks and those that have `landed` in the image, verified, are present."""
         (directory / "index").write_bytes(index_data)
@@ -74,7 +76,7 @@ class LayerStore:
         zeros = (chunk for chunk in range(index.chunk_count) if index.is_zero(chunk))
         for chunk in (*zeros, *landed):
             present.mark(index.start(chunk) // BLOCK, index.size(chunk) // BLOCK)
-        present.close()
+        return present
 
     @property
     def name(self) -> str:

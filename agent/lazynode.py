@@ -117,6 +117,7 @@ async def lazy_node(
 
     mounter = Mounter(root / "l", run / "view", link)
     catalog = events.catalog = _catalog(config, chunks, mounter, transfers, swarm, events, tasks)
+    stack.callback(catalog.close)
     revocations = Revocations(root / "revoked")
     images = events.images = _images(
         config, supernodes, catalog, chunks, transfers, swarm, recorder, tasks, revocations, events

@@ -65,12 +65,11 @@ class Mounter:
         return f"{self._mounts}/{store.name}"
 
     def show(self, store: LayerStore) -> None:
-        """Have the view show the layer's image. Ends when the view knows it."""
-        with _present_file(store) as present:
-            self._link().add(store.node, store.index.image_size, store.name, store.image_fd, present)
+        """Wait until the view knows a layer that was announced."""
+        self._link().confirm(store.node)
 
     def announce(self, store: LayerStore) -> None:
-        """Have the view show a layer that an earlier agent mounted, as soon as it hears from this one."""
+        """Have the view show the layer's image, as soon as it hears of it."""
         with _present_file(store) as present:
             self._link().announce(store.node, store.index.image_size, store.name, store.image_fd, present)
 

@@ -6,7 +6,7 @@ Layers are opened side by side, each once for the whole node, whichever images a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -16,29 +16,25 @@ from agent.known_images import KnownImage, KnownImages, KnownLayer
 from agent.layerindexes import LayerIndexes
 from agent.work import SharedWork
 from imgdist.errors import DeclinedError, ImgdistError
+from imgdist.wire.control import Indexes
 
 OPENING_AT_ONCE = 16
 """Layers of one image that are laid out and mounted side by side; each waits for its metadata meanwhile (a guess)."""
 WHOLE_BYTES = 4 << 20
-"""Of the small layers of one image that are fetched whole before the image starts. Those beyond are shown by the view:
-an image of 128 would come whole first otherwise [measured: at 200 Mbit/s its start took 6 s]."""
+"""As registries have them, of the small layers of one image that are fetched whole before the image starts. Those
+beyond are shown by the view: an image of 128 would come whole first otherwise [measured: at 200 Mbit/s its start took
+6 s]."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Together:
     """What the openings of one image's layers share. A turn lasts from the sealed index to the mount: the base layer,
     which containerd asks for first, does not wait until all others have been laid out."""
 
-    indexes: SharedWork[Mapping[str, bytes]]
+    indexes: SharedWork[Indexes]
     turns: asyncio.Semaphore
-    whole_bytes_left: int = WHOLE_BYTES
-
-    def takes_whole(self, size_bytes: int) -> bool:
-        """Whether a layer may be fetched whole before it is mounted, if it is a small one; decides and counts it."""
-        if size_bytes >= SMALL_BYTES or size_bytes > self.whole_bytes_left:
-            return False
-        self.whole_bytes_left -= size_bytes
-        return True
+    whole: Collection[str]
+    """Digests of those that may be fetched whole before they are mounted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,7 @@ class LayerOpenings:
         """
         wanted = [digest for digest in ready if self._here(digest) is None]
         indexes = SharedWork(self._tasks, self._indexes.ready(wanted))
-        together = _Together(indexes, asyncio.Semaphore(OPENING_AT_ONCE))
+        together = _Together(indexes, asyncio.Semaphore(OPENING_AT_ONCE), _small_ones(image.layers))
         return {
             layer.digest: self._opening_of(image, layer, declined.get(layer.digest), together) for layer in image.layers
         }
@@ -128,7 +124,7 @@ class LayerOpenings:
                 raise DeclinedError(f"layer {layer.digest}: {declined or 'declined by the supernode'}")
             async with AsyncExitStack() as turn:
                 found = self._here(layer.digest) or await self._adopt(image, layer, together, turn)
-                await self._catalog.mount(found, whole=together.takes_whole(found.store.index.image_size))
+                await self._catalog.mount(found, whole=layer.digest in together.whole)
             self._indexes.check_revoked(layer, found.pack_id)  # meanwhile
         except (ImgdistError, OSError) as error:
             self.plain[layer.digest] = PlainLayer(layer, str(error))
@@ -143,11 +139,23 @@ class LayerOpenings:
         self.indexing[layer.digest] = layer
         try:
             async with self.early.layer(layer.digest) as early:
-                ready = (await together.indexes.wait()).get(layer.digest)
-                index_data = await self._indexes.of(image, layer, ready, early.progress)
+                ready = await together.indexes.wait()
+                index_data = await self._indexes.of(image, layer, ready.indexes.get(layer.digest), early.progress)
                 await turn.enter_async_context(together.turns)
-                found = await self._catalog.adopt(index_data, await early.hand_over())
+                metadata = ready.metadata.get(layer.digest, ())
+                found = await self._catalog.adopt(index_data, await early.hand_over(), metadata)
         finally:
             self.indexing.pop(layer.digest, None)
         self._known.sealed(layer.digest, found.pack_id)
         return found
+
+
+def _small_ones(layers: Sequence[KnownLayer]) -> set[str]:
+    """Layers that together are worth `WHOLE_BYTES`, from the top down: containerd asks for the base first, and what
+    comes whole comes while it is given the layers below."""
+    found, left = set(), WHOLE_BYTES
+    for layer in reversed(layers):
+        if layer.size_bytes < SMALL_BYTES and layer.size_bytes <= left:
+            found.add(layer.digest)
+            left -= layer.size_bytes
+    return found

@@ -165,13 +165,14 @@ class SupernodeClient:
         """
         return await self._follow(f"layer {digest}", lambda start: self.index_stream(digest, start), on_progress)
 
-    async def indexes(self, digests: Sequence[str]) -> dict[str, bytes]:
+    async def indexes(self, digests: Sequence[str]) -> Indexes:
         """The index streams of those layers that are ready at the supernode, as many as one answer takes: to be loaded,
-        and so verified, by the caller. A supernode of an earlier release refuses (UsageError)."""
-        asked = IndexesRequest(tuple(digests[:INDEXES_MAX]))
+        and so verified, by the caller; with their metadata chunks. A supernode of an earlier release refuses
+        (UsageError)."""
+        asked = IndexesRequest(tuple(digests[:INDEXES_MAX]), metadata=True)
         raw = await self._http.read("POST", "/v1/indexes", msgspec.json.encode(asked))
-        found = self._http.decoded(lambda: msgpack.decode(raw, type=Indexes)).indexes
-        for digest in found.keys() - set(digests):
+        found = self._http.decoded(lambda: msgpack.decode(raw, type=Indexes))
+        for digest in (found.indexes.keys() | found.metadata.keys()) - set(digests):
             raise ProtocolError(f"supernode {self.url}: an index that was not asked for, of {digest[:80]!r}")
         return found
 

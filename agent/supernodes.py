@@ -16,7 +16,7 @@ from imgdist.errors import ImgdistError, NotFoundError, ProtocolError, Temporary
 from imgdist.oci.reference import Reference
 from imgdist.pack.index import Index
 from imgdist.proving.verdict import Verdict
-from imgdist.wire.control import Chain, Document, Resolution, Trace
+from imgdist.wire.control import Chain, Document, Indexes, Resolution, Trace
 
 log = logging.getLogger("imgdist.agent")
 
@@ -78,7 +78,7 @@ class Supernodes:
         """As SupernodeClient.follow_index. Another supernode means another follower, from the beginning."""
         return await self._ask(lambda client: client.follow_index(layer_digest, on_progress))
 
-    async def indexes(self, layer_digests: Sequence[str]) -> dict[str, bytes]:
+    async def indexes(self, layer_digests: Sequence[str]) -> Indexes:
         """As SupernodeClient.indexes."""
         return await self._ask(lambda client: client.indexes(layer_digests))
 

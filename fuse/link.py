@@ -37,6 +37,8 @@ class _Shown:
     answered: bool = False
     """The view of this connection has taken or refused it."""
     errno: int = 0
+    renewed: bool = False
+    """It had been named before."""
 
 
 def _ignore(*_: object) -> None:
@@ -111,22 +113,37 @@ class ViewLink:
         them, TemporaryError if no view has answered in `timeout_s`. The layer is forgotten then, unless it was named
         before: what is mounted must come back with the view, however late.
         """
+        self.announce(node, size, name, image_fd, present_fd)
+        self.confirm(node, timeout_s)
+
+    def announce(self, node: int, size: int, name: str, image_fd: int, present_fd: int) -> None:
+        """The first half of `add`: nothing is waited for. Alone for layers that an earlier agent showed, named before
+        `start`: the first Synced then speaks for them too, and reads that waited meanwhile do not end for want of their
+        layer."""
+        shown = _Shown(channel.Add(node, size, name.encode("ascii")), (os.dup(image_fd), os.dup(present_fd)))
+        with self._lock:
+            old = self._layers.get(node)
+            shown.renewed = old is not None
+            self._layers[node] = shown
+            if self._live:
+                self._send(shown.message, shown.fds)
+        if old is not None:
+            _close(old)
+
+    def confirm(self, node: int, timeout_s: float = 30.0) -> None:
+        """The second half of `add`, for a layer that was announced."""
         assert threading.current_thread() is not self._thread, "the answer comes on this thread"
-        shown, known = self._show(node, size, name, image_fd, present_fd)
         with self._changed:
+            shown = self._layers[node]
             answered = self._changed.wait_for(lambda: shown.answered, timeout_s)
         if answered and not shown.errno:
             return
-        if not known:
+        if not shown.renewed:
             self.remove(node)
+        name = shown.message.name.decode()
         if answered:
             raise CorruptError(f"layer {name}: the view refuses its files ({os.strerror(shown.errno)})")
         raise TemporaryError(f"layer {name}: no view at {self._path} has taken it in {timeout_s:.0f} s")
-
-    def announce(self, node: int, size: int, name: str, image_fd: int, present_fd: int) -> None:
-        """As `add`, without waiting. For layers that an earlier agent showed, named before `start`: the first Synced
-        then speaks for them too, and reads that waited meanwhile do not end for want of their layer."""
-        self._show(node, size, name, image_fd, present_fd)
 
     def wait_live(self, timeout_s: float = 30.0) -> None:
         """Return once a view is there that has answered for every layer named here (one that it refused is logged).
@@ -145,18 +162,6 @@ class ViewLink:
 
     def _all_answered(self) -> bool:
         return self._live and all(shown.answered for shown in self._layers.values())
-
-    def _show(self, node: int, size: int, name: str, image_fd: int, present_fd: int) -> tuple[_Shown, bool]:
-        """Name a layer; what it is from now on, and whether it had been named before."""
-        shown = _Shown(channel.Add(node, size, name.encode("ascii")), (os.dup(image_fd), os.dup(present_fd)))
-        with self._lock:
-            old = self._layers.get(node)
-            self._layers[node] = shown
-            if self._live:
-                self._send(shown.message, shown.fds)
-        if old is not None:
-            _close(old)
-        return shown, old is not None
 
     def remove(self, node: int, timeout_s: float = 5.0) -> None:
         """Forget layer `node`; its waiting reads end with EIO. Returns when the view has closed its files."""

@@ -22,6 +22,7 @@ from imgdist.wire.clusterkey import ClusterKey
 from imgdist.wire.control import (
     INDEXES_BYTES,
     INDEXES_MAX,
+    METADATA_BYTES,
     Chain,
     Indexes,
     IndexesRequest,
@@ -144,7 +145,8 @@ class _Api:
         if len(asked.layers) > INDEXES_MAX:
             raise UsageError(f"indexes request: expected at most {INDEXES_MAX} layers, found {len(asked.layers)}")
         found = await self._parts.fetcher.ready_indexes(asked.layers, INDEXES_BYTES)
-        return web.Response(body=msgspec.msgpack.encode(Indexes(found)), content_type=MSGPACK)
+        metadata = await self._parts.fetcher.metadata(found, METADATA_BYTES) if asked.metadata else {}
+        return web.Response(body=msgspec.msgpack.encode(Indexes(found, metadata)), content_type=MSGPACK)
 
     async def chain(self, request: web.Request) -> web.Response:
         """GET /v1/chains/CHAIN_ID"""

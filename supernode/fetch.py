@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
-from imgdist.errors import DeclinedError, ImgdistError, NotFoundError, TemporaryError
+from imgdist.errors import CorruptError, DeclinedError, ImgdistError, NotFoundError, TemporaryError
 from imgdist.oci.manifest import Descriptor
 from imgdist.oci.reference import Reference, is_sha256
-from imgdist.wire.control import LayerStatus
+from imgdist.wire.control import METADATA_LAYER_BYTES, Body, LayerStatus
 from supernode.catalog import Catalog
+from supernode.metadata import metadata_bodies
 from supernode.store import LocalStore
 
 log = logging.getLogger("imgdist.fetch")
@@ -274,6 +275,23 @@ class Fetcher:
                     self._store.used(pack_id)
                     found[digest] = stream
                     most_bytes -= len(stream)
+        return found
+
+    async def metadata(self, streams: Mapping[str, bytes], most_bytes: int) -> dict[str, tuple[Body, ...]]:
+        """The metadata chunks of those layers whose index streams are given, the first that fit into `most_bytes`."""
+        return await asyncio.to_thread(self._read_metadata, streams, most_bytes)
+
+    def _read_metadata(self, streams: Mapping[str, bytes], most_bytes: int) -> dict[str, tuple[Body, ...]]:
+        found: dict[str, tuple[Body, ...]] = {}
+        for digest, stream in streams.items():
+            reader = self._store.open(self._store.find(digest) or "")
+            if reader is None:
+                continue
+            with suppress(CorruptError, NotFoundError):  # who needs the chunk asks for it, and hears of it
+                bodies = metadata_bodies(reader, stream, min(most_bytes, METADATA_LAYER_BYTES))
+                if bodies:
+                    found[digest] = bodies
+                    most_bytes -= sum(len(one.body) for one in bodies)
         return found
 
     async def _work(self) -> None:

@@ -43,17 +43,32 @@ class ResolveRequest(Struct, frozen=True, omit_defaults=True):
     documents: bool = False
 
 
-class IndexesRequest(Struct, frozen=True):
-    """POST /v1/indexes: compressed layers by digest, at most `INDEXES_MAX`."""
+METADATA_BYTES, METADATA_LAYER_BYTES = 1 << 20, 64 << 10
+"""Of metadata chunks as they are stored, in one answer and of one layer: those of a layer of 1 MiB take 0.5 KB."""
+
+
+class IndexesRequest(Struct, frozen=True, omit_defaults=True):
+    """POST /v1/indexes: compressed layers by digest, at most `INDEXES_MAX`; `metadata`: with what mounts them."""
 
     layers: tuple[str, ...]
+    metadata: bool = False
 
 
-class Indexes(Struct, frozen=True):
+class Body(Struct, frozen=True, array_like=True):
+    """A chunk of a pack as its holder has it (imgdist.pack.codec)."""
+
+    number: int
+    encoding: int
+    body: bytes
+
+
+class Indexes(Struct, frozen=True, omit_defaults=True):
     """The answer, in msgpack: index streams by layer digest, of those that are ready and fit into `INDEXES_BYTES`. The
-    others are to be followed one by one."""
+    others are to be followed one by one. `metadata`: all metadata chunks of some of them, where they were asked for (an
+    earlier release gives none), to be verified like any chunk."""
 
     indexes: dict[str, bytes]
+    metadata: dict[str, tuple[Body, ...]] = {}
 
 
 class Document(Struct, frozen=True):

@@ -19,7 +19,7 @@ from agent.openings import LayerOpenings
 from agent.starts import ImageStarts
 from imgdist.pack import records
 from imgdist.pack.index import IndexBuilder
-from imgdist.wire.control import Chain, Layer, LayerState, Resolution, Trace
+from imgdist.wire.control import Chain, Indexes, Layer, LayerState, Resolution, Trace
 
 REFERENCE, MANIFEST = "reg.test/app:1", "sha256:" + "a" * 64
 DIFF_ID = "sha256:" + "d" * 64
@@ -39,12 +39,13 @@ def resolution(
     trace: bool = False,
     manifest: str = MANIFEST,
     state: LayerState = "converting",
+    size_bytes: int = 100,
 ) -> Any:
     layers = tuple(
         Layer(
             digest(number),
             "application/vnd.oci.image.layer.v1.tar+gzip",
-            100,
+            size_bytes,
             DIFF_ID,
             chain(number),
             "declined" if number in declined else state,
@@ -95,11 +96,11 @@ class FakeSupernodes:
             raise answer
         return SimpleNamespace(diff_id=answer, pack_id=bytes([self.packs.get(number, number)]) * 32), bytes([number])
 
-    async def indexes(self, layer_digests: Sequence[str]) -> dict[str, bytes]:
+    async def indexes(self, layer_digests: Sequence[str]) -> Indexes:
         self.asked.append(f"indexes {len(layer_digests)}")
         if isinstance(self.ready, Exception):
             raise self.ready
-        return self.ready
+        return Indexes(self.ready)
 
     async def agree(self, layer_digest: str, reference: str, *, platform: str, manifest_digest: str, count: int) -> str:
         self.asked.append(f"agree {count}")

@@ -37,7 +37,7 @@ async def test_a_large_layer_is_shown_once_its_metadata_is_here_and_then_filled(
         layer = await made.catalog.adopt(b"\5")
         assert (layer.state, layer.mounted, layer.shown) == (State.FILLING, False, False)
         assert await made.catalog.mount(layer) == "/l/n5"
-        assert made.steps.names() == ["add", "fetch_now", "show", "mount_shown"]
+        assert made.steps.names() == ["add", "fetch_now", "announce", "show", "mount_shown"]
         assert layer.store.missing_chunks() == [0, 1]
         assert layer.store.settled, "before anybody counts on it"  # type: ignore[attr-defined]
         assert (layer.state, layer.mounted, layer.shown) == (State.FILLING, True, True)
@@ -118,7 +118,7 @@ async def test_a_fetch_that_fails_after_the_view_was_told_takes_the_layer_back()
         made.transfers.stuck = TemporaryError("no source")
         with pytest.raises(TemporaryError):
             await made.catalog.mount(layer)
-        assert made.steps.names() == ["add", "fetch_now", "show", "remove", "hide"]
+        assert made.steps.names() == ["add", "fetch_now", "announce", "show", "remove", "hide"]
 
 
 async def test_a_small_layer_that_cannot_be_fetched_is_not_mounted() -> None:
@@ -164,7 +164,7 @@ async def test_a_mount_waits_for_the_unmount_that_is_under_way() -> None:
         held.set()
         await leaving
         assert await coming == "/l/n5"
-        assert layer.mounted and made.steps.names()[-4:] == ["add", "fetch_now", "show", "mount_shown"]
+        assert layer.mounted and made.steps.names()[-5:] == ["add", "fetch_now", "announce", "show", "mount_shown"]
 
 
 async def test_a_pack_that_is_gone_is_named() -> None:

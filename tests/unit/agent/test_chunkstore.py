@@ -21,6 +21,7 @@ from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, ImgdistError, TemporaryError
 from imgdist.pack import BLOCK, CHUNK_MAX
 from imgdist.pack.index import IndexFollower
+from imgdist.wire.control import Body
 
 LAYER = MadeLayer((4, 64, 8, 1, 2), zero=[2])
 
@@ -60,6 +61,14 @@ def reboot(store: LayerStore, *, clean: bool) -> None:
         return
     store.present.boot_id = "0" * 36
     store.abandon()
+
+
+def test_chunks_that_come_with_an_index_are_taken_if_they_are_right(packs: Path, database: Database) -> None:
+    right, wrong = Body(4, *LAYER.encoded[4]), Body(0, *LAYER.encoded[1])
+    store = ChunkStore(packs, database).create(LAYER.index_data, None, [Body(9, 0, b""), wrong, right])
+    assert store.missing_chunks() == [0, 1, 3]
+    assert image_of(store)[store.index.start(4) :] == LAYER.chunks[4]
+    assert store.received == {"supernode": len(LAYER.encoded[4][1])}
 
 
 def test_a_new_pack_holds_block_0_and_its_zero_chunks(packs: Path, database: Database) -> None:

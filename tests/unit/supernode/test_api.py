@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ from imgdist.proving.verdict import Verdict
 from imgdist.space import Watermarks
 from imgdist.wire.address import Address
 from imgdist.wire.clusterkey import ClusterKey
-from imgdist.wire.control import LayerStatus, Trace
+from imgdist.wire.control import Body, LayerStatus, Trace
 from supernode.access.access import Access
 from supernode.access.grants import Grants
 from supernode.access.provenance import Provenance
@@ -103,6 +103,9 @@ class FakeFetcher:
 
     async def ready_indexes(self, digests: Sequence[str], most_bytes: int) -> dict[str, bytes]:
         return {digest: self.streams[digest] for digest in digests if digest in self.streams} | self.unasked
+
+    async def metadata(self, streams: Mapping[str, bytes], most_bytes: int) -> dict[str, tuple[Body, ...]]:
+        return {digest: (Body(7, 0, b"body"),) for digest in streams}
 
     async def index(self, digest: str, start: int = 0) -> AsyncGenerator[bytes, None]:
         self.asked.append(start)
@@ -329,7 +332,8 @@ async def test_index_is_followed_to_its_seal(world: World) -> None:
 async def test_indexes_of_many_layers_in_one_answer(world: World) -> None:
     world.fetcher.streams = {DIGEST: sealed_stream()}
     async with world.client() as client:
-        assert await client.indexes([DIGEST, "sha256:" + "2" * 64]) == world.fetcher.streams
+        found = await client.indexes([DIGEST, "sha256:" + "2" * 64])
+        assert (found.indexes, found.metadata) == (world.fetcher.streams, {DIGEST: (Body(7, 0, b"body"),)})
         world.fetcher.unasked = {"sha256:" + "3" * 64: b""}
         with pytest.raises(ProtocolError, match="not asked for"):
             await client.indexes([DIGEST])

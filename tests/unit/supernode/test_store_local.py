@@ -14,6 +14,7 @@ from imgdist.pack import BLOCK, codec
 from imgdist.pack.index import Index
 from imgdist.pack.kinds import early_name
 from imgdist.pack.records import Chunk, DiffId, Metadata, Superblock, TarSplit
+from supernode.metadata import metadata_bodies
 from supernode.store import LocalStore
 from supernode.store.scrub import open_tar_split
 from supernode.store.writer import PackWriter
@@ -109,6 +110,15 @@ def test_names_that_are_none_open_nothing(store: LocalStore) -> None:
         store.index("../../etc")
     with pytest.raises(NotFoundError):
         store.index_bytes("ab" * 32)
+
+
+def test_all_metadata_of_a_pack_or_none_beyond_what_is_allowed(store: LocalStore) -> None:
+    pack_id = sealed(store).pack_id.hex()
+    reader, stream = store.open(pack_id), store.index_bytes(pack_id)
+    assert reader is not None
+    (found,) = metadata_bodies(reader, stream, len(reader.body(3)[1]))
+    assert (found.number, found.encoding, found.body) == (3, *reader.body(3))
+    assert metadata_bodies(reader, stream, len(found.body) - 1) == ()
 
 
 def test_the_index_stream_from_a_record_on(store: LocalStore) -> None:
