@@ -148,23 +148,31 @@ class Catalog:
         stranded, self._stranded = self._stranded, []
         await self._switching.rescue(stranded)
 
-    async def adopt(self, index_data: bytes, early: EarlyStore | None = None, bodies: Sequence[Body] = ()) -> Layer:
+    async def adopt(
+        self,
+        index_data: bytes,
+        early: EarlyStore | None = None,
+        bodies: Sequence[Body] = (),
+        index: Index | None = None,
+    ) -> Layer:
         """The layer of a sealed index: what a restart left, or a new one with what came before the seal (`early`) or
-        with the index (`bodies`, unverified)."""
-        store = await self._create(index_data, early, bodies)
+        with the index (`bodies`, unverified). `index`, if it is loaded already."""
+        store = await self._create(index_data, early, bodies, index)
         leaving = self._leaving.get(store.pack_id.hex())
         if leaving is not None and leaving.store is store:  # it was found just before it went
             async with leaving.lock:
                 pass
-            store = await self._create(index_data, early, bodies)
+            store = await self._create(index_data, early, bodies, index)
         layer = self._layers.get(store.pack_id.hex()) or self._enter(store)
         if store.is_proven:
             self._show(store)
         return layer
 
-    async def _create(self, index_data: bytes, early: EarlyStore | None, bodies: Sequence[Body]) -> LayerStore:
+    async def _create(
+        self, index_data: bytes, early: EarlyStore | None, bodies: Sequence[Body], index: Index | None
+    ) -> LayerStore:
         return await with_room(
-            lambda: self._creating.do((index_data, early, bodies)),
+            lambda: self._creating.do((index_data, early, bodies, index)),
             lambda: self._make_room(Index.load(index_data).image_size),
         )
 

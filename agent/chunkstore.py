@@ -117,14 +117,21 @@ class ChunkStore:
             self._early.pop(store.node, None)
         store.close()
 
-    def create(self, index_data: bytes, early: EarlyStore | None = None, bodies: Sequence[Body] = ()) -> LayerStore:
-        """The store of the pack whose sealed index stream is given; the same one if it is here already.
+    def create(
+        self,
+        index_data: bytes,
+        early: EarlyStore | None = None,
+        bodies: Sequence[Body] = (),
+        index: Index | None = None,
+    ) -> LayerStore:
+        """The store of the pack whose sealed index stream is given (`index`, if it is loaded already); the same one if
+        it is here already.
 
         Disk space for the whole image is taken now: OSError (ENOSPC) leaves nothing behind. Raises CorruptError or
         ProtocolError for a bad index. What came before the seal is in `early`, to which nobody writes any more; it can
         be read on until it is discarded. Of chunks that came with the index (`bodies`), what is right is taken.
         """
-        index = Index.load(index_data)
+        index = index or Index.load(index_data)
         with self._making:
             store = self.get(index.pack_id)
             if store is not None:

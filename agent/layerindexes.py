@@ -48,8 +48,10 @@ class LayerIndexes:
             log.info("indexes of %d layers are asked for one by one: %s", len(digests), error)
             return Indexes({})
 
-    async def of(self, image: KnownImage, layer: KnownLayer, ready: bytes | None, on_progress: OnProgress) -> bytes:
-        """The layer's sealed index stream, verified: `ready`, or as SupernodeClient.follow_index gives it. CorruptError
+    async def of(
+        self, image: KnownImage, layer: KnownLayer, ready: bytes | None, on_progress: OnProgress
+    ) -> tuple[Index, bytes]:
+        """The layer's sealed index and its stream: `ready`, or as SupernodeClient.follow_index gives it. CorruptError
         if it is not this layer's, TemporaryError if its pack is revoked."""
         agreed = await self._agreed(image, layer) if self._agreement > 1 else None
         index, data = (Index.load(ready), ready) if ready else await self._followed(image, layer, on_progress)
@@ -62,7 +64,7 @@ class LayerIndexes:
             raise CorruptError(
                 f"index of layer {layer.digest}: expected diff ID {layer.diff_id}, found {index.diff_id}"
             )
-        return data
+        return index, data
 
     def check_revoked(self, layer: KnownLayer, pack_id: str) -> None:
         """TemporaryError if the pack is revoked: its supernode converts the layer again."""

@@ -140,10 +140,10 @@ class LayerOpenings:
         try:
             async with self.early.layer(layer.digest) as early:
                 ready = await together.indexes.wait()
-                index_data = await self._indexes.of(image, layer, ready.indexes.get(layer.digest), early.progress)
+                index, data = await self._indexes.of(image, layer, ready.indexes.get(layer.digest), early.progress)
                 await turn.enter_async_context(together.turns)
                 metadata = ready.metadata.get(layer.digest, ())
-                found = await self._catalog.adopt(index_data, await early.hand_over(), metadata)
+                found = await self._catalog.adopt(data, await early.hand_over(), metadata, index)
         finally:
             self.indexing.pop(layer.digest, None)
         self._known.sealed(layer.digest, found.pack_id)

@@ -140,7 +140,8 @@ class Snapshotter:
         """A writable snapshot over `parent`. With `snapshot.ref` among the labels it is a layer's, and may be taken
         over: AlreadyExistsError. `remaining_s`: what the client's deadline leaves."""
         if await self._take_over.taken(parent, snapshot_labels, remaining_s):
-            raise AlreadyExistsError(f"layer {snapshot_labels[labels.SNAPSHOT_REF]} is here already")
+            # Not which: a text that is always the same is one byte of HPACK, another is encoded letter by letter.
+            raise AlreadyExistsError("the layer is here already")
         return await self._create(Kind.ACTIVE, key, parent, snapshot_labels)
 
     async def view(self, key: str, parent: str, snapshot_labels: Mapping[str, str]) -> list[Mount]:

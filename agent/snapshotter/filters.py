@@ -23,8 +23,11 @@ from imgdist.errors import UsageError
 Fields = Callable[[tuple[str, ...]], str | None]
 """Maps a field path to the value of an object, or None where the object has no such field."""
 
-_FIELD = frozenset(string.ascii_letters + string.digits + "_")
 _QUOTES = '"/|'
+_FIELD = re.compile(r"[A-Za-z0-9_]*")
+_OPERATOR = re.compile(r"[=!~]*")
+_PLAIN_VALUE = re.compile(r"[!-+\--~]*")  # ASCII that is printable, no comma, no space
+_UNESCAPED = {quote: re.compile(rf"[^\\\n{quote}]*") for quote in _QUOTES}
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\"}
 _NUMERIC = {"x": 2, "u": 4, "U": 8}
 
@@ -107,7 +110,7 @@ class _Parser:
             path.append(self._field())
         if self._peek() in ("", ","):
             return Selector(tuple(path))
-        operator = self._run(lambda char: char in "=!~")
+        operator = self._run(_OPERATOR)
         if operator not in ("==", "!=", "~="):
             raise self._error(f"expected ==, != or ~=, found {operator or self._peek()!r}")
         value = self._value(alternative_quotes=operator == "~=")
@@ -119,7 +122,7 @@ class _Parser:
             return self._quoted()
         if quote and quote in _QUOTES:
             raise self._error('expected a field or "quoted" text')
-        field = self._run(_FIELD.__contains__)
+        field = self._run(_FIELD)
         if not field:
             raise self._error("expected a field or quoted text")
         return field
@@ -130,14 +133,21 @@ class _Parser:
             if first != '"' and not alternative_quotes:
                 raise self._error('only "..." may quote here')
             return self._quoted()
-        value = "" if first in (".", "=", "!", "~") else self._run(lambda c: c != "," and _is_value(c))
+        value = "" if first in (".", "=", "!", "~") else self._unquoted()
         if not value:
             raise self._error("expected a value or quoted text")
         return value
 
-    def _run(self, accept: Callable[[str], bool]) -> str:
+    def _run(self, pattern: re.Pattern[str]) -> str:
+        match = pattern.match(self.text, self.pos)
+        assert match is not None  # it may be empty
+        self.pos = match.end()
+        return match[0]
+
+    def _unquoted(self) -> str:
         start = self.pos
-        while self.pos < len(self.text) and accept(self.text[self.pos]):
+        self._run(_PLAIN_VALUE)
+        while self.pos < len(self.text) and self.text[self.pos] != "," and _is_value(self.text[self.pos]):
             self.pos += 1
         return self.text[start : self.pos]
 
@@ -145,7 +155,7 @@ class _Parser:
         """Go string syntax up to the closing quote. Escapes make bytes (octal, hex) or characters (u, U)."""
         quote = self.text[self.pos]
         self.pos += 1
-        out = bytearray()
+        out = bytearray(self._run(_UNESCAPED[quote]).encode())
         while (char := self._next()) != quote:
             out += self._escape(quote) if char == "\\" else char.encode()
         return out.decode(errors="replace")

@@ -32,23 +32,16 @@ _NO_ID = 2**32 - 1
 
 @dataclass(frozen=True)
 class LayerSource:
-    """Where a layer comes from, as far as the labels say.
-
-    `image_layers` are the digests of this layer and layers above it, bottom first; cut by label length (~55).
-    """
+    """Where a layer comes from, as far as the labels say."""
 
     reference: str
     layer_digest: str
     manifest_digest: str | None = None
-    image_layers: tuple[str, ...] = ()
 
 
 def source(labels: Mapping[str, str]) -> LayerSource | None:
     """What the `cri.*` family says, else `remote/stargz.*`; None where neither names image and layer."""
-    for prefix, reference, digest, layers in (
-        (_CRI, "image-ref", "layer-digest", "image-layers"),
-        (_STARGZ, "reference", "digest", "layers"),
-    ):
+    for prefix, reference, digest in ((_CRI, "image-ref", "layer-digest"), (_STARGZ, "reference", "digest")):
         name, layer = labels.get(prefix + reference, ""), labels.get(prefix + digest, "")
         if name and is_digest(layer):
             manifest = labels.get(prefix + "manifest-digest", "")
@@ -56,7 +49,6 @@ def source(labels: Mapping[str, str]) -> LayerSource | None:
                 reference=name,
                 layer_digest=layer,
                 manifest_digest=manifest if is_digest(manifest) else None,
-                image_layers=tuple(one for one in labels.get(prefix + layers, "").split(",") if is_digest(one)),
             )
     return None
 

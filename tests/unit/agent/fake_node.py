@@ -188,7 +188,7 @@ class FakeChunks:
         store.node += 100
         store.name = f"n{store.node}"
 
-    def create(self, index_data: bytes, early: Any = None, bodies: Any = ()) -> FakeStore:
+    def create(self, index_data: bytes, early: Any = None, bodies: Any = (), index: Any = None) -> FakeStore:
         if self.full is not None:
             raise self.full
         return self.stores[index_data]

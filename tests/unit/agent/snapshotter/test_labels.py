@@ -10,7 +10,7 @@ from imgdist.errors import UsageError
 A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
 
 
-def test_cri_labels_name_image_layer_and_those_above() -> None:
+def test_cri_labels_name_image_and_layer() -> None:
     found = labels.source(
         {
             "containerd.io/snapshot.ref": A,
@@ -20,13 +20,13 @@ def test_cri_labels_name_image_layer_and_those_above() -> None:
             "containerd.io/snapshot/cri.manifest-digest": C,
         }
     )
-    assert found == labels.LayerSource("registry.example/app:1", B, C, (B, C))
+    assert found == labels.LayerSource("registry.example/app:1", B, C)
 
 
 def test_stargz_labels_are_the_second_family() -> None:
     prefix = "containerd.io/snapshot/remote/stargz."
     found = labels.source({prefix + "reference": "r/app:1", prefix + "digest": A, prefix + "layers": A})
-    assert found == labels.LayerSource("r/app:1", A, None, (A,))
+    assert found == labels.LayerSource("r/app:1", A, None)
 
 
 @pytest.mark.parametrize("digest", ["", "sha256:short", "md5:" + "a" * 64, "sha256:" + "A" * 64])
