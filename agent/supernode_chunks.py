@@ -53,6 +53,8 @@ class SupernodeChunks:
         on_pause: OnPause | None = None,
     ) -> None:
         """As ChunkClient.fetch."""
+        if on_pause is not None and self._client is None:
+            on_pause()
         with self._client_in_use() as client:
             client.fetch(request, on_chunk, on_head, on_numbers, on_pause)
 

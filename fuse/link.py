@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import socket
 import struct
@@ -18,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fuse import channel
-from fuse.channel import RING_BUFFER_SIZE, RING_SIZE
+from fuse.ring import Ring
 from imgdist.errors import CorruptError, ProtocolError, TemporaryError
 
 log = logging.getLogger("imgdist.view")
 
 _SEND_TIMEOUT_S = 10  # a view that takes no message for so long is stopped or stuck: it is dropped, not waited for
 _RETRY_LEAST_S, _RETRY_MOST_S = 0.02, 1.0
-_BUFFERS_USED = 8
-"""Of the ring's: as many as requests of readers run at once. A buffer that was used stays resident, and a memory cgroup
-can take back none of it; who finds no free one answers from the image."""
+_RECEIVERS = 3
+"""Threads that receive: all but one may carry out a miss by themselves, which spares it a hand-over. One that has
+answered is still writing when the next miss of a chain comes [measured with two: every fourth]."""
 
 
 @dataclass(slots=True)
@@ -46,8 +45,8 @@ def _ignore(*_: object) -> None:
 
 
 class ViewLink:
-    """The one connection of this agent to the view. Thread-safe. Callbacks run on the link's own thread: they must
-    neither block nor call `add`, `remove` or `close`.
+    """The one connection of this agent to the view. Thread-safe. Callbacks run on the link's own threads: they must
+    neither block, except within `linger`, nor call `add`, `remove` or `close`.
 
     A read that missed is answered by `ready` or `written`, or ended by `fail`. Bytes announced by `ready` are written
     afterwards, marked in the present map, and then announced by `written`. A `on_miss` for bytes that have become
@@ -71,20 +70,18 @@ class ViewLink:
         self._path = path
         self._on_miss, self._on_touched = on_miss, on_touched
         self._on_failed, self._on_lapsed = on_failed, on_lapsed
-        self._ring_fd = os.memfd_create("imgdist-ring")  # this agent's alone: agents overlap during an upgrade
-        os.ftruncate(self._ring_fd, RING_SIZE)
-        self._ring = memoryview(mmap.mmap(self._ring_fd, RING_SIZE))
+        self._ring = Ring()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # something was answered, or the view is another
-        self._free = list(range(_BUFFERS_USED))  # the last one given back first: its pages are there already
-        self._sent: set[int] = set()
         self._layers: dict[int, _Shown] = {}
         self._removing: dict[int, threading.Event] = {}
         self._socket: socket.socket | None = None
         self._offer = self._version = channel.VERSION
         self._live = False
         self._closed = threading.Event()
+        self._spare = threading.Semaphore(_RECEIVERS - 1)
         self._thread = threading.Thread(target=self._run, name="view-link", daemon=True)
+        self._others: list[threading.Thread] = []
 
     def start(self) -> None:
         """Connect, and stay connected."""
@@ -101,10 +98,12 @@ class ViewLink:
                     self._socket.shutdown(socket.SHUT_RDWR)
         if self._thread.ident is not None:
             self._thread.join()
+        for thread in self._others:
+            thread.join()
         for shown in self._layers.values():
             _close(shown)
         self._layers.clear()
-        os.close(self._ring_fd)
+        self._ring.close()
 
     def add(self, node: int, size: int, name: str, image_fd: int, present_fd: int, timeout_s: float = 30.0) -> None:
         """Show layer `node` (>= 2) of `size` bytes as file `name`; returns once the view can open it.
@@ -132,7 +131,7 @@ class ViewLink:
 
     def confirm(self, node: int, timeout_s: float = 30.0) -> None:
         """The second half of `add`, for a layer that was announced."""
-        assert threading.current_thread() is not self._thread, "the answer comes on this thread"
+        assert not self._receives(), "the answer comes on this thread"
         with self._changed:
             shown = self._layers[node]
             answered = self._changed.wait_for(lambda: shown.answered, timeout_s)
@@ -150,7 +149,7 @@ class ViewLink:
 
         Raises TemporaryError after `timeout_s`; nothing is forgotten then, the link goes on trying.
         """
-        assert threading.current_thread() is not self._thread, "the answers come on this thread"
+        assert not self._receives(), "the answers come on this thread"
         with self._changed:
             if self._changed.wait_for(self._all_answered, timeout_s):
                 return
@@ -165,7 +164,7 @@ class ViewLink:
 
     def remove(self, node: int, timeout_s: float = 5.0) -> None:
         """Forget layer `node`; its waiting reads end with EIO. Returns when the view has closed its files."""
-        assert threading.current_thread() is not self._thread, "the answer comes on this thread"
+        assert not self._receives(), "the answer comes on this thread"
         gone = threading.Event()
         with self._lock:
             shown = self._layers.pop(node, None)
@@ -178,14 +177,28 @@ class ViewLink:
             self._send(channel.Remove(node))
         gone.wait(timeout_s)
 
-    def acquire_ring(self) -> int | None:
-        """A free ring buffer, or None: then write and say `written`. `ready` ends its use."""
+    def linger(self) -> bool:
+        """In a callback: whether its thread may stay away until `back`, as another one receives meanwhile."""
+        return self._spare.acquire(blocking=False)
+
+    def back(self) -> None:
+        """The thread that was allowed to `linger` receives again."""
+        self._spare.release()
+
+    def acquire_ring(self, *, keep: bool = False) -> int | None:
+        """A free ring buffer, or None: then write and say `written`. `ready` ends its use, unless it is to `keep` what
+        was put into it, to be read by its user, until `release_ring`."""
         with self._lock:
-            return self._free.pop() if self._live and self._free else None
+            return self._ring.acquire(keep=keep) if self._live else None
+
+    def release_ring(self, slot: int) -> None:
+        """A buffer that was kept is not read any more."""
+        with self._lock:
+            self._ring.release(slot)
 
     def ring(self, slot: int) -> memoryview:
         """The 256 KiB of ring buffer `slot`."""
-        return self._ring[slot * RING_BUFFER_SIZE : (slot + 1) * RING_BUFFER_SIZE]
+        return self._ring.buffer(slot)
 
     def ready(self, node: int, start: int, end: int, slot: int) -> None:
         """Verified bytes [start, end) of the image stand in buffer `slot`, from its beginning; gives it away."""
@@ -199,11 +212,11 @@ class ViewLink:
     def _give(self, message: channel.Ready | channel.Held) -> None:
         with self._lock:
             if not self._live:
-                self._free.append(message.slot)
+                self._ring.give_back(message.slot)
                 return
             if self._version == channel.OLDEST:
                 message = channel.Ready(*message)
-            self._sent.add(message.slot)
+            self._ring.lend(message.slot)
             self._send(message)
 
     def written(self, node: int, start: int, end: int) -> None:
@@ -239,14 +252,40 @@ class ViewLink:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                     self._connect(connection)
                     retry_s = _RETRY_LEAST_S
-                    while data := connection.recv(channel.MESSAGE_MAX):
-                        self._dispatch(channel.decode(data))
+                    self._receive(connection, connection)
             except (OSError, ProtocolError) as error:
                 log.info("no view at %s: %s", self._path, error)
             finally:
                 self._disconnected()
             self._closed.wait(retry_s)
             retry_s = min(2 * retry_s, _RETRY_MOST_S)
+
+    def _receive(self, connection: socket.socket, of: socket.socket) -> None:
+        """Handle what comes, beside others that receive `of` the same connection, until it ends; it ends for all."""
+        try:
+            while data := connection.recv(channel.MESSAGE_MAX):
+                self._dispatch(channel.decode(data), of)
+        finally:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _begin_receivers(self, connection: socket.socket) -> None:
+        self._others = [thread for thread in self._others if thread.is_alive()]
+        for number in range(1, _RECEIVERS):
+            own = connection.dup()  # that no descriptor is closed while another thread waits for it
+            name = f"view-link-{number}"
+            self._others.append(threading.Thread(target=self._assist, args=(own, connection), name=name, daemon=True))
+            self._others[-1].start()
+
+    def _assist(self, own: socket.socket, of: socket.socket) -> None:
+        try:
+            with own:
+                self._receive(own, of)
+        except (OSError, ProtocolError) as error:
+            log.info("the view at %s is left: %s", self._path, error)
+
+    def _receives(self) -> bool:
+        return threading.current_thread() in (self._thread, *self._others)
 
     def _connect(self, connection: socket.socket) -> None:
         timeout = struct.pack("@ll", _SEND_TIMEOUT_S, 0)
@@ -259,11 +298,12 @@ class ViewLink:
         offer = self._offer
         # The next one, if this view hangs up: the oldest does so on a version that it does not know.
         self._offer = channel.OLDEST if offer == channel.VERSION else channel.VERSION
-        socket.send_fds(connection, [channel.Hello(offer).encode()], [self._ring_fd], socket.MSG_NOSIGNAL)
+        socket.send_fds(connection, [channel.Hello(offer).encode()], [self._ring.fd], socket.MSG_NOSIGNAL)
         answer = channel.decode(connection.recv(channel.MESSAGE_MAX))
         if not isinstance(answer, channel.Hello) or not channel.OLDEST <= answer.version <= offer:
             raise ProtocolError(f"view channel: expected a hello of version {offer} at most, got {answer}")
         self._offer = channel.VERSION
+        self._begin_receivers(connection)
         with self._lock:  # an `add` or `remove` of another thread comes wholly before this, or after
             self._live, self._version = True, answer.version
             for shown in self._layers.values():
@@ -275,23 +315,22 @@ class ViewLink:
         with self._lock:
             self._socket = None
             self._live = False
-            self._free.extend(self._sent)  # its reader is gone; whatever it did not answer is asked again
-            self._sent.clear()
+            self._ring.all_returned()  # what it did not answer is asked again
             for gone in self._removing.values():
                 gone.set()
             self._removing.clear()
             for shown in self._layers.values():
                 shown.answered = False  # by this view; the next one is told anew
 
-    def _dispatch(self, message: channel.Message) -> None:
+    def _dispatch(self, message: channel.Message, of: socket.socket) -> None:
+        """`of`: the connection by which it came. An answer to what was sent by an earlier one means nothing."""
         match message:
             case channel.Miss(node, start, length):
                 self._call(self._on_miss, node, start, length)
             case channel.Ack(slot):
                 with self._lock:
-                    if slot in self._sent:
-                        self._sent.remove(slot)
-                        self._free.append(slot)
+                    if self._socket is of:
+                        self._ring.returned(slot)
             case channel.Touched(entries):
                 self._call(self._on_touched, list(entries))
             case channel.Failed(reason, reads):
@@ -299,18 +338,18 @@ class ViewLink:
             case channel.Lapsed(node, start, length, waited_ms):
                 self._call(self._on_lapsed, node, start, length, waited_ms / 1000)
             case channel.Added(node, number):
-                self._added(node, number)
+                self._added(node, number, of)
             case channel.Removed(node):
                 with self._lock:
-                    gone = self._removing.pop(node, None)
+                    gone = self._removing.pop(node, None) if self._socket is of else None
                 if gone is not None:
                     gone.set()
             case _:
                 raise ProtocolError(f"view channel: a view does not send {message}")
 
-    def _added(self, node: int, number: int) -> None:
+    def _added(self, node: int, number: int, of: socket.socket) -> None:
         with self._changed:
-            if (shown := self._layers.get(node)) is None:
+            if (shown := self._layers.get(node)) is None or self._socket is not of:
                 return
             shown.errno, shown.answered = number, True
             self._changed.notify_all()

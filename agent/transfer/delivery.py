@@ -25,6 +25,19 @@ class Delivery:
         """Whether a reader waits for the chunk: then answer first, write after."""
         return fetch.kind is Kind.DEMAND or self._desk.is_wanted(job.node, chunk)
 
+    def buffer(self, job: Job, fetch: Fetch, chunk: int) -> int | None:
+        """Where to put the bytes of a chunk that a reader waits for, so that the view answers from there; None if
+        nobody waits, or none is free. To be given to `one`, or back with `give_up`."""
+        return self._view.acquire_ring(keep=True) if self.is_wanted(job, fetch, chunk) else None
+
+    def memory(self, slot: int, size: int) -> memoryview:
+        """Of a `buffer`, the beginning."""
+        return self._view.ring(slot)[:size]
+
+    def give_up(self, slot: int) -> None:
+        """What is in a `buffer` is nothing to hand over."""
+        self._view.release_ring(slot)
+
     def keep(self, job: Job, chunk: int, encoding: int, body: memoryview) -> None:
         """Keep a body as it came, for other agents; before anybody hears that the chunk is here."""
         frames = job.store.frames
@@ -55,20 +68,40 @@ class Delivery:
         source: ChunkSource | None,
         body_bytes: int,
         *,
+        slot: int | None = None,
         twin: tuple[LayerStore, int] | None = None,
         keep: Callable[[], None] = lambda: None,
     ) -> None:
-        """A chunk that a source sent, or that is copied from its `twin`; `keep` is called once it is in the image."""
-        start = job.store.index.start(chunk)
-        end = start + len(raw)
-        answered_at = None
-        if self.is_wanted(job, fetch, chunk):
-            # A copy, not the ring buffer itself: the view gives that back, and so to others, while we still write.
-            slot = self._view.acquire_ring()
+        """A chunk that a source sent, or that is copied from its `twin`; `keep` is called once it is in the image. With
+        a `slot`, `raw` is in that `buffer`."""
+        if slot is None:
+            slot = self.buffer(job, fetch, chunk)
             if slot is not None:
-                self._view.ring(slot)[: len(raw)] = raw
-                self._view.ready(job.node, start, end, slot)
+                self.memory(slot, len(raw))[:] = raw
+        answered_at = None
+        try:
+            if slot is not None:
+                start = job.store.index.start(chunk)
+                self._view.ready(job.node, start, start + len(raw), slot)
                 answered_at = self._clock()
+            if not self._write(job, fetch, chunk, raw, answered_at, twin):
+                return
+        finally:
+            if slot is not None:
+                self._view.release_ring(slot)
+        keep()
+        self._here(job, fetch, (chunk,), source, body_bytes, answered_at or self._clock())
+
+    def _write(
+        self,
+        job: Job,
+        fetch: Fetch,
+        chunk: int,
+        raw: memoryview,
+        answered_at: float | None,
+        twin: tuple[LayerStore, int] | None,
+    ) -> bool:
+        """Put a chunk into the image; False if the disk refused it, and who waits has it all the same."""
         # Buffered where a reader is about to come back for the neighbouring blocks, past the page cache otherwise.
         try:
             if twin is not None and job.store.share(chunk, *twin):
@@ -76,17 +109,17 @@ class Delivery:
             else:
                 job.store.write(chunk, raw, direct=not fetch.kind.is_urgent)
         except OSError as error:
+            start = job.store.index.start(chunk)
             slot = self._view.acquire_ring()
             passed = self._desk.refused(job, chunk, raw, answered_at, error, told=slot is not None)
             if slot is not None:
                 # Only then: a read that parks too late for this is told to us as a miss, and is asked for again.
                 self._view.ring(slot)[: len(raw)] = raw
-                self._view.held(job.node, start, end, slot)
+                self._view.held(job.node, start, start + len(raw), slot)
             if not passed:
                 raise
-            return
-        keep()
-        self._here(job, fetch, (chunk,), source, body_bytes, answered_at or self._clock())
+            return False
+        return True
 
     def _here(
         self,

@@ -30,9 +30,9 @@ OnHere = Callable[[int, int], None]
 
 
 class Desk:
-    """Passes events on to the scheduler and its policy, under the transfers' lock. `pump` hands out what is due then;
-    `complete` is told of a layer whose last chunk landed, `lost` of a pack (hex) that a supernode does not have,
-    `refused` of a layer's chunk that the disk did not take."""
+    """Passes events on to the scheduler and its policy, under the transfers' lock. `pump` hands out what is due then,
+    `catch_up` what was put off; `complete` is told of a layer whose last chunk landed, `lost` of a pack (hex) that a
+    supernode does not have, `refused` of a layer's chunk that the disk did not take."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Desk:
         me: Callable[[], str],
         *,
         pump: Callable[[], None],
+        catch_up: Callable[[], None],
         complete: Callable[[Job], None],
         lost: Callable[[str], None] = lambda pack_id: None,
         refused: Callable[[OSError, str], None] = lambda error, name: None,
@@ -60,6 +61,8 @@ class Desk:
         self._clock = clock
         self._me = me
         self._pump = pump
+        self.pauses = catch_up
+        """Called by threads that are about to wait for an answer."""
         self._complete = complete
         self._lost = lost
         self._refused = refused

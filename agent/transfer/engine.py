@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from agent.transfer.crew import Crew
+from agent.transfer.crew import Crew, Task
 from agent.transfer.fetch import Fetch
 from agent.transfer.figures import Figures
 from agent.transfer.flights import BULK_SLOTS
@@ -46,6 +46,7 @@ class Engine:
         self.is_stopping = False
         self._earlier = threading.Condition(lock)  # the ticker must wake before `_tick_at`
         self._tick_at = float("inf")
+        self._is_behind = False
         self._prober = Prober(lock, scheduler, clock, self.pump)
         self._demand = Crew("demand", demand_threads)
         self.bulk = Crew("bulk", BULK_SLOTS, BULK_NICE)
@@ -57,17 +58,42 @@ class Engine:
 
     def pump(self) -> None:
         """Hand out what is due and see that the ticker calls again in time; the lock is held."""
+        self._is_behind = False
         if self.is_stopping:
             return
         now = self._clock()
         self._prober.start_due(now)
         for fetch in self._scheduler.due(now):
-            crew = self._demand if fetch.kind.is_urgent else self.bulk
-            if fetch.is_hedge:
-                self._figures.hedge_asked()
-            crew.start(partial(self._run, self._jobs[fetch.node], fetch, crew))
+            self._hand_out(fetch)
         if self._wake_at(now) < self._tick_at:
             self._earlier.notify()
+
+    def pump_for_reader(self) -> Task | None:
+        """Hand out what readers wait for, but for one request, which is the caller's to carry out, without the lock.
+        Whatever else is due is left to `catch_up`: that request is on its way sooner. The lock is held."""
+        fetches = [] if self.is_stopping else self._scheduler.due_to_readers(self._clock())
+        if not fetches:
+            self.pump()
+            return None
+        self._is_behind = True
+        for fetch in fetches[1:]:
+            self._hand_out(fetch)
+        return self._task(fetches[0], self._demand)
+
+    def catch_up(self) -> None:
+        """Hand out what was left when a reader's request began; for threads that are about to wait."""
+        if self._is_behind:  # without the lock: whoever left it comes by here, or ends
+            with self._lock:
+                self.pump()
+
+    def _hand_out(self, fetch: Fetch) -> None:
+        crew = self._demand if fetch.kind.is_urgent else self.bulk
+        if fetch.is_hedge:
+            self._figures.hedge_asked()
+        crew.start(self._task(fetch, crew))
+
+    def _task(self, fetch: Fetch, crew: Crew) -> Task:
+        return partial(self._run, self._jobs[fetch.node], fetch, crew)
 
     def end(self) -> None:
         """Hand out nothing more; the lock is held."""

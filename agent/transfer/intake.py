@@ -69,7 +69,7 @@ class Intake:
     def take(self) -> None:
         """Ask, and take in the answer. Raises NotFoundError and TemporaryError of the source, OSError of the disk."""
         try:
-            self._source.fetch(self._request(), self._chunk, self._head, self._numbers, self._flush)
+            self._source.fetch(self._request(), self._chunk, self._head, self._numbers, self._pause)
         except (CorruptError, ProtocolError) as error:
             self._lied(_where_it_broke(self._fetch, self._expected, self._asked), error)
         finally:
@@ -98,23 +98,33 @@ class Intake:
             self._desk.repeated(job, self._source, number, len(body))
             self._done(number)
             return
-        raw = self._place(number)
+        slot = self._delivery.buffer(job, self._fetch, number)
+        raw = self._place(number) if slot is None else self._delivery.memory(slot, job.store.index.size(number))
         try:
-            decode_into(encoding, body, raw)
-            job.store.verify(number, raw)
+            self._decode(number, encoding, body, raw, slot)
         except (CorruptError, ProtocolError) as error:
             if self._source.kind == "peer":
                 raise
             self._expected.popleft()
             self._lied(number, error)
             return
-        if self._fetch.kind.is_urgent or self._delivery.is_wanted(job, self._fetch, number):
+        if slot is not None or self._fetch.kind.is_urgent or self._delivery.is_wanted(job, self._fetch, number):
             keep = partial(self._delivery.keep, job, number, encoding, body)
-            self._delivery.one(job, self._fetch, number, raw, self._source, len(body), keep=keep)
+            self._delivery.one(job, self._fetch, number, raw, self._source, len(body), slot=slot, keep=keep)
         else:
             self._delivery.keep(job, number, encoding, body)
             self._run.add(number, raw, len(body))
         self._done(number)
+
+    def _decode(self, number: int, encoding: int, body: memoryview, raw: memoryview, slot: int | None) -> None:
+        """Have the chunk's verified bytes in `raw`; a `slot` of the view's is given back if that fails."""
+        try:
+            decode_into(encoding, body, raw)
+            self._job.store.verify(number, raw)
+        except BaseException:
+            if slot is not None:
+                self._delivery.give_up(slot)
+            raise
 
     def _place(self, number: int) -> memoryview:
         size = self._job.store.index.size(number)
@@ -124,6 +134,11 @@ class Intake:
             place = self._run.place(number, size)
             assert place is not None  # an empty run has room for any chunk
         return place
+
+    def _pause(self) -> None:
+        """There is time now."""
+        self._desk.pauses()
+        self._flush()
 
     def _flush(self) -> None:
         """Write what was gathered, and do without its memory."""

@@ -115,6 +115,7 @@ class Landing:
     def _copy(self, job: Job, fetch: Fetch, chunk: int) -> bool:
         """Take the chunk from another pack on this disk, if it is there and its bytes are right."""
         for twin in tuple(job.twins.get(chunk, ())):
+            self._desk.pauses()
             other, other_chunk = twin
             with other.use() as usable:
                 size = job.store.index.size(chunk)

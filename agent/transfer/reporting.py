@@ -15,8 +15,18 @@ from imgdist.wire.client import Told
 class View(Protocol):
     """What transfers tell the view (fuse.link.ViewLink). Offsets are bytes of the layer's image."""
 
-    def acquire_ring(self) -> int | None:
-        """A free buffer of the ring, or None."""
+    def linger(self) -> bool:
+        """Whether the thread that told of a miss may carry it out, until it is `back`."""
+
+    def back(self) -> None:
+        """It can be told of the next one."""
+
+    def acquire_ring(self, *, keep: bool = False) -> int | None:
+        """A free buffer of the ring, or None. `keep`: it is the caller's to read until `release_ring`, also once it was
+        handed over."""
+
+    def release_ring(self, slot: int) -> None:
+        """A buffer that was kept may be used again, if the view has given it back."""
 
     def ring(self, slot: int) -> memoryview:
         """That buffer, CHUNK_MAX bytes."""
@@ -39,6 +49,9 @@ class Desk(Protocol):
 
     def turned(self, fetch: Fetch, source: ChunkSource, wait_s: float) -> None:
         """What the source before did not serve is asked of this one now, which may wait so long for it."""
+
+    def pauses(self) -> None:
+        """The thread is about to wait for an answer: what was put off is done now."""
 
     def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
         """A source chose these chunks for an `any_of` request."""

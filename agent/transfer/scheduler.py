@@ -300,6 +300,12 @@ class Scheduler:
         self._bulk.start(now, fetches)
         return fetches
 
+    def due_to_readers(self, now: float) -> list[Fetch]:
+        """Those of them that readers wait for, as far as that is known without looking at all the rest."""
+        fetches: list[Fetch] = []
+        self._urgent.start_wanted(now, fetches)
+        return fetches
+
     @property
     def has_use_for_news(self) -> bool:
         """Whether `due` may start more when others have more than before."""

@@ -21,7 +21,7 @@ class ChunkSource(Protocol):
 
     It calls `on_chunk(number, encoding, body)` in the order asked, as bodies arrive, unverified, and lets its
     exceptions through. Raises NotFoundError, TemporaryError and ProtocolError, never OSError of its own. `on_head` is
-    called once an answer begins, before its chunks, `on_pause` before the thread waits for more of them.
+    called once an answer begins, before its chunks, `on_pause` before the thread waits for it or for more of them.
     """
 
     @property

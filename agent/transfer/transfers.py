@@ -22,6 +22,7 @@ from agent.earlystore import EarlyStore
 from agent.layerstore import LayerStore
 from agent.swarm.policy import Policy, SourceKind, SourceRow
 from agent.transfer.attempts import Attempts
+from agent.transfer.crew import Task
 from agent.transfer.desk import Desk, OnHere
 from agent.transfer.engine import Engine
 from agent.transfer.fetch import Fetch
@@ -117,6 +118,7 @@ class Transfers:
             clock,
             me,
             pump=self._pump,
+            catch_up=self._engine.catch_up,
             complete=self._completes,
             lost=on_pack_lost,
             refused=on_disk_refused,
@@ -197,7 +199,20 @@ class Transfers:
     # Events.
 
     def miss(self, node: int, start: int, length: int) -> None:
-        """The view: a reader waits for the image's bytes [start, start + length)."""
+        """The view: a reader waits for the image's bytes [start, start + length). Where the view can spare this thread,
+        it fetches them itself, and is not back before."""
+        lingers = self._view.linger()
+        try:
+            task = self._miss(node, start, length, lingers=lingers)
+            if task is not None:
+                task()
+        finally:
+            if lingers:
+                self._view.back()
+
+    def _miss(self, node: int, start: int, length: int, *, lingers: bool) -> Task | None:
+        """What is left to be done for a reader, if the thread `lingers`."""
+        task = None
         with self._lock:
             wanted = self._scheduler.miss(node, start, length, self._clock())
             if wanted is False:
@@ -205,13 +220,16 @@ class Transfers:
                 job = self._jobs[node]
                 if self._find_lost(job, job.store.index.chunks_between(start, start + length)):
                     wanted = self._scheduler.miss(node, start, length, self._clock())
-            if wanted:
+            if wanted and lingers:
+                task = self._engine.pump_for_reader()
+            elif wanted:
                 self._pump()
         if wanted is None:
             _log.warning("the view asks for layer %d, which is not here", node)
             self._view.fail(node, start, start + length, errno.EIO)
         elif not wanted:
             self._view.written(node, start, start + length)
+        return task
 
     def lapsed(self, node: int, start: int, length: int, waited_s: float) -> None:
         """The view: the read of the image's bytes [start, start + length) got EIO after `waited_s`."""

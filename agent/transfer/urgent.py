@@ -102,8 +102,7 @@ class Urgent:
 
     def start(self, now: float, fetches: list[Fetch]) -> None:
         """Start what may start."""
-        if self._wanted:
-            self._start_wanted(now, fetches)
+        self.start_wanted(now, fetches)
         self.stall.look(now, waits=bool(self._wanted))
         if self._hedge_at:
             self._start_hedges(now, fetches)
@@ -111,15 +110,8 @@ class Urgent:
         if self._now:
             self._start_now(now, fetches)
 
-    def wake_times(self) -> Iterator[float]:
-        """When a reader has given up, or what somebody waits for is late."""
-        for want in self._wanted.values():
-            yield want.expires_at
-        yield from self._hedge_at.values()
-        for late_at, _ in self.flights.awaited():
-            yield late_at
-
-    def _start_wanted(self, now: float, fetches: list[Fetch]) -> None:
+    def start_wanted(self, now: float, fetches: list[Fetch]) -> None:
+        """Start what readers wait for."""
         flights = self.flights
         for key, want in list(self._wanted.items()):
             if want.expires_at <= now:
@@ -134,6 +126,14 @@ class Urgent:
                 fetches.append(fetch)
                 if fetch.before is None:
                     self._plan_hedge(node, chunk, now)
+
+    def wake_times(self) -> Iterator[float]:
+        """When a reader has given up, or what somebody waits for is late."""
+        for want in self._wanted.values():
+            yield want.expires_at
+        yield from self._hedge_at.values()
+        for late_at, _ in self.flights.awaited():
+            yield late_at
 
     def _plan_hedge(self, node: int, chunk: int, now: float) -> None:
         if not self.flights.alone:

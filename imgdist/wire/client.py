@@ -35,7 +35,7 @@ OnChunk = Callable[[int, int, memoryview], None]
 OnNumbers = Callable[[tuple[int, ...]], None]
 """Called with the chunks that a server chose, before they come."""
 OnPause = Callable[[], None]
-"""Called before the thread waits for more of an answer's chunks: what was put off is to be done then."""
+"""Called before the thread waits for an answer or more of its chunks: what was put off is to be done then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class ChunkClient:
         is not there yet), RedirectedError, TemporaryError (refused, time-out, cut, busy: `retry_after_s`) and
         ProtocolError. Chunks handed to `on_chunk` before an error count.
         """
-        connection, head = self._ask(request)
+        connection, head = self._ask(request, on_pause)
         reusable = False
         refusal: ImgdistError | None = None
         try:
@@ -154,16 +154,16 @@ class ChunkClient:
         for connection in idle:
             connection.close()
 
-    def _ask(self, request: BodyRequest) -> tuple[Connection, ResponseHead]:
+    def _ask(self, request: BodyRequest, on_pause: OnPause | None) -> tuple[Connection, ResponseHead]:
         """Send a request and read the answer's head; anew if a kept connection proves to be stale."""
         token = self._key.token(request.name) if self._key is not None else ""
         data = encode(replace(request, node=self.node, token=token))
         timeout_s = self.read_timeout_s + (request.wait_s if isinstance(request, ChunkRequest) else 0.0)
         while True:
-            connection, kept = self._take(request.priority, timeout_s)
+            connection, kept = self._take(request.priority, timeout_s, on_pause)
             head = None
             try:
-                head = connection.ask(data)
+                head = connection.ask(data, on_pause)
             finally:
                 if head is None:
                     self._put_back(connection, request.priority, False)
@@ -219,7 +219,7 @@ class ChunkClient:
             return TemporaryError(f"{self.address}: status {head.status}: {text}", head.retry_after_s)
         return ProtocolError(f"{self.address}: expected status 200, got {head.status}: {text}")
 
-    def _take(self, priority: Priority, timeout_s: float) -> tuple[Connection, bool]:
+    def _take(self, priority: Priority, timeout_s: float, on_pause: OnPause | None) -> tuple[Connection, bool]:
         """A connection and whether it was kept from an earlier request."""
         with self._lock:
             self._refuse_if_closed()
@@ -231,6 +231,8 @@ class ChunkClient:
                 self._busy.add(connection)
                 connection.read_timeout_s = timeout_s
                 return connection, True
+        if on_pause is not None:
+            on_pause()
         connection = Connection(self.address, self._connect_timeout_s, timeout_s)
         try:
             with self._lock:

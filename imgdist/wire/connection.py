@@ -54,8 +54,9 @@ class Connection:
         self.answered_after_s = 0.0
         """From sending the last request to the first bytes of its answer."""
 
-    def ask(self, request: bytes) -> ResponseHead | None:
-        """Send a request and read the answer's head; None if the server had closed the connection before."""
+    def ask(self, request: bytes, on_pause: Callable[[], None] | None = None) -> ResponseHead | None:
+        """Send a request and read the answer's head; None if the server had closed the connection before. `on_pause` is
+        called before the thread waits."""
         if not self._buffer:
             self._buffer = _take_buffer()
         self._start = self._end = 0
@@ -63,6 +64,13 @@ class Connection:
         deadline = asked + 2 * self.read_timeout_s
         try:
             self._socket.sendall(request)
+        except (ConnectionResetError, BrokenPipeError):
+            return None
+        except OSError as error:
+            raise self._cut(error) from None
+        if on_pause is not None:
+            on_pause()
+        try:
             while (found := decode_response_head(self._buffer[: self._end])) is None:
                 count = self._receive(len(self._buffer), 0, deadline)
                 if count == 0:

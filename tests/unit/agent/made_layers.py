@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -84,6 +85,8 @@ class MemorySource:
             numbers = request.numbers
             self.waits.append(request.wait_s)
         self.asked.append((pack, numbers, priority))
+        if on_pause is not None:
+            on_pause()
         self.before(numbers, priority)
         if pack not in self.layers:
             raise NotFoundError(f"{self.name}: no pack {pack}")
@@ -125,33 +128,51 @@ class FailingSource(MemorySource):
 
 
 class FakeView:
-    """Records what the view is told; a ring of `slots` buffers, each given back as soon as it was looked at."""
+    """Records what the view is told; a ring of `slots` buffers, each given back as soon as it was looked at. `spared`:
+    threads that may carry out a miss by themselves."""
 
-    def __init__(self, slots: int = 4) -> None:
-        self._ring = [bytearray(CHUNK_MAX) for _ in range(slots)]
+    def __init__(self, slots: int = 4, spared: int = 0) -> None:
+        self._spare = threading.Semaphore(spared)
+        self._ring = [mmap.mmap(-1, CHUNK_MAX) for _ in range(slots)]  # page-aligned, as O_DIRECT wants it
         self._free = list(range(slots))
+        self._kept: set[int] = set()
         self._changed = threading.Condition()
         self.events: list[tuple[str, int, int, int]] = []
         self.bytes: dict[tuple[int, int], bytes] = {}
 
-    def acquire_ring(self) -> int | None:
+    def linger(self) -> bool:
+        return self._spare.acquire(blocking=False)
+
+    def back(self) -> None:
+        self._spare.release()
+
+    def acquire_ring(self, *, keep: bool = False) -> int | None:
         with self._changed:
-            return self._free.pop() if self._free else None
+            slot = self._free.pop() if self._free else None
+            if slot is not None and keep:
+                self._kept.add(slot)
+            return slot
+
+    def release_ring(self, slot: int) -> None:
+        with self._changed:
+            self._kept.remove(slot)
+            self._free.append(slot)
 
     def ring(self, slot: int) -> memoryview:
         return memoryview(self._ring[slot])
 
     def ready(self, node: int, start: int, end: int, slot: int) -> None:
-        self.bytes[node, start] = bytes(self._ring[slot][: end - start])
-        with self._changed:
-            self._free.append(slot)
-        self._tell("ready", node, start, end)
+        self._look("ready", node, start, end, slot)
 
     def held(self, node: int, start: int, end: int, slot: int) -> None:
+        self._look("held", node, start, end, slot)
+
+    def _look(self, what: str, node: int, start: int, end: int, slot: int) -> None:
         self.bytes[node, start] = bytes(self._ring[slot][: end - start])
         with self._changed:
-            self._free.append(slot)
-        self._tell("held", node, start, end)
+            if slot not in self._kept:
+                self._free.append(slot)
+        self._tell(what, node, start, end)
 
     def written(self, node: int, start: int, end: int) -> None:
         self._tell("written", node, start, end)

@@ -13,14 +13,15 @@ from agent.transfer.transfers import Transfers
 
 
 class StoredNode:
-    """To be subclassed: who does sets `transfers`. `slots` are the view's ring; `keep_frames` as ChunkStore has it."""
+    """To be subclassed: who does sets `transfers`. `slots` are the view's ring, `spared` its
+    threads; `keep_frames` as ChunkStore has it."""
 
     transfers: Transfers
 
-    def __init__(self, root: Path, *, slots: int = 4, keep_frames: bool = False) -> None:
+    def __init__(self, root: Path, *, slots: int = 4, spared: int = 0, keep_frames: bool = False) -> None:
         self.database = Database(root / "agent.db")
         self.chunks = ChunkStore(root / "packs", self.database, keep_frames=keep_frames)
-        self.view = FakeView(slots)
+        self.view = FakeView(slots, spared)
         self.registry = CollectorRegistry()
 
     def figure(self, name: str, **labels: str) -> float:

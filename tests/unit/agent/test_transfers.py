@@ -34,8 +34,8 @@ END = [LAYER.index.start(chunk) + LAYER.index.size(chunk) for chunk in range(6)]
 class Node(StoredNode):
     """One node's transfers, its stores, a fake view, and what was reported complete."""
 
-    def __init__(self, root: Path, sources: list[ChunkSource], slots: int = 4) -> None:
-        super().__init__(root, slots=slots)
+    def __init__(self, root: Path, sources: list[ChunkSource], slots: int = 4, spared: int = 0) -> None:
+        super().__init__(root, slots=slots, spared=spared)
         self.completed: dict[int, threading.Event] = {}
         self.transfers = Transfers(
             self.view,
@@ -59,9 +59,9 @@ class Node(StoredNode):
 def make_node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     nodes: list[Node] = []
 
-    def make(*sources: ChunkSource, slots: int = 4) -> Node:
+    def make(*sources: ChunkSource, slots: int = 4, spared: int = 0) -> Node:
         (tmp_path / str(len(nodes))).mkdir()
-        nodes.append(Node(tmp_path / str(len(nodes)), list(sources), slots))
+        nodes.append(Node(tmp_path / str(len(nodes)), list(sources), slots, spared))
         return nodes[-1]
 
     yield make
@@ -93,6 +93,36 @@ def test_a_miss_is_answered_from_the_ring_then_written(make_node: MakeNode) -> N
     assert (LAYER.name, (1,), Priority.DEMAND) in source.asked
     assert node.figure("imgdist_chunk_bytes_total", source="supernode") >= len(LAYER.encoded[1][1])
     assert node.figure("imgdist_read_wait_seconds_count") == 1
+
+
+def test_a_thread_that_may_linger_fetches_what_it_is_told_of(make_node: MakeNode) -> None:
+    """Another miss meanwhile is carried out by another thread, and so is what else is due."""
+    source = MemorySource(LAYER)
+    node = make_node(source, spared=1)
+    store = node.add(LAYER)
+    threads: dict[int, str] = {}
+
+    def before(numbers: tuple[int, ...], priority: Priority) -> None:
+        threads[numbers[0]] = threading.current_thread().name
+        if numbers == (1,):
+            node.transfers.miss(2, START[0], 4096)
+            node.view.wait(("written", 2, START[0], END[0]))
+            wait_until(lambda: store.has(2), "the chunk behind it, fetched ahead: that was caught up with before")
+
+    source.before = before
+    node.transfers.miss(2, START[1], 4096)
+    assert ("written", 2, START[1], END[1]) in node.view.events
+    assert threads[1] == threading.current_thread().name
+    assert threads[0].startswith("demand")
+    assert threads[2].startswith("bulk")
+
+
+def test_a_thread_that_may_linger_is_let_go_when_there_is_nothing_to_fetch(make_node: MakeNode) -> None:
+    node = make_node(FailingSource(TemporaryError("down")), spared=1)
+    node.add(LAYER)
+    for start in (START[3], START[1], START[1]):  # zeros; a source that fails; the same while its layer rests
+        node.transfers.miss(2, start, 4096)
+    assert node.view.linger()
 
 
 def test_without_a_free_ring_buffer_the_image_answers(make_node: MakeNode) -> None:

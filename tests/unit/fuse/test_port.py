@@ -129,6 +129,43 @@ def test_an_agent_that_does_not_know_lapses_is_not_told_of_them(bench: Bench, ca
     connection.close()
 
 
+def test_a_miss_that_takes_long_keeps_no_other_message_waiting(bench: Bench, tmp_path: Path) -> None:
+    """Two threads may linger; the next one is told that it may not, and the link goes on receiving."""
+    misses, go_on = Misses(), threading.Event()
+    allowed: list[bool] = []
+    link = bench.link(misses)
+    image, other = (ImageFile(tmp_path, node, os.urandom(3 * BLOCK)) for node in (2, 3))
+
+    def answer(node: int, start: int, length: int) -> None:
+        allowed.append(link.linger())
+        if allowed[-1]:
+            go_on.wait(WAIT_S)
+            link.back()
+        image.fill(start, start + length)
+        link.written(node, start, start + length)
+
+    misses.answer = answer
+    image.show(link)
+    results: list[bytes] = []
+
+    def read(offset: int) -> None:
+        results.append(bench.read(2, offset, BLOCK))
+
+    threads = [threading.Thread(target=read, args=(offset,)) for offset in (0, BLOCK, 2 * BLOCK)]
+    for count, thread in enumerate(threads, 1):
+        thread.start()
+        misses.wait_for(lambda count=count: len(misses.all) == count)
+    threads[2].join(WAIT_S)
+    assert results == [image.content[2 * BLOCK :]]
+    other.show(link, WAIT_S)  # its answer is received, too
+    go_on.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    link.close()
+    assert sorted(results[1:]) == sorted([image.content[:BLOCK], image.content[BLOCK : 2 * BLOCK]])
+    assert allowed == [True, True, False]
+
+
 def test_an_oldest_view_is_found_and_hears_only_what_it_knows(tmp_path: Path) -> None:
     """It hangs up on any other version, and on a message that it does not know."""
     with listening(tmp_path / "view.sock") as listener:
