@@ -7,9 +7,9 @@ import os
 
 from fuse.channel import RING_BUFFER_SIZE, RING_SIZE
 
-BUFFERS_USED = 8
-"""As many as requests of readers run at once. A buffer that was used stays resident, and a memory cgroup can take back
-none of it; who finds no free one answers from the image."""
+BUFFERS_USED = 4
+"""Twice as many as misses of a start are outstanding. A buffer that was used stays resident, and a memory cgroup can
+take back none of it; who finds no free one answers from the image."""
 
 
 class Ring:

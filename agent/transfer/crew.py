@@ -1,4 +1,4 @@
-"""A fixed number of threads that run tasks; the one that became idle last gets the next.
+"""Threads that run tasks, begun when they are first needed; the one that became idle last gets the next.
 
 That one still has its buffers, its zstd context and its malloc arena in the cache. Handing tasks round instead, as a
 queue does, touches all of them in turn: slower for a chain of single misses, and more memory resident.
@@ -26,27 +26,44 @@ class _Own(threading.local):
 
 
 class Crew:
-    """`count` threads at niceness `nice`. A task that raises is logged as the defect it is; its thread goes on."""
+    """At most `count` threads at niceness `nice`. A task that raises is logged as the defect it is; its thread goes on.
+    Each takes some 60 KiB for good, and most nodes need few."""
 
     def __init__(self, name: str, count: int, nice: int = 0) -> None:
-        self._nice = nice
+        self._name, self._count, self._nice = name, count, nice
         self._lock = threading.Lock()
         self._own = _Own()
         self._idle: list[SimpleQueue[Task | None]] = []
         self._backlog: deque[Task] = deque()  # bounded by its users: a scheduler's slots, a completion per layer
         self._stopping = False
-        self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._idle.append(self._begin_thread())  # so that there is one, whatever the system refuses later
 
     def start(self, task: Task) -> None:
         """Run the task in a thread, as soon as there is one."""
         with self._lock:
-            if not self._idle:
+            inbox = self._idle.pop() if self._idle else self._another()
+            if inbox is None:
                 self._backlog.append(task)
                 return
-            inbox = self._idle.pop()
         inbox.put(task)
+
+    def _another(self) -> SimpleQueue[Task | None] | None:
+        """The inbox of a new thread; None if there may be no more, or the system has none."""
+        if len(self._threads) == self._count or self._stopping:
+            return None
+        try:
+            return self._begin_thread()
+        except RuntimeError:
+            return None
+
+    def _begin_thread(self) -> SimpleQueue[Task | None]:
+        inbox: SimpleQueue[Task | None] = SimpleQueue()
+        name = f"{self._name}-{len(self._threads)}"
+        thread = threading.Thread(target=self._work, args=(inbox,), name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        return inbox
 
     def ends(self) -> None:
         """The task of this thread is as good as over: what is started from here on is its own next task, and no
@@ -66,16 +83,17 @@ class Crew:
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
+    def _work(self, inbox: SimpleQueue[Task | None]) -> None:
         if self._nice:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._nice)
-        inbox: SimpleQueue[Task | None] = SimpleQueue()
         self._own.inbox = inbox
-        while (task := self._next(inbox)) is not None:
+        task = inbox.get()
+        while task is not None:
             try:
                 task()
             except Exception:
                 _log.exception("a transfer failed in a way that is a defect; it is tried again")
+            task = self._next(inbox)
 
     def _next(self, inbox: SimpleQueue[Task | None]) -> Task | None:
         with self._lock:

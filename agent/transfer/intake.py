@@ -142,6 +142,8 @@ class Intake:
 
     def _flush(self) -> None:
         """Write what was gathered, and do without its memory."""
+        if self._run.is_untouched:
+            return
         run, self._run = self._run, Run()
         try:
             if run.chunks:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 RUN_BYTES = 512 * 1024
 """Written at once. [measured, O_DIRECT into reserved space, CPU-s/GB: 256 KiB 0.16-0.25, 512 KiB 0.08-0.18, 1 MiB 0.06,
 2 MiB 0.04-0.06] What was touched stays resident, and a node is to do with 64 MiB."""
-_BUFFERS_KEPT = 3
+_BUFFERS_KEPT = 2
 _free: list[memoryview] = []
-"""What was given back last goes out first, and few are kept: two or three chunks are decoded at once, however many
-threads there are."""
+"""What was given back last goes out first, and few are kept: hardly more chunks are decoded at once than a small node
+has cores, however many threads there are."""
 
 
 class Run:
@@ -25,6 +25,11 @@ class Run:
         self._places: list[memoryview] = []
         self._buffer: memoryview | None = None
         self._end = 0
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it has no memory."""
+        return self._buffer is None
 
     def place(self, chunk: int, size: int) -> memoryview | None:
         """Where the bytes of a chunk are to be put; None if it does not follow the last one, or there is no room."""

@@ -22,8 +22,8 @@ otherwise."""
 _RATE_LEAST = 8 * 1024
 """Bytes per second below which a source is given up (a guess; as the server's for a reader). A crowd's share of a slow
 link must be more: what is given up was sent for nothing, and is sent again."""
-_SPARE_BUFFERS = 8
-"""Kept for the next answers; as many as a start reads at once."""
+_SPARE_BUFFERS = 4
+"""Kept for the next answers; a start has two misses outstanding, and a node is to do with 64 MiB."""
 _spare: list[memoryview] = []
 """The one given back last goes out first: its pages are there, and in the cache."""
 

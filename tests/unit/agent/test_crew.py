@@ -77,3 +77,39 @@ def test_nothing_is_lost_at_a_stop() -> None:
         crew.start(lambda: task(20))
     crew.stop()
     assert ran.count(20) == 10
+
+
+def test_threads_begin_when_they_are_needed_and_no_more_than_may() -> None:
+    before = threading.active_count()
+    crew, release, done = Crew("test", 3), threading.Event(), threading.Semaphore(0)
+    assert threading.active_count() == before + 1
+
+    def task() -> None:
+        release.wait(10)
+        done.release()
+
+    for count in (1, 2, 3, 3, 3):
+        crew.start(task)
+        assert threading.active_count() == before + count
+    release.set()
+    for _ in range(5):
+        assert done.acquire(timeout=10)
+    crew.stop()
+    assert threading.active_count() == before
+
+
+def test_without_another_thread_the_ones_there_are_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew, done = Crew("test", 3), threading.Semaphore(0)
+
+    def task() -> None:
+        with monkeypatch.context() as context:
+            context.setattr(threading.Thread, "start", _refuse)
+            crew.start(done.release)
+
+    crew.start(task)
+    assert done.acquire(timeout=10)
+    crew.stop()
+
+
+def _refuse(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
