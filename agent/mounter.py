@@ -28,6 +28,9 @@ READ_BYTES = 256 << 10
 since EROFS itself reads metadata 4 KiB at a time. (Measured with 1 MiB; each of the view's threads comes to hold as
 much memory as the largest read.)"""
 
+FEW_BLOCKS = 4
+"""Of metadata: what a layer of some dozen files has (a guess)."""
+
 _unread = memoryview(mmap.mmap(-1, READ_BYTES))
 """What all those reads write to and nobody looks at: one for all layers that are being mounted, not one each."""
 
@@ -194,7 +197,10 @@ def _may_show(device: str, store: LayerStore) -> bool:
 
 
 def _read_metadata(device: str, store: LayerStore) -> None:
-    """Bring the file system's metadata into the page cache by large reads of the mounted device."""
+    """Bring the file system's metadata into the page cache by large reads of the mounted device. A few blocks are read
+    one by one just as well, some of them by mount(2) itself."""
+    if sum(blocks for _, blocks in store.index.metadata_extents) <= FEW_BLOCKS:
+        return
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for first_block, blocks in store.index.metadata_extents:

@@ -5,6 +5,7 @@ By ctypes and not by util-linux' `mount`: a layer mounts in half a millisecond, 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -77,6 +78,9 @@ def is_dead(path: str) -> bool:
 
 def prepare_mount_point(path: str) -> None:
     """Make the directory, detaching dead mounts that a crash left there."""
+    with contextlib.suppress(OSError):
+        os.mkdir(path)
+        return
     while is_dead(path):
         umount(path, lazy=True)
     os.makedirs(path, exist_ok=True)

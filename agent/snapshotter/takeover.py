@@ -145,7 +145,7 @@ class TakeOver:
             directory = await self._packs.layers.ensure_mounted(layer.pack_id)
             # In a thread of its own: reads of a lazy layer's directories may have to wait for their blocks.
             wanted: Mapping[bytes, fixup.Attributes] = {}
-            if parent:
+            if parent and layer.implied_directories:
                 wanted = await asyncio.to_thread(fixup.plan, layer.implied_directories, directory, below)
             row = await self._store.do(
                 self._store.record_taken, request.chain_id, parent, request.labels, layer.pack_id, wanted
