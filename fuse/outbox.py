@@ -45,6 +45,8 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it. For the port's loop, when poll has found the agent ready."""
+        if not self._queue:
+            return
         with self._lock:
             self._starved = False
             while self._queue and self._connection is not None and self._send(self._connection, self._queue[0]):

@@ -50,19 +50,19 @@ class Port:
         self._flush_at: float | None = None
         self._check_at = 0.0
         self._agent: socket.socket | None = None
+        self._poll = select.poll()
+        for fd in (listener.fileno(), outbox.bell, parent):
+            self._poll.register(fd, select.POLLIN)
+        self._watched: tuple[int, int] | None = None  # the agent's descriptor, and for what
         self._ring: memoryview | None = None
         listener.setblocking(False)
 
     def run(self) -> None:
         """Serve until the parent is gone."""
         while True:
-            poll = select.poll()
-            for fd in (self._listener.fileno(), self._outbox.bell, self._parent):
-                poll.register(fd, select.POLLIN)
-            if self._agent is not None:
-                poll.register(self._agent, self._outbox.events)
+            self._watch()
             timeout_s = self._timeout_s(time.monotonic())
-            events = dict(poll.poll(None if timeout_s is None else timeout_s * 1000))
+            events = dict(self._poll.poll(None if timeout_s is None else timeout_s * 1000))
             if self._parent in events:
                 return
             self._serve(events)
@@ -71,6 +71,17 @@ class Port:
     def close(self) -> None:
         """Leave the agent."""
         self._leave()
+
+    def _watch(self) -> None:
+        """Look at the agent's connection from now on, if that is not so already."""
+        wanted = None if self._agent is None else (self._agent.fileno(), self._outbox.events)
+        if wanted == self._watched:
+            return
+        if self._watched is not None:
+            self._poll.unregister(self._watched[0])
+        if wanted is not None:
+            self._poll.register(*wanted)
+        self._watched = wanted
 
     def _serve(self, events: dict[int, int]) -> None:
         if self._outbox.bell in events:
