@@ -15,7 +15,10 @@ from collections.abc import Callable, Hashable, Iterable
 CROWDS_MAX = 512
 """Sets of chunks whose askers are remembered, those that were asked for last."""
 CROWD_MAX = 1024
-"""Askers of each that are remembered."""
+"""Askers of each that are remembered: a reference each to an address that the supernode keeps anyway."""
+CROWD_S = 60.0
+"""When nobody joined for so long the next one begins another crowd (a guess)."""
+NEVER = float("-inf")
 NEAR = 8
 """Of those before a node in the line, so many are looked at: some may be gone (a guess)."""
 
@@ -25,17 +28,17 @@ class Crowds:
 
     def __init__(self, dice: Callable[[], float]) -> None:
         self._dice = dice
-        self._crowds: OrderedDict[Hashable, list[str]] = OrderedDict()
+        self._crowds: OrderedDict[Hashable, tuple[list[str], float]] = OrderedDict()
 
-    def join(self, what: Hashable, node: str, had: Callable[[], Iterable[str]]) -> list[str]:
+    def join(self, what: Hashable, node: str, now: float, had: Callable[[], Iterable[str]]) -> list[str]:
         """A node asks for `what`: who passes it on to this one, the best first; nobody to the first in line. `had()`:
         who got it before the crowd began."""
-        crowd = self._crowds.get(what)
-        if crowd is None:
-            crowd = self._crowds[what] = sorted(had())
-            if len(self._crowds) > CROWDS_MAX:
-                self._crowds.popitem(last=False)
-        self._crowds.move_to_end(what)
+        crowd, joined_at = self._crowds.pop(what, ([], NEVER))
+        if now > joined_at + CROWD_S:
+            crowd = sorted(had())
+        self._crowds[what] = crowd, now
+        if len(self._crowds) > CROWDS_MAX:
+            self._crowds.popitem(last=False)
         place = bisect_left(crowd, node) if node else len(crowd)
         if place < len(crowd) and crowd[place] == node:
             return [crowd[other] for other in {int(self._dice() * place) for _ in range(2)} if other < place]

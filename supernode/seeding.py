@@ -210,7 +210,8 @@ class Seeding:
             pack = self._packs.get(identity)
             if waits or pack is None or max(numbers) >= pack.known:
                 return []
-            before = self._crowds.join((identity, *numbers), node, partial(self._had, pack, numbers))
+            known = self._nodes.addresses([self._number(node)])[0] if node else ""
+            before = self._crowds.join((identity, *numbers), known, now, partial(self._had, pack, numbers))
             if node:
                 self._received(name, numbers, node)
             return [other for other in before if self._nodes.is_heard_of(other, now)][:ELSEWHERE]

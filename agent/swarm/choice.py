@@ -94,19 +94,15 @@ class Choice:
     def _orphans(
         self, table: Table | None, layer: Hashable, orphans: list[int], now: float, room: int, in_order: bool
     ) -> list[Ask]:
-        """Requests for chunks that no neighbour can give. What is wanted in order is asked for by number: of many who
-        want the same the supernode makes a line. Else it may choose, from sets that do not overlap: what it chose is
-        known only when it answers."""
-        supernode = self._supernode(now)
+        """Requests for chunks that no neighbour can give. Alone, a node may take them in order; among others it lets
+        the supernode choose, from sets that do not overlap: what it chose is known only when it answers."""
+        supernode = self._supernode(now, for_fill=False)
         if supernode is None:
             last = self._last_resort(table, layer, bits_of(orphans), now)
             return [last] if last is not None else []
         room = min(room, self._limits.bulk - supernode.outstanding)
         run = self._limits.run
-        if in_order:
-            if table is not None:
-                run = self._run_length(supernode)
-                room = max(0, min(room, self._limits.per_source - supernode.outstanding))
+        if table is None and in_order:
             return [Ask(supernode.source, tuple(part)) for part in _parts(orphans, run)[:room]]
         if supernode.waits.get(layer, 0.0) > now:
             return []
@@ -136,7 +132,7 @@ class Choice:
         best_possible = -_NEAR if table.has_near else 0.0
         start = int(self._random() * count)
         for neighbour, holding in table.ring[start : start + count]:
-            if neighbour.shut_until > now:
+            if neighbour.fill_shut_until > now:
                 continue
             score: float = neighbour.outstanding
             if score and (score >= per_source or self._is_late_or_slow(neighbour, now)):
@@ -222,7 +218,7 @@ class Choice:
         others = [(n, holding.bits) for n, holding in table.pairs] if table is not None else []
         others += [(n, lacks) for n in self._supernodes]
         for neighbour, has in sorted(others, key=lambda pair: not pair[0].is_proven):
-            if neighbour.shut_until > now or not self._has_room(neighbour):
+            if neighbour.fill_shut_until > now or not self._has_room(neighbour):
                 continue
             run = [
                 chunk
@@ -235,13 +231,10 @@ class Choice:
                 return Ask(neighbour.source, tuple(run[: self._run_length(neighbour)]))
         return None
 
-    def _supernode(self, now: float) -> Neighbour | None:
+    def _supernode(self, now: float, *, for_fill: bool = True) -> Neighbour | None:
         """The supernode that would answer first, of those that may be asked."""
-        if len(self._supernodes) == 1:
-            only = self._supernodes[0]
-            return only if only.shut_until <= now else None
-        able = [n for n in self._supernodes if n.shut_until <= now]
-        return min(able, key=lambda n: n.wait_s(now), default=None)
+        able = [n for n in self._supernodes if (n.fill_shut_until if for_fill else n.shut_until) <= now]
+        return able[0] if len(able) == 1 else min(able, key=lambda n: n.wait_s(now), default=None)
 
     def _room(self, neighbour: Neighbour) -> int:
         """Chunks of a window that it may be asked for now."""

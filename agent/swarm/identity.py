@@ -29,7 +29,8 @@ class Identity:
 def identity(root: Path, zone: str, advertise: str, listener: socket.socket) -> Identity:
     """This node as others know it. OSError if ROOT/node-id can neither be read nor made."""
     host, port = listener.getsockname()[:2]
-    address = advertise or ("" if Address(host, port).is_wildcard else str(Address(host, port)))
+    listens_at = "" if Address(host, port).is_wildcard else str(Address(host, port))
+    address = str(peer_address(advertise)) if advertise else listens_at
     return Identity(node_id(root), socket.gethostname()[:255], zone, address, port)
 
 

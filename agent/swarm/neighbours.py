@@ -59,6 +59,8 @@ class Neighbour:
         "failing_until",
         "failures",
         "failures_total",
+        "fill_busy_until",
+        "fill_shut_until",
         "in_flight_bytes",
         "is_proven",
         "kind",
@@ -95,6 +97,8 @@ class Neighbour:
         self.silent_since = 0.0
         self.busy_until = 0.0
         self.busy_times = 0
+        self.fill_busy_until = 0.0
+        self.fill_shut_until = 0.0
         self.failing_until = 0.0
         self.failures = 0
         self.failures_total = 0
@@ -161,11 +165,14 @@ class Neighbour:
         self.failures = min(self.failures + 1, 16)
         self._shut()
 
-    def busy(self, until: float) -> None:
-        """It has too much to send before then."""
+    def busy(self, until: float, *, for_fill: bool) -> None:
+        """It has too much to send before then, to anybody or to who fills."""
         if self.outstanding + self.urgent <= 1:
             self.busy_times = min(self.busy_times + 1, 16)
-        self.busy_until = until
+        if for_fill:
+            self.fill_busy_until = until
+        else:
+            self.busy_until = until
         self._shut()
 
     def revived(self, now: float) -> None:
@@ -203,6 +210,7 @@ class Neighbour:
 
     def _shut(self) -> None:
         self.shut_until = max(self.busy_until, self.failing_until, self.conviction.until)
+        self.fill_shut_until = max(self.shut_until, self.fill_busy_until)
 
     @property
     def is_on_trial(self) -> bool:

@@ -156,15 +156,15 @@ class Policy:
             self._watched[source] = neighbour
             neighbour.failed(now, retry_after_s)
 
-    def busy(self, source: Source, now: float, retry_after_s: float | None = None) -> None:
-        """A source has too much to send: leave it alone for longer and longer, unless it is about to serve us. What it
-        says counts as far as that may take: nobody keeps this node waiting for hours."""
+    def busy(self, source: Source, now: float, retry_after_s: float | None = None, *, for_fill: bool = False) -> None:
+        """A source has too much to send, to anybody or `for_fill`: leave it alone for longer and longer, unless it is
+        about to serve us. What it says counts as far as that may take: nobody keeps this node waiting for hours."""
         neighbour = self._all.get(source)
         if neighbour is None:
             return
         first, most = self.limits.busy_s
         pause = min(first * 4.0**neighbour.busy_times, most) * (0.5 + self._random())
-        neighbour.busy(now + max(pause, min(retry_after_s or 0.0, most)))
+        neighbour.busy(now + max(pause, min(retry_after_s or 0.0, most)), for_fill=for_fill)
 
     def waits(self, source: Source, layer: Layer, now: float, retry_after_s: float) -> None:
         """A source has nothing of a layer for us just now: others got it, or it is not there yet. It may serve other
@@ -292,7 +292,7 @@ class Policy:
         times = [
             at
             for n in self._all.values()
-            for at in (n.busy_until, n.failing_until, n.conviction.until, *n.waits.values())
+            for at in (n.busy_until, n.fill_busy_until, n.failing_until, n.conviction.until, *n.waits.values())
             if at > now
         ]
         return min(times, default=None)

@@ -115,6 +115,8 @@ class Bulk:
         if self.has_work or self._parked:
             yield self._suspended_until
         yield self.flights.pace.ready_at
+        if self._ahead or self._trace:
+            yield self.flights.line.until
         if self._fill:
             if max(self._fill.values()) > now:
                 yield from self._fill.values()

@@ -10,7 +10,7 @@ from agent.layerstore import LayerStore
 from agent.space.disk import is_full
 from agent.swarm.bitset import bits_of
 from agent.transfer.attempts import Attempts
-from agent.transfer.fetch import Fetch
+from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.figures import Figures
 from agent.transfer.job import Job
 from agent.transfer.overflow import Overflow
@@ -80,6 +80,11 @@ class Desk:
             self._scheduler.named(fetch, chunks)
             self._pump()
 
+    def began(self, fetch: Fetch) -> None:
+        """An answer begins that was waited for: what came meanwhile says nothing of how long its chunks take."""
+        with self._lock:
+            self._scheduler.flights.began(fetch)
+
     def answered(self, job: Job, fetch: Fetch, source: ChunkSource, told: Told) -> None:
         """The first chunk of an answer is here."""
         with self._lock:
@@ -104,7 +109,7 @@ class Desk:
             is_peer, me = source.kind == "peer", self._me()
             nearer = [at for at in error.addresses if not is_peer or (source.name < at and (at < me or not me))]
             found = self._sources.at(nearer, self._clock(), strangers=not is_peer)
-            if is_peer and not (found and fetch.kind.is_urgent):
+            if is_peer and (fetch.kind is Kind.FILL or not found):
                 self._policy.busy(source, self._clock(), error.retry_after_s)
             self._scheduler.redirected(fetch)
             return found
@@ -117,18 +122,25 @@ class Desk:
     def is_before(self, source: ChunkSource) -> bool:
         """Whether this node may wait for what that one waits for: never both for each other."""
         me = self._me()
-        return not me or source.name < me
+        return source.kind == "supernode" or not me or source.name < me
 
-    def passed_on(self, source: ChunkSource) -> None:
-        """It served what it may have had to wait for: the next miss goes there first."""
+    def passed_on(self, fetch: Fetch, source: ChunkSource) -> None:
+        """It served what it may have had to wait for: the next miss goes there first, unless another had to help."""
+        flights = self._scheduler.flights
         with self._lock:
-            self._scheduler.flights.line.served(source, self._clock())
+            if flights.is_helped(fetch):
+                flights.line.shun(source, self._clock())
+            else:
+                flights.line.served(source, self._clock())
 
     def not_passed_on(self, source: ChunkSource, *, lacked: bool) -> None:
         """It did not: it `lacked` that, or it failed or sent this node elsewhere."""
         line = self._scheduler.flights.line
         with self._lock:
-            (line.lacked if lacked else line.left)(source)
+            if lacked:
+                line.lacked(source, self._clock())
+            else:
+                line.left(source)
 
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now. Only a supernode should say so; a peer that does is left
@@ -139,7 +151,7 @@ class Desk:
                 return
             self._policy.waits(source, job.node, self._clock(), error.retry_after_s or NOT_YET_S)
 
-    def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
+    def source_failed(self, fetch: Fetch, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
         with self._lock:
             now = self._clock()
@@ -147,7 +159,7 @@ class Desk:
                 self._policy.failed(source, now)
                 self._sources.forsake(source)
             else:
-                self._policy.busy(source, now, error.retry_after_s)
+                self._policy.busy(source, now, error.retry_after_s, for_fill=fetch.kind is Kind.FILL)
 
     def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
         """A source says it does not have one of these. True if it will not be asked for them again."""

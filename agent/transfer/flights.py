@@ -27,15 +27,15 @@ sends this node elsewhere first; then they rank last."""
 ENDGAME_S = 0.5
 """A layer's last chunks are asked of a second source if the first takes longer, and longer than all that is on its way
 to the node should: a link that is busy brings nothing sooner by a second copy (a guess)."""
-LINE_REQUESTS = 2
-"""Of a trace at once at the one before this node in a line: while one is sent the next one waits there."""
-LINE_S = 0.05
-"""What such a request should take: the next node gets it that much later (a guess)."""
+SLOW_CHUNK_S = 0.05
+"""Where a chunk takes longer, a crowd's links have no room for guesses: about 20 Mbit/s (a guess)."""
 PASSED_ON = 16
 """Links that a chunk passes one behind the other while the last node of the line waits for it (a guess). Of a longer
 line, whoever waited in vain asks again, and is sent to any that has it by then."""
 PASSED_ON_S = (1.0, 8.0)
 """The least and the most that is waited for that; the least is of a busy machine, not of a link (guesses)."""
+PASSED_ON_FIRST_S = 4.0
+"""While nothing is known of the link: who comes back too early takes a supernode's link from all (a guess)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,10 +86,8 @@ class Flights:
         for i in range(0, len(in_turn), RUN_CHUNKS):
             yield Ask(None, tuple(in_turn[i : i + RUN_CHUNKS]))
         rest = [] if self.alone else [chunk for chunk in chunks if not copies >> chunk & 1]
-        if in_order and rest and (before := self._before(now)) is not None:
-            tries = self.layers[node].trace_tries
-            yield from self._line_asks(node, [chunk for chunk in rest if chunk not in tries], before)
-            rest = [chunk for chunk in rest if chunk in tries]
+        if in_order and self._is_in_slow_line(now):
+            return
         for ask in self.policy.spread(node, rest, now, in_order=in_order) if rest else ():
             if self._is_new(node, ask):
                 yield ask
@@ -127,11 +125,9 @@ class Flights:
         picked = ask.source is not None
         sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now)[:SOURCES_MAX]
         unnamed = min(ask.count, ask.any_of.bit_count() - layer.asked_any) if ask.any_of else 0
-        before = self._before(now) if kind is Kind.DEMAND or kind is Kind.TRACE else None
-        if picked and ask.source != before:
-            before = None
+        before = self._before(now) if kind is Kind.DEMAND and not picked else None
         if before is not None:
-            sources = [before, *(source for source in sources if source != before and not picked)]
+            sources = [before, *(source for source in sources if source != before)]
         fetch = Fetch(node, ask.chunks, kind, ask.any_of, unnamed, is_hedge, picked, before, tuple(sources))
         for chunk in ask.chunks:
             self._take(layer, node, chunk)
@@ -170,6 +166,10 @@ class Flights:
             self.bulk_bytes += size - flight.bulk_bytes
             flight.bulk_bytes = size
 
+    def began(self, fetch: Fetch) -> None:
+        """Only from now on bytes tell of the link: the answer was waited for."""
+        self._flights[id(fetch)].delivered = self.window.delivered
+
     def turned(self, fetch: Fetch, source: Hashable, now: float, waits_s: float) -> None:
         """What a request's source did not serve is asked of another one, which may wait so long for it."""
         flight, urgent = self._flights[id(fetch)], fetch.kind.is_urgent
@@ -187,7 +187,8 @@ class Flights:
         if flight.source is not None:
             self.policy.ended(flight.source, flight.size_bytes, fetch.kind.is_urgent, now)
         if round_trip_s is not None:
-            self.window.answered(flight.delivered, flight.started, round_trip_s, now, flight.source)
+            waited = flight.waits_s > 0.0
+            self.window.answered(flight.delivered, flight.started, round_trip_s, now, flight.source, waited=waited)
         alone = [chunk for chunk in flight.chunks if not self._is_asked_elsewhere(fetch.node, chunk)]
         layer = self.layers.get(fetch.node)
         if layer is None:
@@ -209,19 +210,22 @@ class Flights:
     def passed_on_s(self) -> float:
         """How long to wait for chunks that are on their way to somebody: links like this node's pass them on one to the
         other."""
-        link_s = self.window.estimate(CHUNK_MAX) / self.window.rate_bytes_per_s
-        return min(max(PASSED_ON_S[0], PASSED_ON * link_s), PASSED_ON_S[1])
+        chunk_s = self._chunk_s
+        return min(max(PASSED_ON_S[0], PASSED_ON * chunk_s), PASSED_ON_S[1]) if chunk_s else PASSED_ON_FIRST_S
 
-    def _line_asks(self, node: int, chunks: Sequence[int], before: Hashable) -> Iterator[Ask]:
-        """What is wanted in order, of the one before this node in a line."""
-        layer = self.layers[node]
-        size = self.window.estimate(max(map(layer.layout.size, chunks[:RUN_CHUNKS]), default=1))
-        run = max(1, int(min(RUN_CHUNKS, self.window.rate_bytes_per_s * LINE_S / max(1, size))))
-        room = LINE_REQUESTS - sum(
-            flight.fetch.before is not None and flight.fetch.kind is Kind.TRACE for flight in self
-        )
-        for i in range(0, min(len(chunks), room * run), run):
-            yield Ask(before, tuple(chunks[i : i + run]))
+    def _is_in_slow_line(self, now: float) -> bool:
+        """Whether others wait for this node, as it waits for the one before it, on links on which a guess would hold
+        up a miss: there the misses of the first one are prophecy enough."""
+        return self._before(now) is not None and self._chunk_s >= SLOW_CHUNK_S
+
+    @property
+    def _chunk_s(self) -> float:
+        """How long this node's link takes for a chunk; 0.0: not known."""
+        return self.window.estimate(CHUNK_MAX) / self.window.rate_bytes_per_s
+
+    def is_helped(self, fetch: Fetch) -> bool:
+        """Whether another source had to be asked for the same, as this one's was silent."""
+        return self._flights[id(fetch)].is_helped
 
     def _before(self, now: float) -> Hashable | None:
         source = self.line.before(now)

@@ -83,6 +83,8 @@ class Intake:
 
     def _head(self, told: Told) -> None:
         self.told = told
+        if self._wait_s:
+            self._desk.began(self._fetch)
 
     def _numbers(self, numbers: tuple[int, ...]) -> None:
         self._expected.extend(numbers)

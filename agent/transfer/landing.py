@@ -51,12 +51,13 @@ class Landing:
         whole = len(rest) == len(fetch.chunks)
         sources = deque(cast(tuple[ChunkSource, ...], fetch.sources))
         asked: list[ChunkSource] = []
-        receivers: list[ChunkSource] = []
+        named: set[ChunkSource] = set()
         redirects, insists = 0, False
         while sources:
             source = sources.popleft()
-            passes_on = source == fetch.before or (source in receivers and self._desk.is_before(source))
-            wait_s = self._desk.wait_s() if insists or passes_on else 0.0
+            is_before = self._desk.is_before(source)
+            passes_on = is_before and (source == fetch.before or source in named)
+            wait_s = self._desk.wait_s() if is_before and (insists or passes_on) else 0.0
             if asked:
                 self._desk.turned(fetch, source, wait_s)
             asked.append(source)
@@ -67,18 +68,21 @@ class Landing:
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 lacked = True
                 self._desk.tried(job, rest, source, error)
-                if source not in receivers:  # who was named by another promised nothing
+                if source == fetch.before or source in named:  # it promised nothing
+                    outcome.explained = True
+                else:
                     outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
                 self._desk.tried(job, rest, source, error)
-                if insists:
-                    self._desk.source_failed(source, error)
-                else:
+                if source.kind == "supernode" and insists:
+                    self._desk.source_failed(fetch, source, error)
+                elif redirects < REDIRECTS_MAX:
                     redirects += 1
                     receivers = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]
-                    later = [other for other in sources if other not in receivers]
-                    sources = deque([*receivers, *([] if passes_on else [source]), *later])
-                    insists = redirects == REDIRECTS_MAX or not (receivers or passes_on)
+                    named.update(receivers)
+                    again = [source] if source.kind == "supernode" else []
+                    sources = deque([*receivers, *again, *(other for other in sources if other not in receivers)])
+                    insists = redirects == REDIRECTS_MAX or (bool(again) and not receivers)
                 outcome.explained = True
             except NotYetError as error:
                 self._desk.tried(job, rest, source, error)
@@ -86,12 +90,12 @@ class Landing:
                 outcome.explained = True
             except TemporaryError as error:
                 self._desk.tried(job, rest, source, error)
-                self._desk.source_failed(source, error)
+                self._desk.source_failed(fetch, source, error)
                 outcome.explained = True
             outcome.bad.intersection_update(rest)
             served = not rest and (fetch.chunks or intake.told)
             if passes_on and served:
-                self._desk.passed_on(source)
+                self._desk.passed_on(fetch, source)
             elif passes_on:
                 self._desk.not_passed_on(source, lacked=lacked)
             if served:

@@ -56,6 +56,9 @@ class Desk(Protocol):
     def named(self, fetch: Fetch, chunks: Sequence[int]) -> None:
         """A source chose these chunks for an `any_of` request."""
 
+    def began(self, fetch: Fetch) -> None:
+        """An answer begins that was waited for: what came meanwhile says nothing of how long its chunks take."""
+
     def answered(self, job: Job, fetch: Fetch, source: ChunkSource, told: Told) -> None:
         """The first chunk of an answer is here."""
 
@@ -71,8 +74,8 @@ class Desk(Protocol):
     def is_before(self, source: ChunkSource) -> bool:
         """Whether this node may wait for what that one waits for: never both for each other."""
 
-    def passed_on(self, source: ChunkSource) -> None:
-        """It served what it may have had to wait for: the next miss goes there first."""
+    def passed_on(self, fetch: Fetch, source: ChunkSource) -> None:
+        """It served what it may have had to wait for: the next miss goes there first, unless another had to help."""
 
     def not_passed_on(self, source: ChunkSource, *, lacked: bool) -> None:
         """It did not: it `lacked` that, or it failed or sent this node elsewhere."""
@@ -80,7 +83,7 @@ class Desk(Protocol):
     def source_waits(self, job: Job, source: ChunkSource, error: NotYetError) -> None:
         """A source has nothing of the layer for us just now."""
 
-    def source_failed(self, source: ChunkSource, error: TemporaryError) -> None:
+    def source_failed(self, fetch: Fetch, source: ChunkSource, error: TemporaryError) -> None:
         """A source could not serve."""
 
     def source_lacks(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:

@@ -71,7 +71,7 @@ class Scheduler:
 
     def running_s(self, now: float) -> float:
         """`now`, less the time in which a reader waited."""
-        return now - self._urgent.stall.seconds(now)
+        return now - self._urgent.stalled_s(now)
 
     # Events.
 
@@ -335,7 +335,9 @@ class Scheduler:
     @property
     def _is_far(self) -> bool:
         round_trip, rate = self.window.round_trip_s, self.window.rate_bytes_per_s
-        return round_trip is None or round_trip >= max(AHEAD_ROUND_TRIP_S, AHEAD_BYTES / rate)
+        if round_trip is None:  # in a crowd all answers may be waited for
+            return self.flights.alone
+        return round_trip >= max(AHEAD_ROUND_TRIP_S, AHEAD_BYTES / rate)
 
     def _guess_behind(self, node: int, layer: LayerState, first: int) -> None:
         for chunk in range(first, min(first + AHEAD_CHUNKS, len(layer.state))):

@@ -57,6 +57,11 @@ class Urgent:
         """The job no longer waits."""
         self._now.pop((node, chunk), None)
 
+    def stalled_s(self, now: float) -> float:
+        """How long readers waited until now."""
+        self.stall.look(now, waits=bool(self._wanted))
+        return self.stall.seconds(now)
+
     def revived(self, source: Hashable, now: float) -> None:
         """A source is back: what readers wait for at others, which may still be away, is asked a second time."""
         for node, chunk in self._wanted:

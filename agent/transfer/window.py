@@ -57,9 +57,31 @@ class Window:
             self._ratio += (body_bytes / raw_bytes - self._ratio) / 32
 
     def answered(
-        self, delivered_before: int, started: float, round_trip_s: float, finished: float, source: Hashable = None
+        self,
+        delivered_before: int,
+        started: float,
+        round_trip_s: float,
+        finished: float,
+        source: Hashable = None,
+        *,
+        waited: bool = False,
     ) -> None:
-        """A request was answered in full; `delivered_before` is what `delivered` said at its start."""
+        """A request was answered in full; `delivered_before` is what `delivered` said at its start, or when its answer
+        began if that was waited for (`waited`): then it says nothing of the way."""
+        if not waited:
+            self._learn_round_trip(source, round_trip_s, finished)
+        self._bodies.append((self._delivered - delivered_before, max(0.0, finished - started - round_trip_s)))
+        if finished > started:
+            self._rates.append(((self._delivered - delivered_before) / (finished - started), source))
+        trips = self._round_trips
+        # Once an answer, when its reader has it: each miss looks at them.
+        self.round_trip_s = min((kept[0][1] for kept in trips.values()), default=None)
+        count, seconds = sum(count for count, _ in self._bodies), sum(took for _, took in self._bodies)
+        self.rate_bytes_per_s = count / seconds if count and seconds else float("inf")
+        product = max((rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0)
+        self.size_bytes = int(min(max(_GAIN * product, WINDOW_MIN), WINDOW_MAX))
+
+    def _learn_round_trip(self, source: Hashable, round_trip_s: float, finished: float) -> None:
         kept = self._round_trips.pop(source, None) or deque()
         self._round_trips[source] = kept  # the one heard of last stands last
         while len(self._round_trips) > _SOURCES_KEPT:
@@ -69,13 +91,3 @@ class Window:
         kept.append((finished, round_trip_s))
         while kept[0][0] < finished - ROUND_TRIP_S:
             kept.popleft()
-        self._bodies.append((self._delivered - delivered_before, max(0.0, finished - started - round_trip_s)))
-        if finished > started:
-            self._rates.append(((self._delivered - delivered_before) / (finished - started), source))
-        trips = self._round_trips
-        # Once an answer, when its reader has it: each miss looks at them.
-        self.round_trip_s = min(kept[0][1] for kept in trips.values())
-        count, seconds = sum(count for count, _ in self._bodies), sum(took for _, took in self._bodies)
-        self.rate_bytes_per_s = count / seconds if count and seconds else float("inf")
-        product = max((rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0)
-        self.size_bytes = int(min(max(_GAIN * product, WINDOW_MIN), WINDOW_MAX))

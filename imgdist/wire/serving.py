@@ -22,8 +22,8 @@ from imgdist.wire.requests import AnyRequest, BodyRequest, ChunkRequest
 from imgdist.wire.session import TURN_S, Session
 from imgdist.wire.uplink import Uplink
 
-WAITING_MAX = 4
-"""Slots of a priority that may wait at once for chunks that are on their way to us: half of them, the others serve."""
+WAITING_MAX = 6
+"""Slots of a priority that may wait at once for chunks that are on their way to us: most of them, the others serve."""
 
 WAIT_MAX_S = 8.0
 """However long a client is ready to wait: a slot is not to be had meanwhile (a guess)."""

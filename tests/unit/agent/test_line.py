@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.transfer.line import KEPT_S, LACKED_MAX, Line
+from agent.transfer.line import KEPT_S, LACKED_S, SHUNNED_S, Line
 
 
 def test_the_one_that_served_is_asked_first_until_it_does_not() -> None:
@@ -26,11 +26,24 @@ def test_a_line_is_forgotten_after_a_pause() -> None:
 def test_one_that_lacks_something_now_and_then_is_stayed_with() -> None:
     line = Line()
     line.served("a", 0.0)
-    for _ in range(LACKED_MAX - 1):
-        line.lacked("a")
-    line.served("a", 1.0)
-    for _ in range(LACKED_MAX - 1):
-        line.lacked("a")
-    assert line.before(1.0) == "a"
-    line.lacked("a")
-    assert line.before(1.0) is None
+    for start in (0.0, 2 * LACKED_S):
+        line.lacked("a", start)
+        line.lacked("a", start + LACKED_S / 2)
+        line.served("a", start + LACKED_S / 2)
+    line.lacked("a", 10.0)
+    line.lacked("b", 10.0 + LACKED_S)
+    assert line.before(4.0) == "a"
+    line.lacked("a", 10.0 + LACKED_S)
+    assert line.before(4.0) is None
+
+
+def test_one_that_served_late_is_not_stayed_with_for_a_while() -> None:
+    line = Line()
+    line.served("a", 0.0)
+    line.shun("a", 1.0)
+    line.served("a", 2.0)
+    assert line.before(2.0) is None
+    line.served("b", 2.0)
+    assert line.before(2.0) == "b"
+    line.served("a", 1.0 + SHUNNED_S)
+    assert line.before(1.0 + SHUNNED_S) == "a"

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import pytest
 
 from imgdist.wire.outstanding import DISTANCE_S, HOSTS_KEPT, OUTSTANDING_LEAST, Distances, Outstanding
-from imgdist.wire.precedence import CALM_S, LINGER_S, SHARE, SHARE_S, SLOW_S, STALLED_S, Precedence
+from imgdist.wire.pieces import SHARE, SLOW_S, STALLED_S, Pieces
+from imgdist.wire.precedence import CALM_S, LATELY_S, LINGER_S, SHARE_S, Precedence
 
 ONE, OTHER = socket.socketpair()
 
@@ -40,9 +41,20 @@ def clock() -> Clock:
     return Clock()
 
 
+def made(
+    clock: Clock,
+    left: Callable[[socket.socket], int],
+    is_sending: Callable[[], bool] = lambda: False,
+    distance_s: float = 0.0,
+) -> Precedence:
+    """Each connection is another reader's."""
+    pieces = Pieces(left, lambda sock: distance_s, lambda sock: str(sock.fileno()))
+    return Precedence(is_sending, pieces, clock, clock.sleep)
+
+
 @pytest.fixture
 def precedence(clock: Clock) -> Precedence:
-    return Precedence(left=lambda sock: 0, distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep)
+    return made(clock, lambda sock: 0)
 
 
 def test_fill_goes_at_once_where_nothing_is_urgent(precedence: Precedence, clock: Clock) -> None:
@@ -70,7 +82,7 @@ def test_fill_keeps_a_low_share_of_a_chain_without_pauses(precedence: Precedence
 
 def test_fill_stands_back_for_what_the_kernel_still_sends(clock: Clock) -> None:
     until = 100.1
-    precedence = Precedence(lambda: clock.now < until, lambda sock: 0, lambda sock: 0.0, clock, clock.sleep)
+    precedence = made(clock, lambda sock: 0, lambda: clock.now < until)
     with precedence.urgent():
         pass
     gone = []
@@ -83,9 +95,7 @@ def test_fill_stands_back_for_what_the_kernel_still_sends(clock: Clock) -> None:
 
 def test_fill_takes_a_tenth_of_a_slow_link_beside_what_is_urgent(clock: Clock) -> None:
     arrives = 0.0
-    precedence = Precedence(
-        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep
-    )
+    precedence = made(clock, lambda sock: int(clock.now < arrives))
     with precedence.urgent():
         gone = []
         for _ in range(4):
@@ -98,9 +108,7 @@ def test_fill_takes_a_tenth_of_a_slow_link_beside_what_is_urgent(clock: Clock) -
 
 def test_nobodys_fill_queues_behind_another_ones_soon_after_what_was_urgent(clock: Clock) -> None:
     arrives = 0.0
-    precedence = Precedence(
-        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep
-    )
+    precedence = made(clock, lambda sock: int(clock.now < arrives))
     with precedence.urgent():
         pass
     for _ in range(3):
@@ -120,9 +128,7 @@ def test_nobodys_fill_queues_behind_another_ones_soon_after_what_was_urgent(cloc
 
 def test_a_long_way_is_no_slow_link(clock: Clock) -> None:
     arrives = 0.0
-    precedence = Precedence(
-        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.05, clock=clock, sleep=clock.sleep
-    )
+    precedence = made(clock, lambda sock: int(clock.now < arrives), distance_s=0.05)
     with precedence.urgent():
         pass
     precedence.stand_back(ONE)
@@ -131,26 +137,49 @@ def test_a_long_way_is_no_slow_link(clock: Clock) -> None:
     assert arrives <= clock.now < arrives + SLOW_S
 
 
-def test_fill_leaves_most_of_a_slow_link_alone_until_it_is_calm(clock: Clock) -> None:
+def test_fill_leaves_most_of_a_slow_link_alone_for_a_while(clock: Clock) -> None:
     arrives = 0.0
-    precedence = Precedence(
-        left=lambda sock: int(clock.now < arrives), distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep
-    )
+    precedence = made(clock, lambda sock: int(clock.now < arrives))
     with precedence.urgent():
         pass
     gone = []
     for _ in range(4):
         precedence.stand_back(ONE)
         gone.append(clock.now)
-        arrives = clock.now + 0.1
-    assert [later - sooner for sooner, later in itertools.pairwise(gone)] == pytest.approx([0.1 / SHARE] * 3, rel=0.1)
-    clock.now = 100.0 + CALM_S
+        arrives = clock.now + 0.02
+        assert precedence.is_narrow == (len(gone) in (2, 3))
+    first = 100.0 + LINGER_S
+    assert gone == pytest.approx([first, first + 0.02 / SHARE, first + 0.04 / SHARE, first + LATELY_S], abs=0.05)
+
+
+def test_a_pause_between_requests_is_no_slow_link(clock: Clock) -> None:
+    precedence = made(clock, lambda sock: 0)
+    with precedence.urgent():
+        for _ in range(5):
+            precedence.stand_back(ONE)
+            clock.now += 0.2
+            before = clock.now
+            precedence.stand_back(OTHER)
+            assert clock.now == before and not precedence.is_narrow
+
+
+def test_one_slow_reader_makes_no_slow_link(clock: Clock) -> None:
+    arrives: dict[socket.socket, float] = {}
+    precedence = made(clock, lambda sock: int(clock.now < arrives.get(sock, 0.0)))
+    with precedence.urgent():
+        pass
+    for _ in range(2):
+        for sock, takes_s in ((ONE, SLOW_S / 4), (OTHER, 30 * SLOW_S)):
+            precedence.stand_back(sock)
+            arrives[sock] = clock.now + takes_s
+    before = clock.now
     precedence.stand_back(ONE)
-    assert clock.now == 100.0 + CALM_S
+    assert not precedence.is_narrow
+    assert clock.now <= before + 2 * SLOW_S, "as long as the link may be blamed for it"
 
 
-def test_a_reader_that_stalls_holds_up_nobodys_fill(clock: Clock) -> None:
-    precedence = Precedence(left=lambda sock: 1, distance=lambda sock: 0.0, clock=clock, sleep=clock.sleep)
+def test_a_reader_that_stalls_holds_up_nobodys_fill_for_long(clock: Clock) -> None:
+    precedence = made(clock, lambda sock: 1)
     with precedence.urgent():
         pass
     precedence.stand_back(ONE)
