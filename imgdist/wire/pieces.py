@@ -13,7 +13,7 @@ from imgdist.wire.uplink import unacknowledged
 SHARE = 0.1
 """Of a slow link's time that fill may take beside what is urgent (a guess) [measured, 16 starts on 5 Mbit/s: a piece
 each 0.04 s is two thirds of such a link]."""
-SLOW_S = 0.01
+SLOW_S = 0.02
 """Of a link on which a piece takes so long, the way itself left out, fill has no larger share for a while: the next
 miss would wait for it (a guess)."""
 LOOK_S = 0.002
