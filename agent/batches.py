@@ -53,6 +53,11 @@ class Batches(Generic[T, R]):
             return [error] * len(items)
 
     def _ended(self, waiting: Sequence[asyncio.Future[R]], ended: asyncio.Future[Sequence[R | BaseException]]) -> None:
+        if ended.cancelled():  # the threads are ended, and begin nothing more
+            for done in [*waiting, *(done for _, done in self._waiting)]:
+                done.cancel()
+            self._waiting = []
+            return
         self._start()
         for done, outcome in zip(waiting, ended.result(), strict=True):
             if done.done():

@@ -214,8 +214,8 @@ class Flights:
         return min(max(PASSED_ON_S[0], PASSED_ON * chunk_s), PASSED_ON_S[1]) if chunk_s else PASSED_ON_FIRST_S
 
     def _is_in_slow_line(self, now: float) -> bool:
-        """Whether others wait for this node, as it waits for the one before it, on links on which a guess would hold
-        up a miss: there the misses of the first one are prophecy enough."""
+        """Whether this node stays with the one before it in a line, on links on which a guess would hold up a miss:
+        there the misses of the first one are prophecy enough."""
         return self._before(now) is not None and self._chunk_s >= SLOW_CHUNK_S
 
     @property

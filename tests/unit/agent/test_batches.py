@@ -62,3 +62,22 @@ async def test_work_that_fails_as_a_whole_fails_for_all_of_its_round() -> None:
         batches: Batches[int, int] = Batches(threads, work, 8)
         outcomes = await asyncio.gather(*map(batches.do, (1, 2)), return_exceptions=True)
         assert [str(error) for error in outcomes] == ["the disk is gone"] * 2
+
+
+async def test_whoever_waits_when_the_threads_end_is_told_so() -> None:
+    go, began = threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        began.set()
+        return go.wait(10)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        assert began.wait(10)
+        batches: Batches[int, int] = Batches(threads, lambda items: list(items), 1)
+        asked = [asyncio.create_task(batches.do(number)) for number in range(2)]
+        await asyncio.sleep(0)
+        threads.shutdown(wait=False, cancel_futures=True)
+        outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+        go.set()
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
