@@ -97,7 +97,6 @@ async def lazy_node(
     recorder = TraceRecorder(config.trace.window_s)
     link = ViewLink(str(run / "view.sock"), events.missed, events.touched, FailedReads().failed, events.lapsed)
     stack.callback(link.close)
-
     seeds = [SupernodeChunks(url, key=key) for url in urls]
 
     def me() -> str:
@@ -131,11 +130,7 @@ async def lazy_node(
     own_snapshots = _own_snapshots(config, layers, sharing, events)
     stack.callback(own_snapshots.close)
 
-    await asyncio.to_thread(lambda: database.reserve(mounter.highest_node()))
-    await catalog.recover()
-    link.start()
-    if swarm is not None:
-        swarm.start()
+    await _take_up(database, mounter, catalog, link, swarm)
     strays = Strays(root, run / "view", lambda: [layer.store.name for layer in catalog.all()])
     return LazyNode(
         supernodes,
@@ -155,6 +150,17 @@ async def lazy_node(
         swarm,
         blobs,
     )
+
+
+async def _take_up(
+    database: Database, mounter: Mounter, catalog: Catalog, link: ViewLink, swarm: Station | None
+) -> None:
+    """What earlier agents left, before anybody speaks to us."""
+    await asyncio.to_thread(lambda: database.reserve(mounter.highest_node()))
+    await catalog.recover()
+    link.start()
+    if swarm is not None:
+        swarm.start()
 
 
 def _own_snapshots(config: AgentConfig, layers: NodeLayers, sharing: Sharing, events: Events) -> Snapshotter:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from agent.layerstore import LayerStore
+from agent.transfer.desk import Desk
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.job import Job
-from agent.transfer.reporting import Desk, View
 from agent.transfer.run import Run
 from agent.transfer.sources import ChunkSource
+from agent.transfer.view import View
 
 
 class Delivery:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from agent.transfer.delivery import Delivery
+from agent.transfer.desk import Desk
 from agent.transfer.fetch import Fetch, Kind
 from agent.transfer.job import Job, Outcome
-from agent.transfer.reporting import Desk
 from agent.transfer.run import Run
 from agent.transfer.sources import ChunkSource
 from imgdist.errors import CorruptError, ImgdistError, ProtocolError

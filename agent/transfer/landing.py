@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import cast
 
 from agent.transfer.delivery import Delivery
+from agent.transfer.desk import Desk
 from agent.transfer.fetch import Fetch
 from agent.transfer.intake import Intake
 from agent.transfer.job import Job, Outcome
-from agent.transfer.reporting import Desk, View
 from agent.transfer.run import memory
 from agent.transfer.sources import ChunkSource
+from agent.transfer.view import View
 from imgdist.errors import CorruptError, NotFoundError, NotYetError, RedirectedError, TemporaryError
 
 _log = logging.getLogger("imgdist.agent")

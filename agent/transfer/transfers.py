@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -32,12 +31,13 @@ from agent.transfer.job import Job, Outcome
 from agent.transfer.landing import Landing
 from agent.transfer.lapses import Lapses
 from agent.transfer.pace import Pace
-from agent.transfer.reporting import View
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
 from agent.transfer.urgent import DEMAND_SLOTS, HEDGE_SLOTS
+from agent.transfer.view import View
 from agent.transfer.waiters import Waiter, Waiters
-from imgdist.errors import ImgdistError, NotFoundError, TemporaryError
+from agent.transfer.wholes import Wholes
+from imgdist.errors import NotFoundError, TemporaryError
 
 _log = logging.getLogger("imgdist.agent")
 
@@ -79,7 +79,6 @@ class Transfers:
     ) -> None:
         self._view = view
         self._twins = twins
-        self._on_layer_complete = on_layer_complete
         self._figures = Figures(registry)
         self._clock = clock
         self._scheduler = Scheduler(
@@ -108,6 +107,7 @@ class Transfers:
             demand_threads=DEMAND_SLOTS + (HEDGE_SLOTS if swarm or len(supernodes) > 1 else 0),
         )
         self._pump = self._engine.pump
+        self._wholes = Wholes(self._lock, self._scheduler, self._jobs, self._engine, clock, on_layer_complete)
         self._desk = Desk(
             self._lock,
             self._scheduler,
@@ -119,7 +119,7 @@ class Transfers:
             me,
             pump=self._pump,
             catch_up=self._engine.catch_up,
-            complete=self._completes,
+            complete=self._wholes.complete,
             lost=on_pack_lost,
             refused=on_disk_refused,
         )
@@ -138,7 +138,7 @@ class Transfers:
         missing = store.missing_chunks()
         with self._lock:
             if node in self._jobs:
-                self._find_lost(self._jobs[node], missing)
+                self._wholes.find_lost(self._jobs[node], missing)
                 return
             job = self._jobs[node] = Job(store, node, store.pack_id.hex())
             for chunk, other, other_chunk in found:
@@ -149,7 +149,7 @@ class Transfers:
             is_whole = self._scheduler.add(node, store.index, missing)
             self._scheduler.copyable(node, copies)
             if is_whole:
-                self._completes(job)
+                self._wholes.complete(job)
 
     def add_early(self, store: EarlyStore) -> None:
         """Begin to take the chunks of a layer that has no seal yet, as fill: `grow` says which. Nobody reads it, and it
@@ -218,7 +218,7 @@ class Transfers:
             if wanted is False:
                 # After a failed sync the store finds lost bytes at any time, and tells whoever asked it, not us.
                 job = self._jobs[node]
-                if self._find_lost(job, job.store.index.chunks_between(start, start + length)):
+                if self._wholes.find_lost(job, job.store.index.chunks_between(start, start + length)):
                     wanted = self._scheduler.miss(node, start, length, self._clock())
             if wanted and lingers:
                 task = self._engine.pump_for_reader()
@@ -354,46 +354,6 @@ class Transfers:
 
     def _carry_out(self, job: Job, fetch: Fetch) -> Outcome:
         return Landing(self._desk, self._view, self._clock).run(job, fetch)
-
-    def _completes(self, job: Job) -> None:
-        """All of a layer is in its image."""
-        self._engine.bulk.start(partial(self._complete, job))
-
-    def _complete(self, job: Job) -> None:
-        store = job.store
-        assert isinstance(store, LayerStore)  # without a seal none is whole
-        try:
-            with store.use() as usable:
-                if not usable:
-                    return
-                store.complete()
-        except OSError as error:
-            _log.error("pack %s is whole, but cannot be made durable: %s", job.name, error)
-            return
-        except TemporaryError:  # the store is being closed
-            return
-        except ImgdistError as error:
-            _log.error("pack %s is whole no more and is filled again: %s", job.name, error)
-            self._fill_again(job, store)
-            return
-        job.twins.clear()
-        with self._lock:
-            self._engine.changed.notify_all()
-        self._on_layer_complete(store)
-
-    def _fill_again(self, job: Job, store: LayerStore) -> None:
-        missing = store.missing_chunks()
-        with self._lock:
-            if self._jobs.get(job.node) is job:
-                self._find_lost(job, missing)
-                self._scheduler.fill(job.node, self._clock())
-                self._pump()
-
-    def _find_lost(self, job: Job, chunks: Iterable[int]) -> bool:
-        """Of these chunks, have those asked for again that the store lost; whether there are any. The lock is held."""
-        lost = [chunk for chunk in chunks if not job.store.has(chunk)]
-        self._scheduler.lost(job.node, lost)
-        return bool(lost)
 
     def _withdrawn(self, future: Future[None]) -> None:
         """A job's future ended; if the job itself cancelled it, what only it wanted is not fetched."""
