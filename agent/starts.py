@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from agent.catalog import Catalog, Layer
 from agent.known_images import KnownImage, KnownImages
@@ -15,6 +15,10 @@ from agent.work import SharedWork
 from imgdist.errors import ImgdistError
 
 log = logging.getLogger("imgdist.agent")
+
+TOGETHER_S = 0.1
+"""Of layers that open within so long the trace is told at once: a long one is gone through for each telling (a
+guess)."""
 
 
 class ImageStarts:
@@ -41,7 +45,8 @@ class ImageStarts:
         self._prefetch = prefetch
 
     async def follow(self, image: KnownImage, openings: Mapping[str, SharedWork[Layer]], *, has_trace: bool) -> None:
-        """Fetch what earlier starts of this image read, as soon as its layers are open, then watch what this one reads.
+        """Fetch what earlier starts of this image read, of each layer as soon as it is open, then watch what this one
+        reads.
 
         `has_trace`: its supernode has something to tell.
         """
@@ -54,10 +59,12 @@ class ImageStarts:
                 entries = unpack(trace) if trace is not None else []
             except ImgdistError as error:
                 log.info("no trace for %s: %s", image.reference, error)
-        await asyncio.gather(*(opening.settled() for opening in openings.values()))
-        lazy = _lazy_layers(openings)
-        order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
-        self._transfers.trace(order)
+        told = 0
+        async for lazy in _as_they_open(openings):
+            if entries and len(lazy) > told:
+                order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
+                self._transfers.trace(order, goes_on=told > 0)
+                told = len(lazy)
         # As it is known by now: when its layers' opening began, a new image's packs had no ids.
         self._record(self._known.get(image.manifest_digest) or image, self._transfers.running_s())
 
@@ -78,6 +85,20 @@ class ImageStarts:
                 shown[found.store.node] = (layer.digest, found.store.index)
         if shown and self._traces:
             self._recorder.open(image.manifest_digest, shown, now)
+
+
+async def _as_they_open(openings: Mapping[str, SharedWork[Layer]]) -> AsyncIterator[Mapping[str, Layer]]:
+    """The layers that the view shows by now, by digest: when some have opened, and at last when all have."""
+    opening = {asyncio.ensure_future(one.settled()) for one in openings.values()}
+    try:
+        while opening:
+            _, opening = await asyncio.wait(opening, return_when=asyncio.FIRST_COMPLETED)
+            yield _lazy_layers(openings)
+            if opening:
+                await asyncio.sleep(TOGETHER_S)
+    finally:
+        for one in opening:
+            one.cancel()
 
 
 def _lazy_layers(openings: Mapping[str, SharedWork[Layer]]) -> Mapping[str, Layer]:

@@ -48,11 +48,15 @@ class Bulk:
         """A reader is likely to want the chunk next."""
         self._ahead.append((node, chunk))
 
-    def trace(self, order: Sequence[tuple[int, int]]) -> None:
-        """A start is expected to touch these chunks: after those told before, unless readers leave those be."""
-        if not self._trace and not self._parked:
+    def trace(self, order: Sequence[tuple[int, int]], *, goes_on: bool = False) -> None:
+        """A start is expected to touch these chunks: after those told before, unless readers leave those be. `goes_on`:
+        some of them were told before, in the order that they have here."""
+        if goes_on:
+            told = set(order)
+            self._trace = deque(entry for entry in self._trace if entry not in told)
+        elif not self._trace and not self._parked:
             self.lead.begin()
-        if self.lead.is_left:
+        if goes_on or self.lead.is_left:
             self._trace.extend(order)
         else:
             self.lead.renew()

@@ -273,11 +273,12 @@ class Transfers:
             self._pump()
         return future
 
-    def trace(self, order: Iterable[tuple[LayerStore, int]]) -> None:
-        """(layer, chunk) in the order that a start will touch them, to be fetched ahead of it; others are left out."""
+    def trace(self, order: Iterable[tuple[LayerStore, int]], *, goes_on: bool = False) -> None:
+        """(layer, chunk) in the order that a start will touch them, to be fetched ahead of it; others are left out.
+        `goes_on`: some of it was told before, when fewer of its layers were here."""
         entries = [(store.node, chunk) for store, chunk in order]
         with self._lock:
-            self._scheduler.trace(entries)
+            self._scheduler.trace(entries, goes_on=goes_on)
             self._pump()
 
     def fill(self, store: LayerStore) -> None:

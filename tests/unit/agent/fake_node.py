@@ -132,6 +132,7 @@ class FakeTransfers:
         self.stuck: ImgdistError | None = None
         self.filled: list[int] = []
         self.traced: list[tuple[int, int]] = []
+        self.told_traces: list[bool] = []
         self.drained: Callable[[], None] = lambda: None
         self.starts = 0
 
@@ -163,8 +164,9 @@ class FakeTransfers:
     def fill(self, store: FakeStore) -> None:
         self.filled.append(store.node)
 
-    def trace(self, order: Iterable[tuple[FakeStore, int]]) -> None:
-        self.traced += [(store.node, chunk) for store, chunk in order]
+    def trace(self, order: Iterable[tuple[FakeStore, int]], *, goes_on: bool = False) -> None:
+        self.traced = [(store.node, chunk) for store, chunk in order]
+        self.told_traces.append(goes_on)
 
     def drain(self, deadline_s: float) -> list[int]:
         self.drained()

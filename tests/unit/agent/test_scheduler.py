@@ -215,6 +215,24 @@ def test_a_trace_that_nobody_reads_does_not_hold_up_that_of_the_next_start() -> 
     assert len(asked) <= lead + 2 * BULK_SLOTS * RUN_CHUNKS, "and the earlier one stays bounded"
 
 
+def test_a_trace_that_goes_on_keeps_its_order_and_what_it_has_left(scheduler: Scheduler) -> None:
+    scheduler.add(3, LAYER.index, range(COUNT))
+    scheduler.trace([(2, 7), (2, 8)])
+    scheduler.trace([(3, 0)])
+    scheduler.trace([(3, 3), (2, 8), (2, 7)], goes_on=True)
+    assert [(fetch.node, fetch.chunks) for fetch in scheduler.due(0.0)] == [(3, (0, 3)), (2, (8, 7))]
+
+
+def test_each_part_of_a_trace_does_not_earn_it_more_ahead_of_its_readers() -> None:
+    lead = LEAD_BYTES // CHUNK_MAX
+    scheduler, _ = _large(3 * lead)
+    asked = drive(scheduler, 0.0, scheduler.due(0.0))
+    scheduler.add(3, LAYER.index, range(COUNT))
+    scheduler.trace([(3, chunk) for chunk in range(10)], goes_on=True)
+    asked += drive(scheduler, 1.0, scheduler.due(1.0))
+    assert len(asked) <= lead + BULK_SLOTS * RUN_CHUNKS
+
+
 def test_what_a_job_waits_for_comes_before_traces_and_leaves_slots_to_misses(scheduler: Scheduler) -> None:
     scheduler.add(3, LAYER.index, range(COUNT))
     scheduler.trace([(2, 0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,29 @@ async def test_the_trace_is_fetched_in_its_order_of_shown_layers_alone(tmp_path:
         )
         await made.images.layer(REFERENCE, digest(5), None)
     assert made.node.transfers.traced == [(5, 1), (5, 0)]
+    assert made.recorded == [("open", MANIFEST)]
+
+
+async def test_a_trace_does_not_wait_for_the_last_layer(tmp_path: Path) -> None:
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(5, 6, trace=True)
+        made.supernodes.traces = pack(TraceUpdate(digest(1), ((digest(6), 1), (digest(5), 1), (digest(6), 0))))
+        converted, follow_index = asyncio.Event(), made.supernodes.follow_index
+
+        async def late(layer_digest: str, on_progress: Any) -> Any:
+            if layer_digest == digest(6):
+                await converted.wait()
+            return await follow_index(layer_digest, on_progress)
+
+        made.supernodes.follow_index = late
+        opened = asyncio.ensure_future(made.images.layer(REFERENCE, digest(6), None))
+        transfers = made.node.transfers
+        while not transfers.traced:
+            await asyncio.sleep(0)
+        assert transfers.traced == [(5, 1)] and not made.recorded
+        converted.set()
+        await opened
+    assert transfers.traced == [(6, 1), (5, 1), (6, 0)] and transfers.told_traces == [False, True]
     assert made.recorded == [("open", MANIFEST)]
 
 
