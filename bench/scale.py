@@ -1,10 +1,10 @@
 """Images with many layers, nodes with many mounts, layers of uncommon size.
 
-start: 128 layers of 1 MiB against the same files squashed into one, through the demo's link, nothing traced; the
-program reads one file of each layer. Pulled again for another namespace (containerd 2.x), the 128 cost what containerd
-and the answers to it take where every layer is mounted: what the first pull cannot go below. mounts: 500 layers of one
-node, all shown by the view. large: layers of 10 GB, of 200,000 files and of 300,000 empty ones, converted by a
-supernode and mounted by an agent; what is shown is compared.
+start: 128 layers of 1 MiB against the same files squashed into one, through the demo's link, first nothing traced, then
+with the trace of an earlier start; the program reads one file of each layer. Pulled again for another namespace
+(containerd 2.x), the 128 cost what containerd and the answers to it take where every layer is mounted: what the first
+pull cannot go below. mounts: 500 layers of one node, all shown by the view. large: layers of 10 GB, of 200,000 files
+and of 300,000 empty ones, converted by a supernode and mounted by an agent; what is shown is compared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -24,7 +24,8 @@ from bench.scale_mounts import mount_rows
 from imgdist.demo import machine
 from imgdist.demo.containerd import newest
 from imgdist.demo.interrupts import interrupted_once
-from imgdist.demo.stack import Stack
+from imgdist.demo.stack import Pushed, Stack
+from imgdist.errors import ImgdistError
 
 LINK_BITS_PER_S = 200_000_000
 LAYERS, START_GOAL = 128, 1.5
@@ -51,23 +52,39 @@ def run(args: argparse.Namespace) -> Report:
 
 def _start(args: argparse.Namespace, directory: Path) -> list[Row]:
     many, one = of_layers(directory, LAYERS)
-    seconds: dict[str, list[float]] = {"many": [], "one": []}
     with Stack(newest(), bits_per_s=LINK_BITS_PER_S) as stack:
         pushed = {"many": stack.push(many, "many"), "one": stack.push(one, "one")}
         for image in pushed.values():
             stack.preheat(image)
-        for _ in range(args.rounds):
-            for name, image in pushed.items():
-                start = stack.lazy(name, image, _READ_ONE_OF_EACH, settings=_UNTRACED)
-                seconds[name].append(start.seconds)
-                _say(f"{name}: {start.seconds:.2f} s, pulled in {start.pulled_s:.2f} s")
+        untraced = _starts(stack, pushed, args.rounds, _UNTRACED)
         again = _pull_again(stack, pushed["many"].reference, args.rounds) if stack.install.major >= 2 else []
-    found = {name: median(each) for name, each in seconds.items()}
+        for name, image in pushed.items():
+            if not stack.lazy(name, image, _READ_ONE_OF_EACH, filled=True, traced=True).traced:
+                raise ImgdistError(
+                    f"scale: expected a start of {name} to leave a trace at the supernode, there is none"
+                )
+        traced = _starts(stack, pushed, args.rounds)
+    return [*_compared("start", untraced), *_compared("start with a trace", traced), *again]
+
+
+def _starts(
+    stack: Stack, pushed: Mapping[str, Pushed], rounds: int, settings: Sequence[str] = ()
+) -> Mapping[str, float]:
+    """Median seconds of each image, which take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in pushed}
+    for _ in range(rounds):
+        for name, image in pushed.items():
+            start = stack.lazy(name, image, _READ_ONE_OF_EACH, settings=settings)
+            seconds[name].append(start.seconds)
+            _say(f"{name}: {start.seconds:.2f} s, pulled in {start.pulled_s:.2f} s")
+    return {name: median(each) for name, each in seconds.items()}
+
+
+def _compared(what: str, seconds: Mapping[str, float]) -> list[Row]:
     return [
-        Row(f"start, {LAYERS} layers / squashed", found["many"] / found["one"], START_GOAL),
-        Row(f"start, {LAYERS} layers", found["many"], unit="s"),
-        Row("start, squashed", found["one"], unit="s"),
-        *again,
+        Row(f"{what}, {LAYERS} layers / squashed", seconds["many"] / seconds["one"], START_GOAL),
+        Row(f"{what}, {LAYERS} layers", seconds["many"], unit="s"),
+        Row(f"{what}, squashed", seconds["one"], unit="s"),
     ]
 
 

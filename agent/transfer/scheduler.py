@@ -155,8 +155,8 @@ class Scheduler:
             self._urgent.give_up(node, chunk)
 
     def trace(self, order: Iterable[tuple[int, int]], *, goes_on: bool = False) -> None:
-        """(node, chunk) in the order that a start is expected to touch them. `goes_on`: some of it was told before; what
-        is left of that takes its place in this order."""
+        """(node, chunk) in the order that a start is expected to touch them. `goes_on`: some of it was told before;
+        what is left of that takes its place in this order."""
         missing: list[tuple[int, int]] = []
         for node, chunk in order:
             layer = self._layers.get(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
@@ -132,7 +133,8 @@ class FakeTransfers:
         self.stuck: ImgdistError | None = None
         self.filled: list[int] = []
         self.traced: list[tuple[int, int]] = []
-        self.told_traces: list[bool] = []
+        self.trace_goes_on: list[bool] = []
+        self.told_trace = asyncio.Event()
         self.drained: Callable[[], None] = lambda: None
         self.starts = 0
 
@@ -166,7 +168,8 @@ class FakeTransfers:
 
     def trace(self, order: Iterable[tuple[FakeStore, int]], *, goes_on: bool = False) -> None:
         self.traced = [(store.node, chunk) for store, chunk in order]
-        self.told_traces.append(goes_on)
+        self.trace_goes_on.append(goes_on)
+        self.told_trace.set()
 
     def drain(self, deadline_s: float) -> list[int]:
         self.drained()

@@ -43,12 +43,11 @@ async def test_a_trace_does_not_wait_for_the_last_layer(tmp_path: Path) -> None:
         made.supernodes.follow_index = late
         opened = asyncio.ensure_future(made.images.layer(REFERENCE, digest(6), None))
         transfers = made.node.transfers
-        while not transfers.traced:
-            await asyncio.sleep(0)
+        await transfers.told_trace.wait()
         assert transfers.traced == [(5, 1)] and not made.recorded
         converted.set()
         await opened
-    assert transfers.traced == [(6, 1), (5, 1), (6, 0)] and transfers.told_traces == [False, True]
+    assert transfers.traced == [(6, 1), (5, 1), (6, 0)] and transfers.trace_goes_on == [False, True]
     assert made.recorded == [("open", MANIFEST)]
 
 
