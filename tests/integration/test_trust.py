@@ -119,8 +119,9 @@ def test_a_lie_is_found_by_an_idle_node_and_taken_back_everywhere(lie: Lie) -> N
     for node in (finder, *others):
         place = str(node.agent.directory / "m")
         node.wait(lambda node=node, place=place: f"mount {place}" in _used_by(node, lie), "who runs on it is named")
-        node.wait(lambda node=node: node.pack(lie.honest), "the layer's own pack is here")
-        node.wait(lambda node=node: _can(node, "again"), "what is new is built on it")
+        # Whoever mounts at that moment is named as well, to be on the safe side.
+        node.wait(lambda node=node: f"built on pack {lie.honest}" in node.agent.log.read_text(), "it is replaced")
+        node.wait(lambda node=node: _can(node, "again"), "what is new is built on the layer's own pack")
         assert (node.agent.directory / "again/srv/data").read_bytes() == _RIGHT
         assert "imgdist_packs_revoked 1.0" in node.agent.metrics()
         assert "imgdist_revoked_users 1.0" in node.agent.metrics()
