@@ -17,8 +17,9 @@ from imgdist.errors import ImgdistError
 log = logging.getLogger("imgdist.agent")
 
 TOGETHER_S = 0.1
-"""Of layers that open within so long the trace is told at once: a long one is gone through for each telling (a
-guess)."""
+"""Of layers that open within so long the trace is told at once (a guess)."""
+TOGETHER_ENTRIES = 4096
+"""Of a longer trace it is told less often: each time it is gone through, while misses wait (a guess)."""
 
 
 class ImageStarts:
@@ -60,7 +61,7 @@ class ImageStarts:
             except ImgdistError as error:
                 log.info("no trace for %s: %s", image.reference, error)
         told = 0
-        async for lazy in _as_they_open(openings):
+        async for lazy in _as_they_open(openings, TOGETHER_S * max(1.0, len(entries) / TOGETHER_ENTRIES)):
             if entries and len(lazy) > told:
                 order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
                 self._transfers.trace(order, goes_on=told > 0)
@@ -87,7 +88,9 @@ class ImageStarts:
             self._recorder.open(image.manifest_digest, shown, now)
 
 
-async def _as_they_open(openings: Mapping[str, SharedWork[Layer]]) -> AsyncIterator[Mapping[str, Layer]]:
+async def _as_they_open(
+    openings: Mapping[str, SharedWork[Layer]], pause_s: float
+) -> AsyncIterator[Mapping[str, Layer]]:
     """The layers that the view shows by now, by digest: when some have opened, and at last when all have."""
     opening = {asyncio.ensure_future(one.settled()) for one in openings.values()}
     try:
@@ -95,7 +98,7 @@ async def _as_they_open(openings: Mapping[str, SharedWork[Layer]]) -> AsyncItera
             _, opening = await asyncio.wait(opening, return_when=asyncio.FIRST_COMPLETED)
             yield _lazy_layers(openings)
             if opening:
-                await asyncio.sleep(TOGETHER_S)
+                await asyncio.sleep(pause_s)
     finally:
         for one in opening:
             one.cancel()

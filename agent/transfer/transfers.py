@@ -52,11 +52,11 @@ class Transfers:
 
     `supernodes` have every chunk; other agents join and leave, if this is a member of a `swarm`. `connect(address)`
     makes a source of an agent that a supernode names (None: it must not be asked). `me()` is where others reach this
-    agent, "" if nobody does. `twins` says where else on this disk
-    a layer's chunks are (ChunkStore.twins). `on_layer_complete(store)` is called in a bulk thread once the image is
-    whole and durable, also for a layer that is whole when it is added; `on_pack_lost(pack id)` in any thread, when a
-    supernode does not have a sealed pack; `on_disk_refused(error, layer)` when the disk did not take a chunk.
-    `read_deadline_s` is the view's. `gate` says when fill may run, `pace` how soon and how fast.
+    agent, "" if nobody does. `twins` says where else on this disk a layer's chunks are (ChunkStore.twins).
+    `on_layer_complete(store)` is called in a bulk thread once the image is whole and durable, also for a layer that is
+    whole when it is added; `on_pack_lost(pack id)` in any thread, when a supernode does not have a sealed pack;
+    `on_disk_refused(error, layer)` when the disk did not take a chunk. `read_deadline_s` is the view's. `gate` says
+    when fill may run, `pace` how soon and how fast.
     """
 
     def __init__(
