@@ -60,11 +60,11 @@ class ImageStarts:
                 entries = unpack(trace) if trace is not None else []
             except ImgdistError as error:
                 log.info("no trace for %s: %s", image.reference, error)
-        told = 0
+        told, goes_on = 0, False
         async for lazy in _as_they_open(openings, TOGETHER_S * max(1.0, len(entries) / TOGETHER_ENTRIES)):
             if entries and len(lazy) > told:
                 order = [(lazy[digest].store, chunk) for digest, chunk in entries if digest in lazy]
-                self._transfers.trace(order, goes_on=told > 0)
+                goes_on = self._transfers.trace(order, goes_on=goes_on) or goes_on
                 told = len(lazy)
         # As it is known by now: when its layers' opening began, a new image's packs had no ids.
         self._record(self._known.get(image.manifest_digest) or image, self._transfers.running_s())

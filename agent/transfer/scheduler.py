@@ -154,9 +154,9 @@ class Scheduler:
         for chunk in chunks:
             self._urgent.give_up(node, chunk)
 
-    def trace(self, order: Iterable[tuple[int, int]], *, goes_on: bool = False) -> None:
-        """(node, chunk) in the order that a start is expected to touch them. `goes_on`: some of it was told before;
-        what is left of that takes its place in this order."""
+    def trace(self, order: Iterable[tuple[int, int]], *, goes_on: bool = False) -> bool:
+        """(node, chunk) in the order that a start is expected to touch them; False if nothing of it is to be fetched.
+        `goes_on`: some of it was told before; what is left of that takes its place in this order."""
         missing: list[tuple[int, int]] = []
         for node, chunk in order:
             layer = self._layers.get(node)
@@ -166,6 +166,7 @@ class Scheduler:
                     missing.append((node, chunk))
         if missing:
             self._bulk.trace(missing, goes_on=goes_on)
+        return bool(missing)
 
     def fill(self, node: int, now: float = 0.0) -> None:
         """Complete this layer when there is nothing better to do, after those asked before."""

@@ -273,13 +273,14 @@ class Transfers:
             self._pump()
         return future
 
-    def trace(self, order: Iterable[tuple[LayerStore, int]], *, goes_on: bool = False) -> None:
+    def trace(self, order: Iterable[tuple[LayerStore, int]], *, goes_on: bool = False) -> bool:
         """(layer, chunk) in the order that a start will touch them, to be fetched ahead of it; others are left out.
-        `goes_on`: some of it was told before, when fewer of its layers were here."""
+        False if that leaves nothing. `goes_on`: some of it was told before, when fewer of its layers were here."""
         entries = [(store.node, chunk) for store, chunk in order]
         with self._lock:
-            self._scheduler.trace(entries, goes_on=goes_on)
+            is_left = self._scheduler.trace(entries, goes_on=goes_on)
             self._pump()
+        return is_left
 
     def fill(self, store: LayerStore) -> None:
         """Complete a layer in the background, after those asked before, while nothing starts on the node."""

@@ -166,10 +166,11 @@ class FakeTransfers:
     def fill(self, store: FakeStore) -> None:
         self.filled.append(store.node)
 
-    def trace(self, order: Iterable[tuple[FakeStore, int]], *, goes_on: bool = False) -> None:
+    def trace(self, order: Iterable[tuple[FakeStore, int]], *, goes_on: bool = False) -> bool:
         self.traced = [(store.node, chunk) for store, chunk in order]
         self.trace_goes_on.append(goes_on)
         self.told_trace.set()
+        return bool(self.traced)
 
     def drain(self, deadline_s: float) -> list[int]:
         self.drained()

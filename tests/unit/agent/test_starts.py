@@ -29,10 +29,14 @@ async def test_the_trace_is_fetched_in_its_order_of_shown_layers_alone(tmp_path:
     assert made.recorded == [("open", MANIFEST)]
 
 
-async def test_a_trace_does_not_wait_for_the_last_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "told"), [(((5, 1),), [(5, 1)]), ((), [])], ids=["a layer that it names", "another"])
+async def test_a_trace_does_not_wait_for_the_last_layer(
+    tmp_path: Path, first: tuple[tuple[int, int], ...], told: list[tuple[int, int]]
+) -> None:
+    named = ((6, 1), *first, (6, 0))
     async with world(tmp_path) as made:
         made.supernodes.resolution = resolution(5, 6, trace=True)
-        made.supernodes.traces = pack(TraceUpdate(digest(1), ((digest(6), 1), (digest(5), 1), (digest(6), 0))))
+        made.supernodes.traces = pack(TraceUpdate(digest(1), tuple((digest(layer), chunk) for layer, chunk in named)))
         converted, follow_index = asyncio.Event(), made.supernodes.follow_index
 
         async def late(layer_digest: str, on_progress: Any) -> Any:
@@ -44,10 +48,11 @@ async def test_a_trace_does_not_wait_for_the_last_layer(tmp_path: Path) -> None:
         opened = asyncio.ensure_future(made.images.layer(REFERENCE, digest(6), None))
         transfers = made.node.transfers
         await transfers.told_trace.wait()
-        assert transfers.traced == [(5, 1)] and not made.recorded
+        assert transfers.traced == told and not made.recorded
         converted.set()
         await opened
-    assert transfers.traced == [(6, 1), (5, 1), (6, 0)] and transfers.trace_goes_on == [False, True]
+    assert transfers.traced == list(named)
+    assert transfers.trace_goes_on == [False, bool(told)], "what begins with the second telling does not go on"
     assert made.recorded == [("open", MANIFEST)]
 
 
