@@ -13,13 +13,10 @@ import sys
 import time
 from dataclasses import dataclass
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from bench.dedup_cuts import CUTS, shares
 from bench.dedup_images import FAMILIES, Family
 from bench.report import Report, Row
 from imgdist.demo import caches, machine
-from imgdist.demo.agent import Agent
 from imgdist.demo.containerd import newest
 from imgdist.demo.interrupts import interrupted_once
 from imgdist.demo.stack import Pushed, Stack
@@ -52,8 +49,8 @@ class _Pull:
     """`seconds` until the last byte was on the disk; chunk bodies received, and chunks copied on the disk, raw."""
 
     seconds: float
-    fetched_bytes: float
-    copied_bytes: float
+    fetched_bytes: int
+    copied_bytes: int
     link_bytes: int
 
 
@@ -89,27 +86,19 @@ def _pull(stack: Stack, new: Pushed, *, have: Pushed | None = None) -> _Pull:
             containerd.pull(have.reference)
             agent.wait_complete()
         caches.drop()
-        fetched, copied, link = _received(agent, "supernode"), _received(agent, "dedup"), stack.link.received_bytes()
+        fetched, copied = agent.chunk_bytes("supernode"), agent.chunk_bytes("dedup")
+        link = stack.link.received_bytes()
         started = time.monotonic()
         containerd.pull(new.reference)
         agent.wait_complete()
         pull = _Pull(
             time.monotonic() - started,
-            _received(agent, "supernode") - fetched,
-            _received(agent, "dedup") - copied,
+            agent.chunk_bytes("supernode") - fetched,
+            agent.chunk_bytes("dedup") - copied,
             stack.link.received_bytes() - link,
         )
     _say(f"{new.reference}: {pull.seconds:.1f} s, {pull.fetched_bytes / 1e6:.1f} MB fetched")
     return pull
-
-
-def _received(agent: Agent, source: str) -> float:
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(agent.metrics())
-        for sample in family.samples
-        if sample.name == "imgdist_chunk_bytes_total" and sample.labels["source"] == source
-    )
 
 
 def _cut_rows(families: list[Family]) -> list[Row]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from imgdist.api import JsonApi
 from imgdist.demo import leftovers
 from imgdist.demo.ports import free_port
@@ -111,6 +113,16 @@ class Agent(Daemon):
     def metrics(self) -> str:
         """What Prometheus reads."""
         return self.api.text("/metrics")
+
+    def chunk_bytes(self, source: str) -> int:
+        """Bytes of chunks that have come so far from "supernode" or "peer", as they travelled, or from "dedup", raw:
+        copied from another layer on this disk."""
+        return sum(
+            int(sample.value)
+            for family in text_string_to_metric_families(self.metrics())
+            for sample in family.samples
+            if sample.name == "imgdist_chunk_bytes_total" and sample.labels["source"] == source
+        )
 
     def mount(self, reference: str, directory: Path) -> None:
         """`imgdist mount`: the image's tree at `directory`, which is made."""
