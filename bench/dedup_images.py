@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgdist.demo.cache import cache_directory
-from imgdist.demo.debian import SECURITY_MIRROR, SUITE, apt_get, debootstrap
+from imgdist.demo.debian import apt_get, debootstrap, security_updates
 from imgdist.demo.image import GO_ARCHITECTURES, Image, ImageWriter, load_image
 from imgdist.demo.processes import command
 from imgdist.demo.recipe import LEAVE_OUT
@@ -74,10 +74,8 @@ def _debian(*, updated: bool) -> Build:
     def build(tree: Path, scratch: Path) -> None:
         debootstrap(tree, "ca-certificates", "curl", "git", "nginx", "openssh-client", "python3")
         if updated:
-            sources = tree / "etc/apt/sources.list.d/security.list"
-            sources.write_text(f"deb {SECURITY_MIRROR} {SUITE}-security main\n")
-            apt_get(tree, "update", "dist-upgrade")
-            sources.unlink()
+            with security_updates(tree):
+                apt_get(tree, "update", "dist-upgrade")
 
     return build
 

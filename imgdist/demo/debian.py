@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from imgdist.demo.processes import command
@@ -17,6 +19,15 @@ def debootstrap(root: Path, *packages: str) -> None:
     """A minimal Debian 12 as its last point release has it, with `packages` beside what is essential."""
     include = [f"--include={','.join(packages)}"] if packages else []
     command("debootstrap", "--variant=minbase", *include, SUITE, root, MIRROR)
+
+
+@contextmanager
+def security_updates(root: Path) -> Iterator[None]:
+    """Inside, apt of `root` knows the security updates since the last point release, too."""
+    sources = root / "etc/apt/sources.list.d/security.list"
+    sources.write_text(f"deb {SECURITY_MIRROR} {SUITE}-security main\n")
+    yield
+    sources.unlink()
 
 
 def apt_get(root: Path, *steps: str) -> None:

@@ -10,13 +10,14 @@ import platform
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
-# Every time stamp in images that we make: 2026-01-01T00:00:00Z.
+# When images that we make were built, unless told otherwise: 2026-01-01T00:00:00Z.
 EPOCH_S = 1_767_225_600
 GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -69,11 +70,15 @@ def encode(document: Any) -> bytes:
 
 
 class ImageWriter:
-    """Writes layers one after another into a new layout directory; `finish` adds configuration and manifest."""
+    """Writes layers one after another into a new layout directory; `finish` adds configuration and manifest.
 
-    def __init__(self, directory: Path, *, level: int = 6) -> None:
+    `level`: of gzip. `built_s`: the time of building that the configuration names, seconds since 1970.
+    """
+
+    def __init__(self, directory: Path, *, level: int = 6, built_s: int = EPOCH_S) -> None:
         self._directory = directory
         self._level = level
+        self._built = f"{datetime.fromtimestamp(built_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
         self._layers: list[Blob] = []
         self._diff_ids: list[str] = []
         self._history: list[dict[str, Any]] = []
@@ -92,7 +97,7 @@ class ImageWriter:
         blob = self._adopt(temporary, LAYER_TYPE, packed)
         self._layers.append(blob)
         self._diff_ids.append(plain.digest)
-        self._history.append({"created": _iso_epoch(), "created_by": created_by})
+        self._history.append({"created": self._built, "created_by": created_by})
         return blob
 
     def finish(self, *, command: Sequence[str], environment: Sequence[str] = ()) -> Image:
@@ -103,7 +108,7 @@ class ImageWriter:
                 {
                     "architecture": GO_ARCHITECTURES.get(platform.machine(), platform.machine()),
                     "os": "linux",
-                    "created": _iso_epoch(),
+                    "created": self._built,
                     "config": {"Cmd": list(command), "Env": list(environment), "WorkingDir": "/"},
                     "rootfs": {"type": "layers", "diff_ids": self._diff_ids},
                     "history": self._history,
@@ -202,7 +207,3 @@ class _Hashing:
     @property
     def digest(self) -> str:
         return f"sha256:{self._hash.hexdigest()}"
-
-
-def _iso_epoch() -> str:
-    return "2026-01-01T00:00:00Z"

@@ -13,29 +13,32 @@ from imgdist.demo.image import EPOCH_S, member
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
-def add_tree(tar: tarfile.TarFile, top: Path, *, leave_out: frozenset[str] = frozenset()) -> None:
+def add_tree(
+    tar: tarfile.TarFile, top: Path, *, leave_out: frozenset[str] = frozenset(), built_s: int = EPOCH_S
+) -> None:
     """Add everything below `top` in byte order, paths relative to it.
 
     overlayfs whiteouts (character device 0:0, opaque directories) become OCI ones (`.wh.NAME`, `.wh..wh..opq`). Times
-    later than EPOCH_S become it; owner names are left out. `leave_out`: paths whose content is left out, and files.
+    later than `built_s` (seconds since 1970), and those of whiteouts, become it; owner names are left out. `leave_out`:
+    paths whose content is left out, and files.
     """
     links: dict[tuple[int, int], str] = {}
     for path, name in _walk(top, leave_out):
         status = os.lstat(path)
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             folder, _, base = name.rpartition("/")
-            tar.addfile(member(f"{folder}/.wh.{base}" if folder else f".wh.{base}", mode=0o644))
+            tar.addfile(member(f"{folder}/.wh.{base}" if folder else f".wh.{base}", mode=0o644, mtime=built_s))
             continue
         if stat.S_ISSOCK(status.st_mode):
             continue
-        info = _describe(path, name, status, links)
+        info = _describe(path, name, status, links, built_s)
         if info.isreg():
             with open(path, "rb") as content:
                 tar.addfile(info, content)
         else:
             tar.addfile(info)
         if info.isdir() and _is_opaque(path):
-            tar.addfile(member(f"{name}/.wh..wh..opq", mode=0o644))
+            tar.addfile(member(f"{name}/.wh..wh..opq", mode=0o644, mtime=built_s))
 
 
 def _walk(top: Path, leave_out: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -56,14 +59,16 @@ def _walk(top: Path, leave_out: frozenset[str]) -> Iterator[tuple[str, str]]:
     yield from visit(os.fspath(top), "")
 
 
-def _describe(path: str, name: str, status: os.stat_result, links: dict[tuple[int, int], str]) -> tarfile.TarInfo:
+def _describe(
+    path: str, name: str, status: os.stat_result, links: dict[tuple[int, int], str], built_s: int
+) -> tarfile.TarInfo:
     mode = status.st_mode
     info = member(
         name,
         mode=stat.S_IMODE(mode),
         uid=status.st_uid,
         gid=status.st_gid,
-        mtime=min(int(status.st_mtime), EPOCH_S),
+        mtime=min(int(status.st_mtime), built_s),
     )
     identity = (status.st_dev, status.st_ino)
     if stat.S_ISDIR(mode):

@@ -8,11 +8,12 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parts import require
 
-from imgdist.demo.image import Image, ImageWriter, add_file, load_image, tiny_image
+from imgdist.demo.image import EPOCH_S, Image, ImageWriter, add_file, load_image, tiny_image
 from imgdist.demo.tree import add_tree
 
 
@@ -58,7 +59,12 @@ def test_a_mark_changes_the_manifest_and_nothing_else(tmp_path: Path, busybox: P
     assert marked.pop("annotations") and marked == plain
 
 
-def _layer(tmp_path: Path, top: Path, **options: frozenset[str]) -> tuple[Image, list[tarfile.TarInfo]]:
+def test_the_configuration_says_when_it_was_built(tmp_path: Path) -> None:
+    image = ImageWriter(tmp_path / "image", built_s=EPOCH_S + 86_400).finish(command=["true"])
+    assert json.loads(image.path(image.config).read_bytes())["created"] == "2026-01-02T00:00:00Z"
+
+
+def _layer(tmp_path: Path, top: Path, **options: Any) -> tuple[Image, list[tarfile.TarInfo]]:
     writer = ImageWriter(tmp_path / f"image{len(list(tmp_path.iterdir()))}")
     blob = writer.add_layer("test", lambda tar: add_tree(tar, top, **options))
     image = writer.finish(command=["true"])
@@ -79,6 +85,16 @@ def test_a_tree_becomes_members_in_byte_order_with_old_times(tmp_path: Path) -> 
     assert by_name["a"].linkname == "b/x" and by_name["a"].issym()
     assert by_name["b/y"].islnk() and by_name["b/y"].linkname == "b/x"
     assert all(member.mtime <= 1_767_225_600 and not member.uname for member in members)
+
+
+def test_built_later_a_tree_is_another_layer_with_the_same_old_files(tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    top.mkdir()
+    for name, time_s in (("old", EPOCH_S - 5), ("new", EPOCH_S + 99)):
+        (top / name).write_text(name)
+        os.utime(top / name, (time_s, time_s))
+    _, members = _layer(tmp_path, top, built_s=EPOCH_S + 10)
+    assert {member.name: member.mtime for member in members} == {"old": EPOCH_S - 5, "new": EPOCH_S + 10}
 
 
 def test_what_is_left_out_keeps_its_directory(tmp_path: Path) -> None:
