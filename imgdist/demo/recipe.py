@@ -1,6 +1,7 @@
 """The demo's image, built as a Dockerfile would: Debian, apt, pip by package groups, an application, edits, removals.
 
-Each step runs on an overlayfs whose upper directory becomes the layer, so whiteouts come about as in a real build.
+The release before it comes of the same steps, weeks earlier. Each step runs on an overlayfs whose upper directory
+becomes the layer, so whiteouts come about as in a real build.
 Needs root, debootstrap, a Debian mirror and PyPI; nothing else of the internet.
 """
 
@@ -12,22 +13,24 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from string import Template
 
 from imgdist.demo import leftovers
 from imgdist.demo.cache import cache_directory
-from imgdist.demo.debian import apt_get, debootstrap
-from imgdist.demo.image import Image, ImageWriter, load_image
+from imgdist.demo.debian import apt_get, debootstrap, security_updates
+from imgdist.demo.image import EPOCH_S, Image, ImageWriter, load_image
 from imgdist.demo.processes import command
 from imgdist.demo.tree import add_tree
 
 # Part of the cache's name: raise it when the recipe changes.
-RECIPE = 1
+RECIPE = 2
 APPLICATION = ("python3", "/app/main.py")
 
-_MAIN = '''"""Fit a line through noise that is not random: the same answer on every machine."""
+_MAIN = Template('''"""Fit a line through noise that is not random: the same answer on every machine."""
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LinearRegression
@@ -35,8 +38,9 @@ from sklearn.linear_model import LinearRegression
 x = np.arange(1000.0)
 frame = pd.DataFrame({"x": x, "y": 3.0 * x + 7.0 + np.sin(x)})
 model = LinearRegression().fit(frame[["x"]], frame["y"])
-print(f"slope {model.coef_[0]:.4f} intercept {model.intercept_:.3f} from {len(frame)} rows", flush=True)
-'''
+line = f"slope {model.coef_[0]:.4f} intercept {model.intercept_:.3f}"
+print(f"release $release: {line} from {len(frame)} rows", flush=True)
+''')
 
 LEAVE_OUT = frozenset(
     {
@@ -51,6 +55,28 @@ LEAVE_OUT = frozenset(
 
 
 @dataclass(frozen=True)
+class Release:
+    """A release of the image: its name, what it brings, and how it is made. `built_s`: seconds since 1970."""
+
+    name: str
+    brings: str
+    scikit_learn: str
+    security_updates: bool
+    built_s: int
+
+
+BEFORE = Release("1.0.0", "", "1.9.0", security_updates=False, built_s=EPOCH_S)
+LATEST = Release(
+    "1.0.1",
+    "Debian's security updates, scikit-learn 1.9.1, the application",
+    "1.9.1",
+    security_updates=True,
+    built_s=EPOCH_S + 30 * 86_400,
+)
+"""The patch release after BEFORE. Built anew from its base, as such releases are: no layer has the digest it had."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One line of the Dockerfile: what it says, and what it does to the root directory it is given."""
 
@@ -58,27 +84,29 @@ class Step:
     act: Callable[[Path], None]
 
 
-def demo_image(progress: Callable[[str], None] = lambda _: None) -> Image:
+def demo_image(progress: Callable[[str], None] = lambda _: None, release: Release = LATEST) -> Image:
     """The cached image, built first (2-3 minutes) where the cache lacks it. `progress` is told each step."""
-    directory = cache_directory() / f"image-v{RECIPE}-{platform.machine()}"
+    directory = cache_directory() / f"image-v{RECIPE}-{release.name}-{platform.machine()}"
     if not (directory / "index.json").exists():
         with tempfile.TemporaryDirectory(prefix="imgdist-build-", dir=cache_directory()) as work:
-            _build(Path(work), progress)
+            _build(Path(work), release, progress)
             (Path(work) / "image").rename(directory)
     return load_image(directory)
 
 
-def _build(work: Path, progress: Callable[[str], None]) -> Image:
-    writer = ImageWriter(work / "image")
+def _build(work: Path, release: Release, progress: Callable[[str], None]) -> Image:
+    writer = ImageWriter(work / "image", built_s=release.built_s)
     lowers: list[Path] = []
     try:
-        for number, step in enumerate(_steps()):
-            progress(f"building the image, once: {step.created_by}")
+        for number, step in enumerate(_steps(release)):
+            progress(f"building release {release.name} of the image, once: {step.created_by}")
             upper = work / str(number)
             upper.mkdir()
             with _stacked(work, lowers, upper) as root:
                 step.act(root)
-            writer.add_layer(step.created_by, lambda tar, top=upper: add_tree(tar, top, leave_out=LEAVE_OUT))  # type: ignore[misc]
+            writer.add_layer(
+                step.created_by, partial(add_tree, top=upper, leave_out=LEAVE_OUT, built_s=release.built_s)
+            )
             lowers.insert(0, upper)
     finally:
         leftovers.unmount_below(work)
@@ -103,29 +131,39 @@ def _stacked(work: Path, lowers: list[Path], upper: Path) -> Iterator[Path]:
         leftovers.unmount_below(root)
 
 
-def _steps() -> list[Step]:
+def _steps(release: Release) -> list[Step]:
     return [
-        Step("FROM debian:bookworm (minbase)", _debian),
-        Step("RUN apt-get install python3", _apt),
+        Step("FROM debian:bookworm (minbase)", _debian(release)),
+        Step("RUN apt-get install python3", _apt(release)),
         Step("RUN pip install numpy", _pip("numpy==2.4.6")),
         Step("RUN pip install pandas", _pip("pandas==3.1.1", "python-dateutil==2.9.0.post0", "six==1.17.0")),
         Step("RUN pip install scipy", _pip("scipy==1.17.1")),
         Step(
             "RUN pip install scikit-learn",
-            _pip("scikit-learn==1.9.1", "joblib==1.5.3", "threadpoolctl==3.6.0", "narwhals==2.13.0"),
+            _pip(f"scikit-learn=={release.scikit_learn}", "joblib==1.5.3", "threadpoolctl==3.6.0", "narwhals==2.13.0"),
         ),
-        Step("COPY app /app", _application),
+        Step("COPY app /app", _application(release)),
         Step("RUN configure", _configure),
         Step("RUN remove documentation and tests", _remove),
     ]
 
 
-def _debian(root: Path) -> None:
-    debootstrap(root)
+def _debian(release: Release) -> Callable[[Path], None]:
+    def install(root: Path) -> None:
+        debootstrap(root)
+        if release.security_updates:
+            with security_updates(root):
+                apt_get(root, "update", "dist-upgrade")
+
+    return install
 
 
-def _apt(root: Path) -> None:
-    apt_get(root, "update", "install --no-install-recommends python3 ca-certificates")
+def _apt(release: Release) -> Callable[[Path], None]:
+    def install(root: Path) -> None:
+        with security_updates(root) if release.security_updates else nullcontext():
+            apt_get(root, "update", "install --no-install-recommends python3 ca-certificates")
+
+    return install
 
 
 def _pip(*requirements: str) -> Callable[[Path], None]:
@@ -148,11 +186,14 @@ def _pip(*requirements: str) -> Callable[[Path], None]:
     return install
 
 
-def _application(root: Path) -> None:
-    folder = root / "app"
-    folder.mkdir()
-    (folder / "main.py").write_text(_MAIN)
-    (folder / "settings.json").write_text(json.dumps({"rows": 1000}))
+def _application(release: Release) -> Callable[[Path], None]:
+    def copy(root: Path) -> None:
+        folder = root / "app"
+        folder.mkdir()
+        (folder / "main.py").write_text(_MAIN.substitute(release=release.name))
+        (folder / "settings.json").write_text(json.dumps({"rows": 1000}))
+
+    return copy
 
 
 def _configure(root: Path) -> None:
