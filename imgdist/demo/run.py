@@ -21,10 +21,11 @@ from imgdist.demo.containerd import newest
 from imgdist.demo.copy import copied_image, program
 from imgdist.demo.image import Image
 from imgdist.demo.interrupts import interrupted_once
-from imgdist.demo.recipe import APPLICATION, demo_image
+from imgdist.demo.recipe import APPLICATION, BEFORE, demo_image
 from imgdist.demo.stack import Pushed, Stack
 from imgdist.demo.start import Start
 from imgdist.demo.svg import drawing
+from imgdist.demo.update import Update, measured
 from imgdist.errors import ImgdistError
 
 LINK_BITS_PER_S = 200_000_000
@@ -37,13 +38,15 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Result:
-    """What the demo measured. Starts of /bin/true are None where the image has no such program."""
+    """What the demo measured. Starts of /bin/true are None where the image has no such program, the update where the
+    image is somebody else's."""
 
     plain: Start
     lazy_first: Start
     lazy: Start
     true_plain: Start | None
     true_lazy: Start | None
+    update: Update | None
     image: Image
     preheat_s: float
     containerd_version: str
@@ -64,12 +67,23 @@ class Result:
             "link_bits_per_s": LINK_BITS_PER_S,
             "preheat_seconds": round(self.preheat_s, 3),
             "containerd_version": self.containerd_version,
+            "update": self.update and self.update.as_json(),
             "machine": machine.describe(),
         }
 
     @property
     def same_output(self) -> bool:
-        return self.plain.output == self.lazy.output == self.lazy_first.output
+        return len({start.output for start in self.starts}) == 1
+
+    @property
+    def starts(self) -> list[Start]:
+        """What is drawn, the plain one first."""
+        return [self.plain, self.lazy_first, self.lazy, *([self.update.start] if self.update else [])]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is said of the update."""
+        return self.update.notes() if self.update else []
 
 
 def main(*, as_json: bool, keep: bool, image: str | None, svg: str | None) -> int:
@@ -98,6 +112,7 @@ def main(*, as_json: bool, keep: bool, image: str | None, svg: str | None) -> in
 def _measure(progress: Progress, reference: str | None, keep: bool) -> Result:
     with tempfile.TemporaryDirectory(prefix="imgdist-", dir="/var/tmp") as temporary:
         image = copied_image(reference, Path(temporary), progress) if reference else demo_image(progress)
+        before = None if reference else demo_image(progress, BEFORE)
         argv = program(image) if reference else APPLICATION
         linger_s = _LINGER_S if reference else None
         install = newest()
@@ -118,7 +133,8 @@ def _measure(progress: Progress, reference: str | None, keep: bool) -> Result:
             lazy = stack.lazy("imgdist", app, argv, filled=True, linger_s=linger_s)
             progress("/bin/true, plain and imgdist")
             true_plain, true_lazy = _true(stack, app, true, required=reference is None)
-            result = Result(plain, first, lazy, true_plain, true_lazy, image, preheat_s, install.version)
+            update = measured(stack, (before, image), app, argv, lazy, progress) if before else None
+            result = Result(plain, first, lazy, true_plain, true_lazy, update, image, preheat_s, install.version)
             if keep:
                 _keep(stack, app, argv, progress)
     return result
@@ -180,19 +196,21 @@ def _title(result: Result) -> str:
 
 def _draw(file: Path, result: Result, title: str) -> None:
     try:
-        file.write_text(drawing([result.plain, result.lazy_first, result.lazy], LINK_BITS_PER_S, title))
+        file.write_text(drawing(result.starts, LINK_BITS_PER_S, title, result.notes))
     except OSError as error:
         raise ImgdistError(f"{file}: cannot write the picture: {error.strerror}; name another file by --svg") from None
 
 
 def _print(console: Console, result: Result, title: str, file: Path) -> None:
     console.print(f"\n[bold]{title}[/bold]\n")
-    console.print(timeline.picture([result.plain, result.lazy_first, result.lazy], LINK_BITS_PER_S))
+    console.print(timeline.picture(result.starts, LINK_BITS_PER_S))
     if result.true_plain and result.true_lazy:
         plain_s, lazy_s = result.true_plain.seconds, result.true_lazy.seconds
         console.print(f"\n/bin/true: plain {plain_s:.2f} s, imgdist {lazy_s:.2f} s ({lazy_s / plain_s:.3f})")
     console.print(f"output: {'the same' if result.same_output else 'DIFFERENT'}: {result.lazy.output.strip()}")
     console.print(f"preheat before all this (fetch and convert at the supernode, once): {result.preheat_s:.1f} s")
+    for note in result.notes:
+        console.print(note)
     console.print(f"picture: {file}")
 
 

@@ -31,6 +31,10 @@ SUPERNODE_PORT = 7600
 TRACE_TIMEOUT_S = 15.0
 
 
+Node = tuple[Agent, Containerd]
+"""An agent, and the containerd that uses it."""
+
+
 @dataclass(frozen=True)
 class Pushed:
     """An image in a registry that the stack's nodes and supernode reach."""
@@ -125,16 +129,34 @@ class Stack:
         linger_s: float | None = None,
         settings: Sequence[str] = (),
     ) -> Start:
-        """The same on a fresh agent and a fresh containerd. `filled`: measure until the background fill has ended.
+        """The same on a fresh agent and a fresh containerd; `filled`: see `start_on`.
 
         `traced`: afterwards wait until the supernode knows which chunks this start touched; `Start.traced` says so.
         """
-        with self.node(settings) as (agent, containerd):
-            wait_filled = agent.wait_complete if filled else None
-            start = self._start(what, containerd, pushed, argv, linger_s=linger_s, wait_filled=wait_filled)
+        with self.node(settings) as node:
+            start = self.start_on(node, what, pushed, argv, filled=filled, linger_s=linger_s)
             if traced:
                 start.traced = self._wait_for_trace(pushed)
             return start
+
+    def start_on(
+        self,
+        node: Node,
+        what: str,
+        pushed: Pushed,
+        argv: Sequence[str],
+        *,
+        filled: bool = False,
+        linger_s: float | None = None,
+    ) -> Start:
+        """The same on a node as it is. `filled`: measure until the background fill has ended."""
+        agent, containerd = node
+        wait_filled = agent.wait_complete if filled else None
+        fetched, copied = agent.chunk_bytes("supernode"), agent.chunk_bytes("dedup")
+        start = self._start(what, containerd, pushed, argv, linger_s=linger_s, wait_filled=wait_filled)
+        start.fetched_bytes = agent.chunk_bytes("supernode") - fetched
+        start.copied_bytes = agent.chunk_bytes("dedup") - copied
+        return start
 
     def _wait_for_trace(self, pushed: Pushed) -> bool:
         digest = pushed.manifest_digest
@@ -145,7 +167,7 @@ class Stack:
         return True
 
     @contextmanager
-    def node(self, settings: Sequence[str] = ()) -> Iterator[tuple[Agent, Containerd]]:
+    def node(self, settings: Sequence[str] = ()) -> Iterator[Node]:
         """A fresh agent and a fresh containerd that uses it."""
         directory = self._fresh("lazy")
         # On SIGTERM the agent completes layers in use; nobody will use these again.

@@ -63,7 +63,11 @@ class Meter:
 
 @dataclass
 class Start:
-    """What happened, in seconds after the pull began and in bytes received over the link."""
+    """What happened, in seconds after the pull began and in bytes received over the link.
+
+    Of imgdist's chunks, until the measure ended: `fetched_bytes` as they travelled, bodies alone; `copied_bytes` raw,
+    of those that another image on the node had.
+    """
 
     what: str
     pulled_s: float
@@ -74,6 +78,8 @@ class Start:
     bytes_total: int = 0
     filled_s: float | None = None
     traced: bool = False
+    fetched_bytes: int = 0
+    copied_bytes: int = 0
     samples: list[tuple[float, int]] = field(default_factory=list)
 
     @property

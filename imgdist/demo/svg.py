@@ -10,14 +10,15 @@ from imgdist.demo.timeline import FILL, PULL, RUN, end_of, load, phases
 
 _COLOURS = {PULL: "#4c78a8", RUN: "#f2b134", FILL: "#c8ccd0"}
 _LEFT, _WIDTH, _RIGHT = 170, 640, 110
-_ROW, _BAR, _LINK, _TOP = 84, 22, 30, 64
+_ROW, _BAR, _LINK, _TOP, _NOTE = 84, 22, 30, 64, 20
 _PARTS = 320
 
 
-def drawing(starts: Sequence[Start], bits_per_s: int, title: str) -> str:
-    """An SVG document: one row a start, its phases as a bar and the link's load as an area below it."""
+def drawing(starts: Sequence[Start], bits_per_s: int, title: str, notes: Sequence[str] = ()) -> str:
+    """An SVG document: one row a start, its phases as a bar and the link's load as an area below it; then `notes`."""
     end_s = end_of(starts)
-    height = _TOP + _ROW * len(starts) + 60
+    bottom = _TOP + _ROW * len(starts) + 60
+    height = bottom + _NOTE * len(notes)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + _RIGHT}" height="{height}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="13" fill="#222">',
@@ -28,6 +29,7 @@ def drawing(starts: Sequence[Start], bits_per_s: int, title: str) -> str:
     for number, start in enumerate(starts):
         parts += _row(start, _TOP + _ROW * number, end_s, bits_per_s)
     parts += _axis(end_s, _TOP + _ROW * len(starts))
+    parts += [_text(20, bottom + _NOTE * number, note) for number, note in enumerate(notes)]
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -72,3 +72,10 @@ def test_the_drawing_is_xml_with_a_bar_a_phase() -> None:
     assert sum(widths[:2]) == pytest.approx(640 * 10 / 11, abs=0.3)
     assert sum(widths[2:]) == pytest.approx(640, abs=0.3)
     assert "a <b> & c" in [text.text for text in root.findall(f"{tag}text")]
+
+
+def test_notes_stand_below_everything_and_inside_the_drawing() -> None:
+    root = ElementTree.fromstring(drawing([_start("plain", 8, 10)], LINK, "title", ["one", "two"]))
+    places = {text.text: float(text.get("y", "0")) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert max(places, key=lambda name: places[name]) == "two"
+    assert places["0 s"] < places["one"] < places["two"] < float(root.get("height", "0"))
