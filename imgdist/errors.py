@@ -60,11 +60,13 @@ class NotYetError(TemporaryError):
 
 
 class RedirectedError(TemporaryError):
-    """The other side is busy; who is at `addresses` (host:port) has what was asked for, or is getting it."""
+    """The other side is busy; who is at `addresses` (host:port) has what was asked for, or is getting it; `from_here`:
+    from that side."""
 
-    def __init__(self, message: str, addresses: tuple[str, ...]) -> None:
+    def __init__(self, message: str, addresses: tuple[str, ...], *, from_here: bool = False) -> None:
         super().__init__(message)
         self.addresses = addresses
+        self.from_here = from_here
 
 
 class UnreachableError(TemporaryError):

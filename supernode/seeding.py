@@ -216,6 +216,10 @@ class Seeding:
                 self._received(name, numbers, node)
             return [other for other in before if self._nodes.is_heard_of(other, now)][:ELSEWHERE]
 
+    def gives(self, name: str, numbers: Sequence[int]) -> bool:
+        """No: they stand in a line by their addresses."""
+        return False
+
     def _had(self, pack: PackSeeding, numbers: Sequence[int]) -> list[str]:
         return self._nodes.addresses(pack.receivers(numbers, self._nodes.generation))
 

@@ -1,4 +1,4 @@
-"""Who asked this agent for a chunk lately: whoever asks next can be sent to the one before, who passes it on."""
+"""Who asked this agent for chunks lately: whoever asks next can be sent to the one before, who passes them on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,21 @@ FRESH_S = 8.0
 
 
 class Relay:
-    """What an agent's chunk server remembers (a `Seeder`). It leaves the choice of chunks to who asks. Thread-safe."""
+    """What an agent's chunk server remembers (a `Seeder`). It leaves the choice of chunks to who asks. Thread-safe.
 
-    def __init__(self, me: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
-        """`me()`: where others reach this agent."""
+    What is here goes to the first who asks, to the next from that one, and so on in the order of asking: each link
+    carries it once. What is not here yet is waited for in the line by address (supernode/crowds.py).
+    """
+
+    def __init__(
+        self,
+        me: Callable[[], str],
+        has: Callable[[str, Sequence[int]], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`me()`: where others reach this agent; `has(name, numbers)`: whether all of these chunks are here."""
         self._me = me
+        self._has = has
         self._clock = clock
         self._lock = threading.Lock()
         # The chunk asked for last stands last, of its askers the latest first.
@@ -43,15 +53,27 @@ class Relay:
         """Nothing is kept of it: who asks is known before."""
 
     def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
-        """Who of those that asked for the first of these lately stand between this agent and that node in the line
-        (supernode/crowds.py), the nearest first. It is told of to others, if they reach it."""
-        key, now, me = (name, numbers[0]), self._clock(), self._me()
+        """Who asked for all of these lately: if they are here the latest, who gets them before that node, else who
+        stands between this agent and that node, the nearest first. It is told of to others, if they reach it."""
+        now, me = self._clock(), self._me()
         with self._lock:
-            fresh = [(asker, at) for asker, at in self._asked.get(key, ()) if at > now - FRESH_S and asker != node]
-            if node:
-                self._asked[key] = ((node, now), *fresh[: ASKERS - 1])
-                self._asked.move_to_end(key)
-                if len(self._asked) > CHUNKS_MAX:
-                    self._asked.popitem(last=False)
-        between = (asker for asker, _ in fresh if me < asker and (asker < node or not node))
-        return sorted(between, reverse=True)[:NAMED]
+            first, *others = [self._join((name, number), node, now) for number in numbers]
+        crowd = [asker for asker in first if all(asker in other for other in others)]
+        if not self.gives(name, numbers):
+            between = (asker for asker in crowd if me < asker and (asker < node or not node))
+            crowd = sorted(between, reverse=True)
+        return crowd[:NAMED]
+
+    def gives(self, name: str, numbers: Sequence[int]) -> bool:
+        """Whether they are here."""
+        return self._has(name, numbers)
+
+    def _join(self, key: tuple[str, int], node: str, now: float) -> list[str]:
+        """Who asked for a chunk before this one, the latest first."""
+        fresh = [(asker, at) for asker, at in self._asked.get(key, ()) if at > now - FRESH_S and asker != node]
+        if node:
+            self._asked[key] = ((node, now), *fresh[: ASKERS - 1])
+            self._asked.move_to_end(key)
+            if len(self._asked) > CHUNKS_MAX:
+                self._asked.popitem(last=False)
+        return [asker for asker, _ in fresh]

@@ -88,6 +88,11 @@ class Shelf:
         self._served[store.node] = time.monotonic()
         return LayerReader(store, self._arrivals_of(store.node), self._expects)
 
+    def has(self, name: str, numbers: Sequence[int]) -> bool:
+        """Whether all of these chunks of a layer are here."""
+        reader = self.open(name)
+        return reader is not None and reader.has(numbers)
+
     def served_at(self, node: int) -> float | None:
         """When another agent last asked for chunks of a layer (seconds of the monotonic clock)."""
         return self._served.get(node)
@@ -148,6 +153,10 @@ class LayerReader:
             return False
         self.arrivals.wait(is_over, seconds)
         return True
+
+    def has(self, numbers: Sequence[int]) -> bool:
+        """Whether all of these are here."""
+        return all(self._is_here(number) for number in numbers)
 
     def _is_here(self, number: int) -> bool:
         try:

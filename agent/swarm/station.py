@@ -73,7 +73,7 @@ class Station:
             hello=lambda: hello,
             up_limit=RateLimit(limit) if limit else None,
             busy_after_s=BUSY_AFTER_S,
-            seeder=Relay(lambda: self._mesh.address),
+            seeder=Relay(lambda: self._mesh.address, self._shelf.has),
             key=key,
         )
         transfers.listen(self._shelf.arrived)

@@ -133,15 +133,15 @@ class Bulk:
             self._trace.extendleft(reversed(self._parked.pop(node)))
 
     def _start_queued(self, queue: _Queue, now: float, fetches: list[Fetch]) -> None:
-        while queue and self.flights.has_room(now):
+        while queue and self.flights.has_trace_room(now):
             node, chunks = self._next_of(queue, now)
             if not chunks:
                 continue
             before = len(fetches)
             for ask in self.flights.asks(node, chunks, now):
-                if not self.flights.has_room(now):
+                if not self.flights.has_trace_room(now):
                     break
-                fetches.append(self.flights.start(node, ask, Kind.TRACE, now))
+                fetches.append(self.flights.start(node, self.flights.trace_ask(ask), Kind.TRACE, now))
             if len(fetches) == before:
                 return  # its sources have enough to do, and other layers' are the same
 

@@ -103,16 +103,22 @@ class Desk:
 
     def receivers(self, fetch: Fetch, source: ChunkSource, error: RedirectedError) -> list[ChunkSource]:
         """A busy source says who else has the chunks, or is getting them. A peer must not send this node to whom it
-        likes, only to other neighbours between the two in the line; one that does so without need is left alone like
-        one that is busy."""
+        likes, only to other neighbours: who gets them from that peer, or stands between the two in the line. One that
+        does so without need is left alone like one that is busy."""
         with self._lock:
             is_peer, me = source.kind == "peer", self._me()
-            nearer = [at for at in error.addresses if not is_peer or (source.name < at and (at < me or not me))]
+            free = not is_peer or error.from_here
+            nearer = [at for at in error.addresses if free or (source.name < at and (at < me or not me))]
             found = self._sources.at(nearer, self._clock(), strangers=not is_peer)
             if is_peer and (fetch.kind is Kind.FILL or not found):
                 self._policy.busy(source, self._clock(), error.retry_after_s)
             self._scheduler.redirected(fetch)
             return found
+
+    def misled(self, source: ChunkSource) -> None:
+        """Whom it named does not get the chunks from it: it is left alone like one that is busy."""
+        with self._lock:
+            self._policy.busy(source, self._clock())
 
     def wait_s(self) -> float:
         """How long to wait for chunks that are on their way to whom a busy source named."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.swarm.bitset import bits_of, pick, without
 from agent.swarm.policy import Ask, Policy
@@ -262,6 +262,15 @@ class Flights:
         """Whether one more trace or fill request may start."""
         in_flight = self.busy[Kind.TRACE] + self.busy[Kind.FILL]
         return in_flight < BULK_SLOTS and self.bulk_bytes < self.window.size_bytes and self.pace.ready_at <= now
+
+    def has_trace_room(self, now: float) -> bool:
+        """Whether one more request for what is foretold may start."""
+        return self.has_room(now) and self.bulk_bytes < self.window.ahead_bytes
+
+    def trace_ask(self, ask: Ask) -> Ask:
+        """As much of it as one request for what is foretold should bring: there are to be two in flight."""
+        most = max(1, self.window.ahead_bytes // max(1, 2 * self.window.estimate(CHUNK_MAX)))
+        return replace(ask, chunks=ask.chunks[:most], count=min(ask.count, most))
 
     def has_fill_room(self, now: float) -> bool:
         """Whether one more fill request may start, as far as its source does not matter."""

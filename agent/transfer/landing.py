@@ -53,12 +53,14 @@ class Landing:
         sources = deque(cast(tuple[ChunkSource, ...], fetch.sources))
         asked: list[ChunkSource] = []
         named: set[ChunkSource] = set()
+        served_by: dict[ChunkSource, ChunkSource] = {}
         redirects, insists = 0, False
         while sources:
             source = sources.popleft()
             is_before = self._desk.is_before(source)
             passes_on = is_before and (source == fetch.before or source in named)
-            wait_s = self._desk.wait_s() if is_before and (insists or passes_on) else 0.0
+            waits = passes_on or source in served_by or (is_before and insists)
+            wait_s = self._desk.wait_s() if waits else 0.0
             if asked:
                 self._desk.turned(fetch, source, wait_s)
             asked.append(source)
@@ -69,6 +71,8 @@ class Landing:
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 lacked = True
                 self._desk.tried(job, rest, source, error)
+                if (namer := served_by.get(source)) is not None:
+                    self._desk.misled(namer)
                 if source == fetch.before or source in named:  # it promised nothing
                     outcome.explained = True
                 else:
@@ -81,6 +85,8 @@ class Landing:
                     redirects += 1
                     receivers = [other for other in self._desk.receivers(fetch, source, error) if other not in asked]
                     named.update(receivers)
+                    if error.from_here:
+                        served_by.update(dict.fromkeys(receivers, source))
                     again = [source] if source.kind == "supernode" else []
                     sources = deque([*receivers, *again, *(other for other in sources if other not in receivers)])
                     insists = redirects == REDIRECTS_MAX or (bool(again) and not receivers)
@@ -95,10 +101,11 @@ class Landing:
                 outcome.explained = True
             outcome.bad.intersection_update(rest)
             served = not rest and (fetch.chunks or intake.told)
-            if passes_on and served:
-                self._desk.passed_on(fetch, source)
-            elif passes_on:
-                self._desk.not_passed_on(source, lacked=lacked)
+            if passes_on and fetch.kind.is_urgent:
+                if served:
+                    self._desk.passed_on(fetch, source)
+                else:
+                    self._desk.not_passed_on(source, lacked=lacked)
             if served:
                 outcome.round_trip_s = intake.told.round_trip_s if whole and intake.told else None
                 return

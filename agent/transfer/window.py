@@ -9,6 +9,11 @@ WINDOW_MIN = 2 * 1024 * 1024
 """Where it starts and the least it gets: 200 Mbit/s x 80 ms."""
 WINDOW_MAX = 32 * 1024 * 1024
 """1 Gbit/s x 256 ms (a guess)."""
+AHEAD_S = 0.1
+"""Of the link's time that what a trace foretells may take while it is in flight: so long a miss that it did not
+foretell may have to wait for it (a guess: 80 ms and some; less than `WINDOW_MIN` below 170 Mbit/s)."""
+AHEAD_MIN = 256 * 1024
+"""But so much of it at least: four chunks (a guess)."""
 _GAIN = 2.0
 """As BBR's start-up: while the window is what limits, the measured rate is window / round trip, so it doubles."""
 _RATES_KEPT = 16  # a guess
@@ -36,6 +41,7 @@ class Window:
         self._ratio = 0.5
         self.size_bytes = WINDOW_MIN
         """Body bytes to keep in flight."""
+        self._product = 0.0
         self.round_trip_s: float | None = None
         """From a request to the first byte of its answer, serving included, at the nearest source; None before one."""
         self.rate_bytes_per_s = float("inf")
@@ -45,6 +51,13 @@ class Window:
     def delivered(self) -> int:
         """Body bytes received so far; note it when a request starts."""
         return self._delivered
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Body bytes of what a trace foretells to keep in flight."""
+        if self.rate_bytes_per_s == float("inf"):
+            return self.size_bytes
+        return int(min(self.size_bytes, max(_GAIN * self._product, AHEAD_S * self.rate_bytes_per_s, AHEAD_MIN)))
 
     def estimate(self, raw_bytes: int) -> int:
         """Body bytes that so many raw bytes will be."""
@@ -78,8 +91,10 @@ class Window:
         self.round_trip_s = min((kept[0][1] for kept in trips.values()), default=None)
         count, seconds = sum(count for count, _ in self._bodies), sum(took for _, took in self._bodies)
         self.rate_bytes_per_s = count / seconds if count and seconds else float("inf")
-        product = max((rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0)
-        self.size_bytes = int(min(max(_GAIN * product, WINDOW_MIN), WINDOW_MAX))
+        self._product = max(
+            (rate * trips[source][0][1] for rate, source in self._rates if source in trips), default=0.0
+        )
+        self.size_bytes = int(min(max(_GAIN * self._product, WINDOW_MIN), WINDOW_MAX))
 
     def _learn_round_trip(self, source: Hashable, round_trip_s: float, finished: float) -> None:
         kept = self._round_trips.pop(source, None) or deque()

@@ -212,7 +212,8 @@ class ChunkClient:
         if head.status == 404:
             return NotFoundError(f"{self.address}: pack {name}: {text}")
         if head.status == 307 and head.addresses:
-            return RedirectedError(f"{self.address}: busy; others have it: {', '.join(head.addresses)}", head.addresses)
+            text = f"{self.address}: busy; others have it: {', '.join(head.addresses)}"
+            return RedirectedError(text, head.addresses, from_here=head.from_here)
         if head.status == 403:
             return TemporaryError(f"{self.address}: refuses this node: {text}; is access.key_file the same there?")
         if head.status in (429, 500, 502, 503, 504):

@@ -30,7 +30,8 @@ _RETRY_DIGITS = 9
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
     """What a client needs of a response's head; `length` is the body's size in bytes, `queue_bytes` what waits at the
-    sender, `have` what came to it lately, `chunks` what it chose, `addresses` who else can be asked."""
+    sender, `have` what came to it lately, `chunks` what it chose, `addresses` who else can be asked, and
+    `from_here` that those get it from the sender."""
 
     status: int
     length: int
@@ -40,6 +41,7 @@ class ResponseHead:
     have: tuple[int, ...] = ()
     chunks: tuple[int, ...] = ()
     addresses: tuple[str, ...] = ()
+    from_here: bool = False
 
 
 def switching(token: str) -> bytes:
@@ -57,6 +59,7 @@ def encode_head(
     have: Sequence[int] = (),
     chunks: Sequence[int] = (),
     addresses: Sequence[str] = (),
+    from_here: bool = False,
 ) -> bytes:
     """The bytes of a response's head, before a body of `length` bytes."""
     head = f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Length: {length}\r\nImgdist-Wire: {WIRE_VERSION}\r\n"
@@ -68,6 +71,8 @@ def encode_head(
         head += f"Imgdist-Chunks: {format_numbers(chunks)}\r\n"
     if addresses:
         head += f"Imgdist-Peers: {','.join(addresses)}\r\n"
+    if from_here:
+        head += "Imgdist-From-Here: 1\r\n"
     if retry_after_s is not None:
         milliseconds = round(retry_after_s * 1000)
         head += f"Retry-After: {-(-milliseconds // 1000)}\r\nRetry-After-Ms: {milliseconds}\r\n"
@@ -105,6 +110,7 @@ def decode_response_head(data: bytes | bytearray | memoryview) -> tuple[Response
         have=_numbers(fields.get(b"imgdist-have")),
         chunks=_numbers(fields.get(b"imgdist-chunks")),
         addresses=_addresses(peers) if peers else (),
+        from_here=fields.get(b"imgdist-from-here") == b"1",
     )
     return head, end + 4
 

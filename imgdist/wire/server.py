@@ -136,7 +136,7 @@ class ChunkServer:
             if refusal is None:
                 return
             session.pending.popleft()
-            if not session.refuse(refusal.status, refusal.reason, refusal.retry_after_s, refusal.addresses):
+            if not refusal.say(session):
                 self.close(session)
                 return
         session.idle_since = time.monotonic()

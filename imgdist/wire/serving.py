@@ -54,6 +54,10 @@ class Seeder(Protocol):
         is nobody. It `waits`: it was sent here, or stays here. Never waits itself. The numbers are as they came: most
         may not exist."""
 
+    def gives(self, name: str, numbers: Sequence[int]) -> bool:
+        """Whether all of those that `elsewhere` names get these chunks from here, one from the other: then whoever asks
+        may wait there, whatever its address."""
+
 
 class Serving:
     """What is served, and how (see ChunkServer). Called by the slots' threads, each with another session."""
@@ -90,7 +94,8 @@ class Serving:
                 return session.refuse(404, str(error)) and request.keep_alive
             except RedirectedError as error:
                 self.release(session)
-                return session.refuse(307, str(error), None, error.addresses) and request.keep_alive
+                said = session.refuse(307, str(error), None, error.addresses, from_here=error.from_here)
+                return said and request.keep_alive
             except NotYetError as error:
                 self.release(session)
                 return session.refuse(404, str(error), error.retry_after_s) and request.keep_alive
@@ -146,7 +151,8 @@ class Serving:
             return
         addresses = self.seeder.elsewhere(request.name, request.numbers, request.node, waits=True)
         if addresses:
-            raise RedirectedError("others are about to have it", tuple(addresses))
+            from_here = self.seeder.gives(request.name, request.numbers)
+            raise RedirectedError("others are about to have it", tuple(addresses), from_here=from_here)
 
     def _wait(self, reader: ChunkReader, request: ChunkRequest, ticket: Ticket) -> bool:
         """Nothing is sent meanwhile: others find this server as free as it is, and its link as fast. True if it had to

@@ -143,12 +143,23 @@ class Session:
         return numbers
 
     def refuse(
-        self, status: int, reason: str, retry_after_s: float | None = None, addresses: Sequence[str] = ()
+        self,
+        status: int,
+        reason: str,
+        retry_after_s: float | None = None,
+        addresses: Sequence[str] = (),
+        *,
+        from_here: bool = False,
     ) -> bool:
         """Send a short answer; False if that failed. Never blocks."""
         body = (reason + "\n").encode("utf-8", "replace")[:1024]
         head = encode_head(
-            status, len(body), keep_alive=status not in (400, 403), retry_after_s=retry_after_s, addresses=addresses
+            status,
+            len(body),
+            keep_alive=status not in (400, 403),
+            retry_after_s=retry_after_s,
+            addresses=addresses,
+            from_here=from_here,
         )
         return self.say(head + body)
 

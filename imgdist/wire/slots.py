@@ -37,12 +37,17 @@ _BUSY_RETRY_S = (0.01, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a request is not answered now, and what to do instead."""
+    """Why a request is not answered now, and what to do instead. `from_here`: those at `addresses` get it from here."""
 
     status: int
     reason: str
     retry_after_s: float | None = None
     addresses: Sequence[str] = ()
+    from_here: bool = False
+
+    def say(self, session: Session) -> bool:
+        """Tell who asked; False if that failed."""
+        return session.refuse(self.status, self.reason, self.retry_after_s, self.addresses, from_here=self.from_here)
 
 
 class Desk(Protocol):
@@ -138,7 +143,8 @@ class Slots:
         urgent = serving.load.requests(Priority.DEMAND) + serving.load.requests(Priority.TRACE)
         if not addresses or not (urgent or serving.uplink.is_occupied(node)):
             return None
-        return Refusal(307, "busy; others have it", None, addresses)
+        from_here = serving.seeder.gives(request.name, request.numbers)
+        return Refusal(307, "busy; others have it", None, addresses, from_here)
 
     def _find_slot(self, priority: Priority) -> bool:
         """Count a free thread as taken, or begin one; else what is put waits for whoever is free next. False if there
@@ -228,7 +234,7 @@ class Slots:
 
     def _turn_away(self, session: Session, refusal: Refusal) -> bool:
         session.pending.popleft()
-        if session.refuse(refusal.status, refusal.reason, refusal.retry_after_s, refusal.addresses):
+        if refusal.say(session):
             self._desk.proceed(session)
         else:
             self._desk.close(session)

@@ -64,7 +64,7 @@ class Member:
             [self.listener],
             up_limit=RateLimit(rate) if rate else None,
             busy_after_s=0.05,
-            seeder=seeding or Relay(lambda: self.address),
+            seeder=seeding or Relay(lambda: self.address, shelf.has),
         )
         self.transfers = Transfers(
             self.view,

@@ -1,4 +1,4 @@
-"""Who asked an agent for a chunk lately passes it on to whoever asks next, in a line by address."""
+"""Who asked an agent for a chunk lately passes it on to whoever asks next."""
 
 from __future__ import annotations
 
@@ -8,46 +8,63 @@ from clock import Clock
 from agent.swarm import relay as relay_module
 from agent.swarm.relay import FRESH_S, Relay
 
-ME = "10.0.0.0:7651"
-A, B, C, D = (f"10.0.0.{i}:7651" for i in range(1, 5))
+ME = "10.0.0.2:7651"
+A, C, D, E = (f"10.0.0.{i}:7651" for i in (1, 3, 4, 5))
 
 
 @pytest.fixture
-def relay(clock: Clock) -> Relay:
-    return Relay(lambda: ME, clock)
+def here() -> set[int]:
+    """Chunks that the agent has."""
+    return set()
 
 
-def ask(relay: Relay, node: str, chunk: int = 3, name: str = "p") -> list[str]:
-    return list(relay.elsewhere(name, [chunk], node, waits=True))
+@pytest.fixture
+def relay(clock: Clock, here: set[int]) -> Relay:
+    return Relay(lambda: ME, lambda name, numbers: here.issuperset(numbers), clock)
 
 
-def test_each_is_sent_to_the_one_before_it_in_the_line(relay: Relay) -> None:
-    assert [ask(relay, node) for node in (C, B, D, A)] == [[], [], [C, B], []]
-    assert [ask(relay, node) for node in (D, C, B, A)] == [[C, B], [B, A], [A], []], "the line is whole now"
-    assert ask(relay, B, chunk=4) == [] == ask(relay, B, name="q")
+def ask(relay: Relay, node: str, *chunks: int, name: str = "p") -> list[str]:
+    return list(relay.elsewhere(name, chunks or (3,), node, waits=True))
 
 
-def test_nobody_is_sent_back_behind_this_agent(clock: Clock) -> None:
-    relay = Relay(lambda: B, clock)
-    assert [ask(relay, node) for node in (A, C, D)] == [[], [], [C]]
+def test_for_what_is_on_its_way_they_stand_in_a_line_by_address(relay: Relay) -> None:
+    assert [ask(relay, node) for node in (D, C, E, A)] == [[], [], [D, C], []]
+    assert [ask(relay, node) for node in (E, D, C, A)] == [[D, C], [C], [], []], "nobody is sent behind this agent"
+    assert ask(relay, C, 4) == [] == ask(relay, C, name="q")
+    assert not relay.gives("p", (3,))
+
+
+def test_what_is_here_goes_from_one_to_the_next_in_the_order_of_asking(relay: Relay, here: set[int]) -> None:
+    here.add(3)
+    assert [ask(relay, node) for node in (D, A, E, C)] == [[], [D], [A, D], [E, A]]
+    assert relay.gives("p", (3,)) and not relay.gives("p", (3, 4))
+
+
+def test_whoever_passes_on_a_run_of_chunks_asked_for_all_of_it(relay: Relay, here: set[int]) -> None:
+    here.update(range(8))
+    assert ask(relay, A, 3, 4, 5) == ask(relay, C, 5, 6) == []
+    assert ask(relay, D, 4, 5) == [A]
+    assert ask(relay, E, 5) == [D, C]
+    assert ask(relay, E, 5, 6) == [C]
+    assert ask(relay, E, 5, 6, 7) == []
 
 
 def test_nobody_is_sent_to_who_cannot_be_reached(relay: Relay) -> None:
-    assert [ask(relay, node) for node in ("", A, "", B)] == [[], [], [A], [A]]
+    assert [ask(relay, node) for node in ("", C, "", D)] == [[], [], [C], [C]]
 
 
 def test_who_asked_long_ago_is_left_alone(relay: Relay, clock: Clock) -> None:
-    ask(relay, A)
+    ask(relay, C)
     clock.now += FRESH_S / 2
-    ask(relay, B)
+    ask(relay, D)
     clock.now += FRESH_S / 2
-    assert ask(relay, C) == [B]
+    assert ask(relay, E) == [D]
     clock.now += 2 * FRESH_S
-    assert ask(relay, D) == []
+    assert ask(relay, E) == []
 
 
 def test_memory_is_bounded(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "CHUNKS_MAX", 2)
     for chunk in (1, 2, 1, 3):
-        ask(relay, A, chunk)
-    assert [ask(relay, B, chunk) for chunk in (1, 3, 2)] == [[A], [A], []]
+        ask(relay, C, chunk)
+    assert [ask(relay, D, chunk) for chunk in (1, 3, 2)] == [[C], [C], []]
