@@ -113,18 +113,22 @@ class Images:
             raise DeclinedError(f"image {reference} has no layer {layer_digest}")
         return await opening.wait()
 
-    def above(self, reference: str, layer_digest: str, manifest_digest: str | None) -> tuple[str, Layer] | None:
-        """Chain ID and layer of what an image has above a layer, if it is open by now."""
+    def above(
+        self, reference: str, layer_digest: str, manifest_digest: str | None, at_most: int
+    ) -> list[tuple[str, Layer]]:
+        """Chain IDs and layers of what an image has above a layer, from there up, as far as each is open by now."""
         job = self._jobs.get((reference, manifest_digest))
         if job is None or job.result is None:
-            return None
+            return []
         layers = job.result.image.layers
         place = next((place for place, layer in enumerate(layers, 1) if layer.digest == layer_digest), len(layers))
-        if place == len(layers):
-            return None
-        opening = self._begun(reference, layers[place].digest, manifest_digest)
-        opened = opening.result if opening is not None else None
-        return None if opened is None else (layers[place].chain_id, opened)
+        found: list[tuple[str, Layer]] = []
+        for layer in layers[place : place + at_most]:
+            opening = self._begun(reference, layer.digest, manifest_digest)
+            if opening is None or opening.result is None:
+                break
+            found.append((layer.chain_id, opening.result))
+        return found
 
     async def check_rooted(self, reference: str, image: KnownImage) -> None:
         """Hold what a supernode said of an image against the image's own documents, for who has nobody else's word.

@@ -57,12 +57,12 @@ class NodeLayers:
             raise DeclinedError(f"the disk has no room for it, and nothing more can go: {error}") from error
         return _taken(layer)
 
-    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
+    def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
         """Only for requests with source labels: a chain ID alone may be of several images."""
         if (source := request.source) is None or self._is_leaving:
-            return None
-        found = self._images.above(source.reference, source.layer_digest, source.manifest_digest)
-        return None if found is None else (found[0], _taken(found[1]))
+            return []
+        found = self._images.above(source.reference, source.layer_digest, source.manifest_digest, at_most)
+        return [(chain_id, _taken(layer)) for chain_id, layer in found]
 
     async def ensure_mounted(self, pack_id: str) -> str:
         """The layer's directory, mounted. A pack that is gone from this node's disk comes back; NotFoundError if nobody

@@ -101,9 +101,9 @@ class Layers(Protocol):
         """
         ...
 
-    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
-        """Chain ID and layer of what the request's image has above the layer that is asked for, if that is mounted by
-        now: the client will ask for it next."""
+    def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
+        """Chain IDs and layers of what the request's image has above the layer that is asked for, from there up, as far
+        as each is mounted by now: the client will ask for them next."""
         ...
 
     async def ensure_mounted(self, pack_id: str) -> str:

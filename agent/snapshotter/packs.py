@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from weakref import WeakValueDictionary
 
 from agent.layers import fixup
@@ -21,7 +22,7 @@ class Sharing:
 
     The interleaving that a pack's lock prevents: Cleanup finds it unreferenced and begins to release it; meanwhile a
     Prepare records a snapshot of it and is told that it is mounted; then the release unmounts it.
-    A holder of one pack's lock never asks for another's: two images may stack the same two layers in either order.
+    Who needs several takes them in the order of their ids: two images may stack the same two layers in either order.
     """
 
     def __init__(self) -> None:
@@ -33,8 +34,16 @@ class Sharing:
         self._stores.append((store, user))
 
     def lock(self, pack_id: str) -> asyncio.Lock:
-        """The lock of one pack; it exists as long as somebody holds or awaits it."""
+        """The lock of one pack; it exists as long as somebody holds or awaits it. Its holder asks for no other."""
         return self._locks.setdefault(pack_id, asyncio.Lock())
+
+    @asynccontextmanager
+    async def locked(self, pack_ids: Collection[str]) -> AsyncIterator[None]:
+        """Hold the locks of several packs."""
+        async with AsyncExitStack() as held:
+            for pack_id in sorted(set(pack_ids)):
+                await held.enter_async_context(self.lock(pack_id))
+            yield
 
     async def is_used(self, pack_id: str) -> bool:
         """True if a snapshot of any of the snapshotters uses the pack."""
@@ -70,7 +79,7 @@ class Packs:
 
     def __init__(self, store: Store, layers: Layers | None, sharing: Sharing, user: str) -> None:
         self.layers = layers
-        self.lock = sharing.lock
+        self.lock, self.locked = sharing.lock, sharing.locked
         self._store = store
         self._sharing = sharing
         self._suspects: set[str] = set()

@@ -7,8 +7,9 @@ import itertools
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -31,6 +32,16 @@ BALLAST_PIECE_BYTES = 1 << 20
 """Given up at once: some dozens of snapshots."""
 BALLAST_AGAIN_BYTES = 8 * BALLAST_BYTES
 """With so much space available ballast that was given up is made again (a guess)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A taken-over layer as it is recorded, with a directory if a fix-up lower is wanted."""
+
+    chain_id: str
+    labels: Mapping[str, str]
+    pack_id: str
+    fixup: Mapping[bytes, fixup.Attributes]
 
 
 class Store:
@@ -115,33 +126,30 @@ class Store:
             fixup.create(str(directory / "fs"), wanted)
             self.directories.adopt(directory, row.id)
 
-    def record_taken(
-        self,
-        chain_id: str,
-        parent: str,
-        snapshot_labels: Mapping[str, str],
-        pack_id: str,
-        wanted: Mapping[bytes, fixup.Attributes],
-    ) -> Row:
-        """Row of a taken-over layer, committed at once, with a directory if a fix-up lower is wanted.
-
-        Its name is the chain ID; where another parent snapshot made a second one of the same chain ID, a number is
-        added (containerd finds it by label and parent, and never takes names apart).
-        """
+    def record_taken(self, parent: str, layers: Sequence[Taken]) -> list[Row]:
+        """Rows of taken-over layers, committed at once, all or none: each on the one before, the first on `parent`."""
+        rows: list[Row] = []
         with self.metadata.transaction():
-            name, number = chain_id, 1
-            while not self.metadata.is_free(name):
-                number += 1
-                name = f"{chain_id}@{number}"
-            kept = {**snapshot_labels, labels.SNAPSHOT_REF: chain_id}
-            values = (Kind.COMMITTED, name, parent, kept)
-            if not wanted:
-                return self.metadata.create(*values, pack_id=pack_id, has_directory=False)
-            with self.directories.staged(work=False) as directory:
-                fixup.create(str(directory / "fs"), wanted)
-                row = self.metadata.create(*values, pack_id=pack_id)
-                self.directories.adopt(directory, row.id)
-                return row
+            for layer in layers:
+                rows.append(self._record_one(rows[-1].info.name if rows else parent, layer))
+        return rows
+
+    def _record_one(self, parent: str, layer: Taken) -> Row:
+        """Its name is the chain ID; where another parent snapshot made a second one of the same chain ID, a number is
+        added (containerd finds it by label and parent, and never takes names apart)."""
+        name, number = layer.chain_id, 1
+        while not self.metadata.is_free(name):
+            number += 1
+            name = f"{layer.chain_id}@{number}"
+        kept = {**layer.labels, labels.SNAPSHOT_REF: layer.chain_id}
+        values = (Kind.COMMITTED, name, parent, kept)
+        if not layer.fixup:
+            return self.metadata.create(*values, pack_id=layer.pack_id, has_directory=False)
+        with self.directories.staged(work=False) as directory:
+            fixup.create(str(directory / "fs"), layer.fixup)
+            row = self.metadata.create(*values, pack_id=layer.pack_id)
+            self.directories.adopt(directory, row.id)
+            return row
 
     def _root_owner(self, parent: Row | None) -> tuple[int, int] | None:
         if parent is None or parent.pack_id is not None:

@@ -89,8 +89,8 @@ class ErofsLayers:
                 mount_erofs(device, place)
         return place
 
-    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
-        return None
+    def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
+        return []
 
     def mounted_at(self, pack_id: str) -> str | None:
         return None  # `ensure_mounted` sees

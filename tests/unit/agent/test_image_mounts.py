@@ -55,8 +55,8 @@ class FakeLayers:
         self.mounted.add(pack_id)
         return f"/l/{pack_id}"
 
-    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
-        return None
+    def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
+        return []
 
     def mounted_at(self, pack_id: str) -> str | None:
         return f"/l/{pack_id}" if pack_id in self.mounted else None

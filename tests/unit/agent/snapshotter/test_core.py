@@ -20,9 +20,10 @@ from agent.snapshotter import labels
 from agent.snapshotter.core import Snapshotter
 from agent.snapshotter.model import AlreadyExistsError, Kind, LayerRequest, Mount, PreconditionError, TakenLayer, Usage
 from agent.snapshotter.packs import Sharing
+from agent.snapshotter.takeover import AHEAD, AHEAD_LEFT
 from imgdist.errors import DeclinedError, NotFoundError, TemporaryError, UnsupportedError, UsageError
 
-DIFF_IDS = [f"sha256:{digit * 64}" for digit in "123"]
+DIFF_IDS = [f"sha256:{digit * 64}" for digit in "123456789abcdef"]
 CHAIN = [DIFF_IDS[0]]
 for diff_id in DIFF_IDS[1:]:
     CHAIN.append(labels.chain_id(CHAIN[-1], diff_id))
@@ -72,10 +73,10 @@ class FakeLayers:
             await asyncio.Event().wait()
         return str(self.root / pack_id)
 
-    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
-        number = CHAIN.index(request.chain_id) + 1
-        found = self.known.get(CHAIN[number]) if self.opened and number < len(CHAIN) else None
-        return (CHAIN[number], found) if isinstance(found, TakenLayer) else None
+    def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
+        first = CHAIN.index(request.chain_id) + 1
+        found = [(chain, self.known.get(chain)) for chain in CHAIN[first : first + at_most] if self.opened]
+        return [(chain, layer) for chain, layer in found if isinstance(layer, TakenLayer)]
 
     def mounted_at(self, pack_id: str) -> str | None:
         return str(self.root / pack_id) if pack_id in self.mounted - self.broken else None
@@ -217,22 +218,70 @@ async def test_a_second_namespace_finds_the_same_snapshot(core: Snapshotter, lay
     assert len(layers.asked) == 1 and len(await core.walk()) == 1
 
 
-async def test_the_next_layer_is_recorded_while_the_client_deals_with_the_one_before(
+async def test_the_next_layers_are_recorded_together_while_the_client_deals_with_the_one_before(
     core: Snapshotter, layers: FakeLayers
 ) -> None:
-    for number in range(3):
+    for number in range(len(CHAIN)):
         layers.add(number)
     layers.opened = True
     async with working(core):
         await take(core, 0)
-        await recorded(core, CHAIN[1])
-        assert [info.name for info in await core.walk()] == CHAIN[:2]  # one ahead, no more
-        await take(core, 1, CHAIN[0])
-        await recorded(core, CHAIN[2])
-        await take(core, 2, CHAIN[1])
+        await recorded(core, CHAIN[AHEAD])
+        for number in range(1, AHEAD - AHEAD_LEFT + 1):
+            assert [info.name for info in await core.walk()] == CHAIN[: AHEAD + 1], "some are left: more can wait"
+            await take(core, number, CHAIN[number - 1])
+        await take(core, AHEAD - AHEAD_LEFT + 1, CHAIN[AHEAD - AHEAD_LEFT])
+        await recorded(core, CHAIN[-1])
+        for number in range(AHEAD - AHEAD_LEFT + 2, len(CHAIN)):
+            await take(core, number, CHAIN[number - 1])
     assert [request.chain_id for request in layers.asked] == CHAIN[:1]
-    assert (await core.stat(CHAIN[2])).parent == CHAIN[1]
-    assert lowerdirs(await core.prepare("n/5/container", CHAIN[2], {}))[0] == str(layers.directory(2))
+    assert (await core.stat(CHAIN[-1])).parent == CHAIN[-2]
+    lowers = lowerdirs(await core.prepare("n/5/container", CHAIN[-1], {}))
+    assert lowers == [str(layers.directory(number)) for number in reversed(range(len(CHAIN)))]
+
+
+async def test_what_is_recorded_together_ends_with_a_fix_up_lower(core: Snapshotter, layers: FakeLayers) -> None:
+    """What the layers above it inherit is not known before it is there."""
+    require(os.getuid() == 0, "root")
+    for number, mode in ((0, 0o1777), (1, 0o700), (2, 0o755), (3, 0o755)):
+        layers.add(number, b"tmp") if number > 1 else layers.add(number)
+        (layers.directory(number) / "tmp").mkdir()
+        (layers.directory(number) / "tmp").chmod(mode)
+    layers.opened = True
+    async with working(core):
+        await take(core, 0)
+        await recorded(core, CHAIN[2])
+        assert [info.name for info in await core.walk()] == CHAIN[:3]
+        for number in (1, 2):
+            await take(core, number, CHAIN[number - 1])
+        await recorded(core, CHAIN[3])
+    assert [request.chain_id for request in layers.asked] == CHAIN[:1]
+    lowers = lowerdirs(await core.prepare("n/5/container", CHAIN[3], {}))
+    assert [os.stat(f"{lower}/tmp").st_mode & 0o777 for lower in lowers] == [0o700, 0o755, 0o700, 0o755, 0o700, 0o777]
+
+
+async def test_layers_that_are_asked_for_while_they_are_recorded_are_recorded_once(
+    core: Snapshotter, layers: FakeLayers
+) -> None:
+    for number in range(AHEAD):
+        layers.add(number)
+    layers.opened = True
+    async with working(core):
+        for number in range(AHEAD):
+            await take(core, number, CHAIN[number - 1] if number else "")
+    assert [info.name for info in await core.walk()] == CHAIN[:AHEAD]
+
+
+async def test_images_that_stack_the_same_layers_in_either_order_wait_for_each_other() -> None:
+    """Two that take one lock after the other, in the order of their images, would wait for ever."""
+    packs = Sharing()
+
+    async def hold(*pack_ids: str) -> None:
+        async with packs.locked(pack_ids):
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(hold("a", "b", "a") if turn % 2 else hold("b", "a") for turn in range(20)))
 
 
 async def test_a_layer_that_is_not_the_images_is_not_recorded_ahead_either(
