@@ -26,7 +26,7 @@ from agent.database import Database, Twin
 from agent.earlystore import EarlyStore
 from agent.frames import Frames
 from agent.imagefile import ImageFile
-from agent.layerstore import LayerStore
+from agent.layerstore import LayerStore, write_new
 from agent.space.disk import directory_bytes, is_full
 from fuse.present import PresentMap, current_boot_id
 from imgdist.errors import CorruptError, NewerFormatError, ProtocolError
@@ -215,8 +215,11 @@ class ChunkStore:
             landed = early.landed_of(index)
             present = LayerStore.lay_out(directory, index, index_data, self._boot_id, early.image, landed)
             return present, _with(present, directory / "image")
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
+        try:
+            directory.mkdir()
+        except FileExistsError:  # of a try that was cut short
+            shutil.rmtree(directory)
+            directory.mkdir()
         image = ImageFile(directory / "image", new=True)
         try:
             return LayerStore.lay_out(directory, index, index_data, self._boot_id, image), image
@@ -286,7 +289,7 @@ class ChunkStore:
         try:
             node = self._node_of(index.pack_id, kept)
             if node != kept:
-                (directory / "node").write_text(str(node))
+                write_new(directory / "node", b"%d" % node)
             self._add_chunks(node, index)
             store = LayerStore(directory, index, node, present, image, self._boot_id)
             store.begin()

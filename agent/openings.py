@@ -140,8 +140,12 @@ class LayerOpenings:
         try:
             async with self.early.layer(layer.digest) as early:
                 ready = await together.indexes.wait()
-                index, data = await self._indexes.of(image, layer, ready.indexes.get(layer.digest), early.progress)
-                await turn.enter_async_context(together.turns)
+                sealed = ready.indexes.get(layer.digest)
+                if sealed is not None:  # what loading it takes, the base layer need not wait for
+                    await turn.enter_async_context(together.turns)
+                index, data = await self._indexes.of(image, layer, sealed, early.progress)
+                if sealed is None:
+                    await turn.enter_async_context(together.turns)
                 metadata = ready.metadata.get(layer.digest, ())
                 found = await self._catalog.adopt(data, await early.hand_over(), metadata, index)
         finally:
