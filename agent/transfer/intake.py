@@ -61,7 +61,7 @@ class Intake:
         self._wait_s = wait_s
         self._asked = tuple(rest)
         self._expected = deque(rest)
-        self._run = Run()
+        self._run = self._new_run()
         self._is_first = True
         self.told: Told | None = None
         """What the answer's head said, once it began."""
@@ -146,12 +146,16 @@ class Intake:
         """Write what was gathered, and do without its memory."""
         if self._run.is_untouched:
             return
-        run, self._run = self._run, Run()
+        run, self._run = self._run, self._new_run()
         try:
             if run.chunks:
                 self._delivery.run(self._job, self._fetch, run, self._source)
         finally:
             run.close()
+
+    def _new_run(self) -> Run:
+        """No reader's request waits for what fill does."""
+        return Run(patient=not self._fetch.kind.is_urgent)
 
     def _done(self, number: int) -> None:
         self._expected.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from agent.chunkstore import ChunkStore
 from agent.database import Database
-from agent.transfer.run import RUN_BYTES, Run
+from agent.transfer.run import PATIENT_AT_ONCE, RUN_BYTES, Run
 from agent.transfer.transfers import Transfers
 from imgdist.demo.processes import wait_until
 from imgdist.errors import TemporaryError
@@ -130,4 +131,41 @@ def test_the_places_of_a_run_follow_one_another() -> None:
     assert [(chunk, len(raw)) for chunk, raw, _ in run] == [(5, 8192), (6, 4096)]
     assert run.place(8, 4096) is None and run.place(6, 4096) is None
     assert run.place(7, CHUNK_MAX) is not None and run.place(7, RUN_BYTES - 8192) is None
+    run.close()
+
+
+def test_few_patient_runs_have_memory_at_once() -> None:
+    first, *others = runs = [Run(patient=True) for _ in range(PATIENT_AT_ONCE)]
+    places = [run.place(0, CHUNK_MAX) for run in runs]
+    assert all(place is not None for place in places)
+    late, got = Run(patient=True), threading.Event()
+
+    def place() -> None:
+        late.place(0, CHUNK_MAX)
+        got.set()
+
+    waiting = threading.Thread(target=place)
+    waiting.start()
+    reader = Run()
+    assert reader.place(0, CHUNK_MAX) is not None, "a reader's does not wait"
+    reader.close()
+    assert late.is_untouched and not got.is_set()
+    first.close()
+    assert got.wait(10)
+    waiting.join()
+    for run in (*others, late):
+        run.close()
+
+
+def test_a_run_without_memory_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> memoryview:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.transfer.run._take", fails)
+        for _ in range(PATIENT_AT_ONCE + 1):
+            with pytest.raises(MemoryError):
+                Run(patient=True).place(0, CHUNK_MAX)
+    run = Run(patient=True)
+    assert run.place(0, CHUNK_MAX) is not None
     run.close()
