@@ -21,7 +21,6 @@ import json
 import os
 import socket
 import sys
-import traceback
 from typing import Any
 
 from agent import succession, systemd
@@ -99,7 +98,7 @@ class Holder:
             raise
         except Exception as error:  # whatever is wrong with this program, the one before can do without it
             if not isinstance(error, ReplacementError):
-                traceback.print_exc()
+                sys.excepthook(*sys.exc_info())
             return self._become(before, None, str(error) or repr(error), client)
         finally:
             self._busy = False
