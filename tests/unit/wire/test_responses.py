@@ -23,13 +23,15 @@ HEADS = st.builds(
     have=NUMBERS,
     chunks=NUMBERS,
     addresses=st.lists(st.sampled_from(["10.0.0.1:7651", "[::1]:1", "node:2"]), max_size=8).map(tuple),
+    from_here=st.booleans(),
 )
 
 
 def encoded(head: ResponseHead) -> bytes:
     return encode_head(
         head.status, head.length, keep_alive=head.keep_alive, retry_after_s=head.retry_after_s,
-        queue_bytes=head.queue_bytes, have=head.have, chunks=head.chunks, addresses=head.addresses,
+        queue_bytes=head.queue_bytes, have=head.have, chunks=head.chunks,
+        addresses=head.addresses, from_here=head.from_here,
     )  # fmt: skip
 
 

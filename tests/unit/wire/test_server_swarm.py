@@ -74,6 +74,7 @@ class Choices:
         self.chosen: Sequence[int] | Exception = (5, 3)
         self.others: Sequence[str] = ()
         self.insists = True
+        self.has = False
         self.calls: list[tuple[object, ...]] = []
 
     def choose(self, name: str, reader: ChunkReader, lacks: int, count: int, node: str | None) -> Sequence[int]:
@@ -90,6 +91,9 @@ class Choices:
 
     def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
         return () if waits and self.insists else self.others
+
+    def gives(self, name: str, numbers: Sequence[int]) -> bool:
+        return self.has
 
 
 @pytest.fixture
@@ -218,6 +222,7 @@ def test_a_members_demand_is_sent_to_receivers_if_there_are_any(pack: Pack) -> N
             with pytest.raises(RedirectedError) as caught:
                 fetch(member, Priority.DEMAND)
             assert caught.value.addresses == ("10.0.0.2:7651", "[::1]:7651")
+            assert caught.value.from_here == seeder.has
             seeder.others = ()
             waiting = threading.Thread(target=fetch, args=(member, Priority.DEMAND))
             waiting.start()
@@ -271,14 +276,14 @@ def test_of_those_who_waited_for_the_same_the_first_in_line_is_served(pack: Pack
     seeder.insists = False
 
     def name_another() -> None:
-        seeder.others = ("10.0.0.2:7651",)
+        seeder.others, seeder.has = ("10.0.0.2:7651",), True
 
     pack.on_wait = name_another
     with serving(pack, busy_after_s=0.05, seeder=seeder) as address, asking(address, node="10.0.0.3:7651") as member:
         request = ChunkRequest(PACK, (0,), Priority.DEMAND, wait_s=1.0)
         with pytest.raises(RedirectedError) as caught:
             member.fetch(request, lambda number, encoding, body: None)
-        assert caught.value.addresses == ("10.0.0.2:7651",)
+        assert caught.value.addresses == ("10.0.0.2:7651",) and caught.value.from_here
         pack.on_wait, seeder.others = lambda: None, ()
         member.fetch(request, lambda number, encoding, body: None)
 
