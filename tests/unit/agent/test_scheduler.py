@@ -20,7 +20,7 @@ from agent.transfer.gate import CALM_S, HOLD_S, LOW_SHARE, QUIET_S
 from agent.transfer.lead import LEAD_BYTES
 from agent.transfer.scheduler import AHEAD_CHUNKS, Scheduler
 from agent.transfer.urgent import DEMAND_SLOTS, NOW_SLOTS
-from agent.transfer.window import WINDOW_MIN
+from agent.transfer.window import AHEAD_MIN, AHEAD_S, WINDOW_MIN
 from imgdist.pack import BLOCK, CHUNK_MAX
 
 LAYER = MadeLayer([64] * 40 + [1])  # 40 chunks of 256 KiB, one of metadata
@@ -150,6 +150,19 @@ def test_a_trace_keeps_the_window_full_in_runs(scheduler: Scheduler) -> None:
     fetches = scheduler.due(0.0)
     assert [fetch.chunks for fetch in fetches] == [tuple(range(39, 31, -1)), tuple(range(31, 23, -1))]
     assert sum(len(fetch.chunks) for fetch in fetches) * 262144 * 0.5 >= WINDOW_MIN
+
+
+@pytest.mark.parametrize("rate", [0.5e6, 2.5e6, 25e6])
+def test_what_a_trace_foretells_holds_up_a_miss_on_a_slow_link_for_a_moment(scheduler: Scheduler, rate: float) -> None:
+    scheduler.window.received(85_000, 170_000)
+    scheduler.window.answered(0, 0.9, 0.001, 0.901 + 85_000 / rate)
+    scheduler.trace([(2, chunk) for chunk in range(40)])
+    in_flight = [
+        sum(scheduler.window.estimate(LAYER.index.size(c)) for c in fetch.chunks) for fetch in scheduler.due(1.0)
+    ]
+    most = max(AHEAD_MIN, AHEAD_S * rate)
+    assert 0.75 * min(most, WINDOW_MIN) <= sum(in_flight) <= most + max(in_flight)
+    assert len(in_flight) >= 2, "while one is sent the next one waits there"
 
 
 def test_the_window_grows_to_link_times_round_trip(scheduler: Scheduler) -> None:
