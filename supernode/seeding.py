@@ -201,7 +201,9 @@ class Seeding:
             with self._lock:
                 self._received(name, numbers, node)
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> list[str]:
+    def elsewhere(
+        self, name: str, numbers: Sequence[int], node: str, *, waits: bool, foretold: bool = False
+    ) -> list[str]:
         """Who got all of these or is getting them, and passes them on (Crowds). Later ones are sent to this one, if
         others reach it. Nobody, if it has asked for what is not known to be there, or was sent elsewhere often enough
         (`waits`)."""

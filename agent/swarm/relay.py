@@ -24,8 +24,9 @@ FRESH_S = 8.0
 class Relay:
     """What an agent's chunk server remembers (a `Seeder`). It leaves the choice of chunks to who asks. Thread-safe.
 
-    What is here goes to the first who asks, to the next from that one, and so on in the order of asking: each link
-    carries it once. What is not here yet is waited for in the line by address (supernode/crowds.py).
+    What readers wait for goes along the line by address (supernode/crowds.py): a chain in the order of asking would be
+    another one for each chunk, and each would be waited for from end to end. What is foretold and here goes in that
+    order, to the first who asks, to the next from that one: each link carries it once, and nobody waits.
     """
 
     def __init__(
@@ -52,16 +53,20 @@ class Relay:
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         """Nothing is kept of it: who asks is known before."""
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
-        """Who asked for all of these lately: if they are here the latest, who gets them before that node, else who
-        stands between this agent and that node, the nearest first. It is told of to others, if they reach it."""
+    def elsewhere(
+        self, name: str, numbers: Sequence[int], node: str, *, waits: bool, foretold: bool = False
+    ) -> Sequence[str]:
+        """Who asked for all of these lately: the latest first, if they are here and `foretold`; else those that stand
+        before that node in the line, and behind this agent if they are not here, the nearest first. It is told of to
+        others, if they reach it."""
         now, me = self._clock(), self._me()
         with self._lock:
             first, *others = [self._join((name, number), node, now) for number in numbers]
         crowd = [asker for asker in first if all(asker in other for other in others)]
-        if not self.gives(name, numbers):
-            between = (asker for asker in crowd if me < asker and (asker < node or not node))
-            crowd = sorted(between, reverse=True)
+        is_here = self.gives(name, numbers)
+        if not (is_here and foretold):
+            before = (asker for asker in crowd if asker < node or not node)
+            crowd = sorted((asker for asker in before if is_here or me < asker), reverse=True)
         return crowd[:NAMED]
 
     def gives(self, name: str, numbers: Sequence[int]) -> bool:

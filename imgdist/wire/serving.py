@@ -49,10 +49,12 @@ class Seeder(Protocol):
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         """These chunks went out whole."""
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
+    def elsewhere(
+        self, name: str, numbers: Sequence[int], node: str, *, waits: bool, foretold: bool = False
+    ) -> Sequence[str]:
         """Who else got all of these lately or is getting them; whoever asks is taken to get them there, or here if that
-        is nobody. It `waits`: it was sent here, or stays here. Never waits itself. The numbers are as they came: most
-        may not exist."""
+        is nobody. It `waits`: it was sent here, or stays here. `foretold`: a trace names it, no reader waits. Never
+        waits itself. The numbers are as they came: most may not exist."""
 
     def gives(self, name: str, numbers: Sequence[int]) -> bool:
         """Whether all of those that `elsewhere` names get these chunks from here, one from the other: then whoever asks
@@ -149,7 +151,9 @@ class Serving:
         """Of several who waited for the same the first in line is served, the others get it from there."""
         if self.seeder is None or request.node is None:
             return
-        addresses = self.seeder.elsewhere(request.name, request.numbers, request.node, waits=True)
+        addresses = self.seeder.elsewhere(
+            request.name, request.numbers, request.node, waits=True, foretold=request.priority is Priority.TRACE
+        )
         if addresses:
             from_here = self.seeder.gives(request.name, request.numbers)
             raise RedirectedError("others are about to have it", tuple(addresses), from_here=from_here)

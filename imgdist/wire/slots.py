@@ -139,7 +139,9 @@ class Slots:
         serving = self._serving
         if serving.seeder is None or not isinstance(request, ChunkRequest):
             return None
-        addresses = serving.seeder.elsewhere(request.name, request.numbers, node, waits=bool(request.wait_s))
+        foretold = request.priority is Priority.TRACE
+        waits = bool(request.wait_s)
+        addresses = serving.seeder.elsewhere(request.name, request.numbers, node, waits=waits, foretold=foretold)
         urgent = serving.load.requests(Priority.DEMAND) + serving.load.requests(Priority.TRACE)
         if not addresses or not (urgent or serving.uplink.is_occupied(node)):
             return None

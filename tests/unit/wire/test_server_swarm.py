@@ -89,7 +89,9 @@ class Choices:
     def sent(self, name: str, numbers: Sequence[int], node: str | None) -> None:
         self.calls.append(("sent", numbers, node))
 
-    def elsewhere(self, name: str, numbers: Sequence[int], node: str, *, waits: bool) -> Sequence[str]:
+    def elsewhere(
+        self, name: str, numbers: Sequence[int], node: str, *, waits: bool, foretold: bool = False
+    ) -> Sequence[str]:
         return () if waits and self.insists else self.others
 
     def gives(self, name: str, numbers: Sequence[int]) -> bool:

@@ -23,8 +23,8 @@ def relay(clock: Clock, here: set[int]) -> Relay:
     return Relay(lambda: ME, lambda name, numbers: here.issuperset(numbers), clock)
 
 
-def ask(relay: Relay, node: str, *chunks: int, name: str = "p") -> list[str]:
-    return list(relay.elsewhere(name, chunks or (3,), node, waits=True))
+def ask(relay: Relay, node: str, *chunks: int, name: str = "p", foretold: bool = False) -> list[str]:
+    return list(relay.elsewhere(name, chunks or (3,), node, waits=True, foretold=foretold))
 
 
 def test_for_what_is_on_its_way_they_stand_in_a_line_by_address(relay: Relay) -> None:
@@ -34,10 +34,18 @@ def test_for_what_is_on_its_way_they_stand_in_a_line_by_address(relay: Relay) ->
     assert not relay.gives("p", (3,))
 
 
-def test_what_is_here_goes_from_one_to_the_next_in_the_order_of_asking(relay: Relay, here: set[int]) -> None:
+def test_what_is_foretold_and_here_goes_from_one_to_the_next_in_the_order_of_asking(
+    relay: Relay, here: set[int]
+) -> None:
     here.add(3)
-    assert [ask(relay, node) for node in (D, A, E, C)] == [[], [D], [A, D], [E, A]]
+    asked = [ask(relay, node, foretold=True) for node in (D, A, E, C)]
+    assert asked == [[], [D], [A, D], [E, A]]
     assert relay.gives("p", (3,)) and not relay.gives("p", (3, 4))
+
+
+def test_what_readers_wait_for_goes_along_the_line_from_whoever_has_it(relay: Relay, here: set[int]) -> None:
+    here.add(3)
+    assert [ask(relay, node) for node in (D, A, E, C)] == [[], [], [D, A], [A]]
 
 
 def test_whoever_passes_on_a_run_of_chunks_asked_for_all_of_it(relay: Relay, here: set[int]) -> None:
