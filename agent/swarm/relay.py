@@ -63,6 +63,8 @@ class Relay:
         with self._lock:
             first, *others = [self._join((name, number), node, now) for number in numbers]
         crowd = [asker for asker in first if all(asker in other for other in others)]
+        if not crowd:
+            return ()
         is_here = self.gives(name, numbers)
         if not (is_here and foretold):
             before = (asker for asker in crowd if asker < node or not node)

@@ -14,8 +14,8 @@ bytes or 0 where the sender does not know it) and `length` bytes. For `any` the 
 `Imgdist-Lacks: <first>:<bitmap>` names, and says in `Imgdist-Chunks` which. With `w` an agent may take so many
 milliseconds for chunks that are on their way to it: who was sent there (307) asks so, if its own address
 (`Imgdist-Node`) is the greater one, and goes on with that while it is served; an agent then names nobody but whose
-address lies between the two. An agent that has the chunks names with `Imgdist-From-Here: 1` who got them from it last,
-or is getting them; whoever is sent there asks so whatever its address. Otherwise it asks here again, and with `w` where
+address lies between the two. An agent that has the chunks names with `Imgdist-From-Here: 1` who got them from it, or is
+getting them; whoever is sent there asks so whatever its address. Otherwise it asks here again, and with `w` where
 it was sent elsewhere often enough: a supernode serves that. Any HTTP client can talk to it; only ours is fast.
 
 Fields of a request: `Imgdist-Node: host:port` of a member of the swarm, where others reach it, or empty if nobody can:
