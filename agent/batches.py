@@ -22,11 +22,13 @@ class Batches(Generic[T, R]):
     def __init__(
         self, threads: Executor, work: Callable[[Sequence[T]], Sequence[R | BaseException]], at_once: int
     ) -> None:
-        """`work` runs in one of the `threads`, never twice at a time, for at most `at_once` items (what comes first,
-        goes on first); it returns an outcome for each: the result, or the error that is raised to who asked."""
+        """`work` runs in one of the `threads`, never twice at a time, for at most `at_once` items, in order of asking:
+        a busy time begins with rounds of one, two, four. It returns an outcome for each: the result, or the error that
+        is raised to who asked."""
         self._threads = threads
         self._work = work
         self._at_once = at_once
+        self._size = 1
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._is_running = False
 
@@ -39,8 +41,9 @@ class Batches(Generic[T, R]):
         return await done
 
     def _start(self) -> None:
-        round_, self._waiting = self._waiting[: self._at_once], self._waiting[self._at_once :]
+        round_, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
         self._is_running = bool(round_)
+        self._size = min(2 * self._size, self._at_once) if round_ else 1
         if round_:
             loop, items = asyncio.get_running_loop(), [item for item, _ in round_]
             working = loop.run_in_executor(self._threads, self._outcomes, items)

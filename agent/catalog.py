@@ -207,6 +207,17 @@ class Catalog:
             raise _gone(pack_id)
         return await self.mount(layer)
 
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        """Make packs (hex) durable before a snapshot names them. NotFoundError if one is not here, OSError if the disk
+        refuses."""
+        stores = []
+        for pack_id in pack_ids:
+            if (layer := self._layers.get(pack_id)) is None:
+                raise _gone(pack_id)
+            stores.append(layer.store)
+        if not all(store.is_settled for store in stores):
+            await asyncio.to_thread(LayerStore.settle, stores)
+
     async def unmount(self, pack_id: str) -> None:
         """Unmount a layer that nobody uses; its bytes stay. BusyError says who holds it."""
         layer = self._layers.get(pack_id)
@@ -348,7 +359,6 @@ class Catalog:
 
     def _show_settled(self, fetching: Future[None], store: LayerStore) -> Future[None] | None:
         self._mounter.show(store)
-        store.settle()  # a snapshot will name the pack
         if not fetching.done():
             return fetching
         fetching.result()

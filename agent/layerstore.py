@@ -144,13 +144,28 @@ class LayerStore:
         """Whether every chunk is present."""
         return self.present.all_present()
 
-    def settle(self) -> None:
-        """Make the pack durable without its image's bytes, once: from now on it is here after a power cut, and what is
-        lost of it is found by its index. To be done before anybody is promised the layer. OSError if the disk refuses.
-        """
-        with self._syncing:
-            if not self.present.clean:
-                self._sync_names()
+    @property
+    def is_settled(self) -> bool:
+        """Whether the pack is durable, as `settle` makes it."""
+        return self._settled or self.present.clean
+
+    @staticmethod
+    def settle(stores: Iterable[LayerStore]) -> None:
+        """Make packs of one directory durable without their images' bytes: from now on they are here after a power cut,
+        and what is lost of them is found by their indexes. To be done before anybody is promised the layers. OSError if
+        the disk refuses."""
+        unsettled = [store for store in stores if not store.is_settled]
+        for store in unsettled:
+            for name in ("present", "index"):
+                # Writing all of them begins: else each sync would find blocks that the journal has to hear of first.
+                _sync_path(store.directory / name, lambda fd: os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED))
+        for store in unsettled:
+            with store._syncing:
+                store._sync_own_names()
+        if unsettled:
+            _sync_path(unsettled[0].directory.parent, os.fsync)
+        for store in unsettled:
+            store._settled = True
 
     def complete(self) -> None:
         """Make a full image durable, once: from now on any boot trusts it unseen.
@@ -260,10 +275,14 @@ class LayerStore:
     def _sync_names(self) -> None:
         """Once: from then on a power cut leaves the pack its name, index and map."""
         if not self._settled:
-            self._sync_map()
-            for path in (self.directory / "index", self.directory, self.directory.parent):
-                _sync_path(path, os.fsync)
+            self._sync_own_names()
+            _sync_path(self.directory.parent, os.fsync)
             self._settled = True
+
+    def _sync_own_names(self) -> None:
+        self._sync_map()
+        for path in (self.directory / "index", self.directory):
+            _sync_path(path, os.fsync)
 
     def _sync_map(self) -> None:
         # Not msync(2): Python keeps its lock during that, and readers would wait for the disk.

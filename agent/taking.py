@@ -76,6 +76,10 @@ class NodeLayers:
             await self._images.bring_back(pack_id)
         return await self._catalog.ensure_mounted(pack_id)
 
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        """Make packs durable. NotFoundError if one is gone from this node, OSError if the disk refuses."""
+        await self._catalog.settle(pack_ids)
+
     def mounted_at(self, pack_id: str) -> str | None:
         """The layer's directory, if the layer is mounted and may be built on."""
         return self._catalog.mounted_at(pack_id) if self._refused(pack_id) is None else None

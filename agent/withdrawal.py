@@ -166,6 +166,7 @@ class Withdrawal:
         async with self._sharing.lock(by):
             if self._catalog.get(by) is None:
                 return False
+            await self._catalog.settle([by])
             built_on = await self._sharing.built_on()
             # Before the rows: else a death in between would lose who runs on it. After, those that came meanwhile.
             self._revocations.replaced(pack_id, [info.name for info in built_on.get(pack_id, ())])

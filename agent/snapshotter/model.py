@@ -111,6 +111,11 @@ class Layers(Protocol):
         into one page of mount options) and stays the same. Fast where it is mounted already."""
         ...
 
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        """Make packs durable that are mounted: a snapshot is about to name them, and must find them after a power cut.
+        Fast where they are."""
+        ...
+
     def mounted_at(self, pack_id: str) -> str | None:
         """What `ensure_mounted` would return, if it need not do anything; an image of 128 layers asks for each layer
         below each of them."""

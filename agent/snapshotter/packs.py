@@ -92,7 +92,9 @@ class Packs:
         if (directory := self.layers.mounted_at(pack_id)) is not None:
             return directory
         async with self.lock(pack_id):
-            return await self.layers.ensure_mounted(pack_id)
+            directory = await self.layers.ensure_mounted(pack_id)
+            await self.layers.settle([pack_id])  # it may have been gone, and come back
+            return directory
 
     async def lowers(self, chain: Sequence[Lower]) -> list[str]:
         """Lower directories of a chain (top first), fix-up lowers above their layers, everything mounted."""

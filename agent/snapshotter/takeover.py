@@ -24,9 +24,11 @@ AHEAD_TIMEOUT_S = 5.0
 """For recording layers that nobody has asked for yet; who does meanwhile waits as long (a guess)."""
 AHEAD = 8
 """Layers that are recorded together before they are asked for (a guess)."""
-AHEAD_LEFT = 4
-"""With so many recorded and not asked for, more can wait: the more are recorded together, the cheaper is each. A client
-deals with four in 25 ms (a guess)."""
+AHEAD_LEFT = 12
+"""With so many recorded and not asked for, more can wait: the more are recorded together, the cheaper is each, but it
+takes up to 40 ms on a busy disk, in which a client deals with eight (a guess)."""
+QUIET_MAX = 1024
+"""Layers of which it is remembered that enough above them is recorded: those of eight large images (a guess)."""
 
 
 _Asked = tuple[LayerRequest, TakenLayer]
@@ -48,6 +50,7 @@ class TakeOver:
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         # What more pulls at once would add is recorded when it is asked for.
         self._answered: asyncio.Queue[tuple[LayerRequest, Row]] = asyncio.Queue(maxsize=8)
+        self._quiet: set[str] = set()  # chain IDs above which enough was recorded
 
     async def taken(self, parent: str, snapshot_labels: Mapping[str, str], remaining_s: float | None) -> bool:
         """True if a committed snapshot with this `snapshot.ref` on this parent is there now.
@@ -77,7 +80,7 @@ class TakeOver:
                 row = await self._take(request, parent, timeout_s)
             elif not await self._is_usable(row):
                 row = None
-        if row is not None and not self._answered.full():
+        if row is not None and not self._is_quiet(chain_id) and not self._answered.full():
             self._answered.put_nowait((request, row))
         return row is not None
 
@@ -100,24 +103,35 @@ class TakeOver:
         left = [base.info.name, *(chain_id for chain_id, _ in above)][: AHEAD_LEFT + 1]
         if len(left) > 1 and self._row(left[-1], left[-2]) is not None:
             return
+        recorded = []
         while above and (row := self._row(above[0][0], base.info.name)) is not None:
             below, base = _unasked(above.popleft()[0], below), row
+            recorded.append(below.chain_id)
         stack: list[_Asked] = []
         for chain_id, layer in islice(above, AHEAD):
             below = _unasked(chain_id, below)
             stack.append((below, layer))
         if stack:
-            await self._record_unless_there(base.info.name, stack)
+            rows = await self._record_unless_there(base.info.name, stack)
+            recorded += [request.chain_id for (request, _), _ in zip(stack, rows, strict=False)]
+            if len(self._quiet) > QUIET_MAX:  # of pulls that were cut off
+                self._quiet.clear()
+            self._quiet.update(recorded[:-AHEAD_LEFT])
 
-    async def _record_unless_there(self, base: str, stack: Sequence[_Asked]) -> None:
+    def _is_quiet(self, chain_id: str) -> bool:
+        """Whether nothing need be recorded above a layer that is asked for now; says so once."""
+        is_quiet = chain_id in self._quiet
+        self._quiet.discard(chain_id)
+        return is_quiet
+
+    async def _record_unless_there(self, base: str, stack: Sequence[_Asked]) -> list[Row]:
         async with AsyncExitStack() as locks:
             parent = base
             for request, _ in stack:  # from below up; nobody else takes more than one
                 await locks.enter_async_context(self._lock(request.chain_id, parent))
                 parent = request.chain_id
             # Without the first none of those above it has a row either.
-            if self._row(stack[0][0].chain_id, base) is None:
-                await self._record(base, stack)
+            return await self._record(base, stack) if self._row(stack[0][0].chain_id, base) is None else []
 
     def _row(self, chain_id: str, parent: str) -> Row | None:
         return self._store.reading.taken_over(chain_id, parent)
@@ -166,6 +180,7 @@ class TakeOver:
         async with self._packs.locked(packs):
             assert self._packs.layers is not None
             places = [await self._packs.layers.ensure_mounted(pack_id) for pack_id in packs]
+            await self._packs.layers.settle(packs)
             plans: Sequence[Mapping[bytes, fixup.Attributes]] = [{}] * len(stack)
             if is_planned:
                 # In a thread of its own: reads of a lazy layer's directories may have to wait for their blocks.

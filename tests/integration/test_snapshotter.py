@@ -89,6 +89,9 @@ class ErofsLayers:
                 mount_erofs(device, place)
         return place
 
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        pass
+
     def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
         return []
 

@@ -48,7 +48,7 @@ class FakeStore:
         self.present = FakePresent()
         self.received: Counter[str] = Counter()
         self.missing = {0, 1, 2}
-        self.durable = self.settled = False
+        self.durable = self.is_settled = False
         self.directory = Path("/nonexistent") / self.name
         self.frames: Any = None
         self.is_proven = True
@@ -56,9 +56,6 @@ class FakeStore:
     def prove(self) -> None:
         """Hash what is here: nothing is wrong."""
         self.is_proven = True
-
-    def settle(self) -> None:
-        self.settled = True
 
     @property
     def is_complete(self) -> bool:

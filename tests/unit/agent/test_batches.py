@@ -23,12 +23,13 @@ async def test_what_waits_is_done_together_in_order_and_not_more_at_once_than_al
 
     with ThreadPoolExecutor(1) as threads:
         batches: Batches[int, int] = Batches(threads, work, 3)
-        asked = [asyncio.create_task(batches.do(number)) for number in range(6)]
+        asked = [asyncio.create_task(batches.do(number)) for number in range(8)]
         await asyncio.sleep(0)
         go.set()
-        assert await asyncio.gather(*asked) == [0, 10, 20, 30, 40, 50]
-        assert rounds == [[0], [1, 2, 3], [4, 5]]
-        assert await batches.do(7) == 70
+        assert await asyncio.gather(*asked) == [0, 10, 20, 30, 40, 50, 60, 70]
+        assert rounds == [[0], [1, 2], [3, 4, 5], [6, 7]], "what comes first does not wait for many others"
+        assert await asyncio.gather(*map(batches.do, (8, 9))) == [80, 90]
+        assert rounds[4:] == [[8], [9]]
 
 
 async def test_an_error_is_that_items_alone_and_a_caller_that_leaves_stops_nobody() -> None:

@@ -39,9 +39,27 @@ async def test_a_large_layer_is_shown_once_its_metadata_is_here_and_then_filled(
         assert await made.catalog.mount(layer) == "/l/n5"
         assert made.steps.names() == ["add", "fetch_now", "announce", "show", "mount_shown"]
         assert layer.store.missing_chunks() == [0, 1]
-        assert layer.store.settled, "before anybody counts on it"  # type: ignore[attr-defined]
         assert (layer.state, layer.mounted, layer.shown) == (State.FILLING, True, True)
         assert made.transfers.filled == [5] and made.transfers.starts == 1
+
+
+async def test_layers_are_settled_together_once_and_never_without_their_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[list[Any]] = []
+
+    def settle(stores: list[Any]) -> None:
+        settled.append(stores)
+        for store in stores:
+            store.is_settled = True
+
+    monkeypatch.setattr("agent.catalog.LayerStore.settle", settle)
+    async with node(FakeStore(5), FakeStore(6)) as made:
+        layers = [await made.catalog.adopt(bytes([number])) for number in (5, 6)]
+        packs = [layer.pack_id for layer in layers]
+        await made.catalog.settle(packs)
+        await made.catalog.settle(packs)
+        assert settled == [[layer.store for layer in layers]]
+        with pytest.raises(NotFoundError, match="not on this node"):
+            await made.catalog.settle([packs[0], "ff" * 32])
 
 
 async def test_without_fill_only_what_is_read_is_fetched() -> None:

@@ -306,20 +306,44 @@ def test_a_pack_is_settled_once_and_one_that_is_clean_is_already(
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
     chunks = ChunkStore(packs, database)
-    store = chunks.create(LAYER.index_data)
-    store.settle()
+    store, other = chunks.create(LAYER.index_data), chunks.create(MadeLayer(seed=9).index_data)
+    LayerStore.settle([store])
     assert synced == [str(path) for path in (store.directory / "index", store.directory, packs)]
-    store.settle()
-    assert len(synced) == 3 and not store.present.clean
+    LayerStore.settle([store])
+    assert len(synced) == 3 and store.is_settled and not store.present.clean
+    LayerStore.settle([store, other])
+    assert synced[3:] == [str(path) for path in (other.directory / "index", other.directory, packs)]
     put(store, 0, 1, 3, 4)
     store.complete()
-    assert len(synced) == 3 and store.present.clean
+    assert len(synced) == 6 and store.present.clean
+    chunks.remove(other)
     chunks.close()
     synced.clear()
     (again,) = ChunkStore(packs, database).recover()
-    again.settle()
+    LayerStore.settle([again])
     assert not synced
     again.close()
+
+
+def test_packs_are_settled_together_in_one_go(packs: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing disk is heard of, and what it did not take is settled the next time."""
+    synced: list[str] = []
+
+    def sync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        if len(synced) == 5:
+            raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    chunks = ChunkStore(packs, database)
+    stores = [chunks.create(LAYER.index_data), chunks.create(MadeLayer(seed=9).index_data)]
+    with pytest.raises(OSError, match="the disk is gone"):
+        LayerStore.settle(stores)
+    assert not any(store.is_settled for store in stores)
+    LayerStore.settle(stores)
+    names = [str(path) for store in stores for path in (store.directory / "index", store.directory)]
+    assert synced[5:] == [*names, str(packs)] and all(store.is_settled for store in stores)
+    chunks.close()
 
 
 def test_a_pack_keeps_its_node_number_without_the_database(packs: Path, tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ class FakeLayers:
         self.mounted.add(pack_id)
         return f"/l/{pack_id}"
 
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        pass
+
     def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
         return []
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +61,7 @@ class World:
         self.snapshots: dict[str, list[Info]] = {BAD.pack_id: [MOUNT, CONTAINER]}
         self.reported: list[str] = []
         self.answers: list[tuple[str, Verdict | ImgdistError]] = []
+        self.durable: set[str] = set()
         self.busy = True
         self.evicted = False
         self.late: list[Info] = []
@@ -92,6 +93,9 @@ class World:
 
     def get(self, pack_id: str) -> Layer | None:
         return self.here.get(pack_id)
+
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        self.durable.update(pack_ids)
 
     async def unmount(self, pack_id: str) -> None:
         if self.busy:
@@ -187,7 +191,7 @@ async def test_snapshots_are_put_on_the_layers_own_pack_and_who_runs_is_named(
     with caplog.at_level(logging.ERROR):
         await world.look()
         await world.look()
-    assert world.snapshots == {GOOD.pack_id: [MOUNT, CONTAINER]}
+    assert world.snapshots == {GOOD.pack_id: [MOUNT, CONTAINER]} and GOOD.pack_id in world.durable
     assert world.withdrawal.used_by == {BAD.pack_id: ["container k8s.io/web", "mount /m"]}, "as long as they run"
 
     world.snapshots[GOOD.pack_id].remove(MOUNT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +24,7 @@ from agent.snapshotter.packs import Sharing
 from agent.snapshotter.takeover import AHEAD, AHEAD_LEFT
 from imgdist.errors import DeclinedError, NotFoundError, TemporaryError, UnsupportedError, UsageError
 
-DIFF_IDS = [f"sha256:{digit * 64}" for digit in "123456789abcdef"]
+DIFF_IDS = [f"sha256:{number:064x}" for number in range(1, 3 * AHEAD + 2)]
 CHAIN = [DIFF_IDS[0]]
 for diff_id in DIFF_IDS[1:]:
     CHAIN.append(labels.chain_id(CHAIN[-1], diff_id))
@@ -38,6 +39,8 @@ class FakeLayers:
         self.asked: list[LayerRequest] = []
         self.starts: list[list[str]] = []
         self.mounted: set[str] = set()
+        self.settled: set[str] = set()
+        self.full = False
         self.busy: set[str] = set()
         self.broken: set[str] = set()
         self.opened = False
@@ -72,6 +75,12 @@ class FakeLayers:
             self.mounting.set()
             await asyncio.Event().wait()
         return str(self.root / pack_id)
+
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        assert self.mounted.issuperset(pack_ids)
+        if self.full:
+            raise OSError(errno.ENOSPC, "no room")
+        self.settled.update(pack_ids)
 
     def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
         first = CHAIN.index(request.chain_id) + 1
@@ -227,13 +236,17 @@ async def test_the_next_layers_are_recorded_together_while_the_client_deals_with
     async with working(core):
         await take(core, 0)
         await recorded(core, CHAIN[AHEAD])
-        for number in range(1, AHEAD - AHEAD_LEFT + 1):
-            assert [info.name for info in await core.walk()] == CHAIN[: AHEAD + 1], "some are left: more can wait"
+        await take(core, 1, CHAIN[0])
+        await recorded(core, CHAIN[2 * AHEAD])
+        enough = 2 * AHEAD - AHEAD_LEFT
+        for number in range(2, enough + 1):
             await take(core, number, CHAIN[number - 1])
-        await take(core, AHEAD - AHEAD_LEFT + 1, CHAIN[AHEAD - AHEAD_LEFT])
+            assert [info.name for info in await core.walk()] == CHAIN[: 2 * AHEAD + 1], "some are left: more can wait"
+        await take(core, enough + 1, CHAIN[enough])
         await recorded(core, CHAIN[-1])
-        for number in range(AHEAD - AHEAD_LEFT + 2, len(CHAIN)):
+        for number in range(enough + 2, len(CHAIN)):
             await take(core, number, CHAIN[number - 1])
+    assert layers.settled == {f"pack{number}" for number in range(len(CHAIN))}
     assert [request.chain_id for request in layers.asked] == CHAIN[:1]
     assert (await core.stat(CHAIN[-1])).parent == CHAIN[-2]
     lowers = lowerdirs(await core.prepare("n/5/container", CHAIN[-1], {}))
@@ -258,6 +271,16 @@ async def test_what_is_recorded_together_ends_with_a_fix_up_lower(core: Snapshot
     assert [request.chain_id for request in layers.asked] == CHAIN[:1]
     lowers = lowerdirs(await core.prepare("n/5/container", CHAIN[3], {}))
     assert [os.stat(f"{lower}/tmp").st_mode & 0o777 for lower in lowers] == [0o700, 0o755, 0o700, 0o755, 0o700, 0o777]
+
+
+async def test_a_layer_that_the_disk_does_not_keep_is_not_promised(core: Snapshotter, layers: FakeLayers) -> None:
+    layers.add(0)
+    layers.full = True
+    assert await prepare_layer(core, 0)
+    assert [info.kind for info in await core.walk()] == [Kind.ACTIVE]
+    layers.full = False
+    await take(core, 0)
+    assert layers.settled == {"pack0"}
 
 
 async def test_layers_that_are_asked_for_while_they_are_recorded_are_recorded_once(
