@@ -80,6 +80,9 @@ class _ConvertedLayers:
     def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
         return None
 
+    async def settle(self, pack_ids: Sequence[str]) -> None:
+        pass
+
     def mounted_at(self, pack_id: str) -> str | None:
         return str(self.directories[pack_id])
 

@@ -134,10 +134,22 @@ def test_the_places_of_a_run_follow_one_another() -> None:
     run.close()
 
 
-def test_few_patient_runs_have_memory_at_once() -> None:
+def test_few_patient_runs_have_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asks: list[threading.Event] = []
+
+    class Turns(threading.Semaphore):
+        def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+            for event in asks:
+                event.set()
+            return super().acquire(blocking, timeout)
+
+    turns = Turns(PATIENT_AT_ONCE)
+    monkeypatch.setattr("agent.transfer.run._patient", turns)
     first, *others = runs = [Run(patient=True) for _ in range(PATIENT_AT_ONCE)]
     places = [run.place(0, CHUNK_MAX) for run in runs]
     assert all(place is not None for place in places)
+    assert not turns.acquire(blocking=False), "that many, and no more"
+    asks.append(threading.Event())
     late, got = Run(patient=True), threading.Event()
 
     def place() -> None:
@@ -149,6 +161,7 @@ def test_few_patient_runs_have_memory_at_once() -> None:
     reader = Run()
     assert reader.place(0, CHUNK_MAX) is not None, "a reader's does not wait"
     reader.close()
+    assert asks[0].wait(10), "it asked for its turn"
     assert late.is_untouched and not got.is_set()
     first.close()
     assert got.wait(10)

@@ -444,7 +444,17 @@ def test_a_peer_sends_a_reader_to_neighbours_only(make_node: MakeNode) -> None:
 
 
 @pytest.mark.parametrize("gets_it", [True, False])
-def test_who_gets_a_chunk_from_a_peer_is_waited_for_wherever_it_stands(make_node: MakeNode, gets_it: bool) -> None:
+def test_who_gets_a_chunk_from_a_peer_is_waited_for_wherever_it_stands(
+    make_node: MakeNode, gets_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_alone: list[object] = []
+    busy = Policy.busy
+
+    def note(policy: Policy, source: object, now: float, retry_after_s: float | None = None, **more: bool) -> None:
+        left_alone.append(source)
+        busy(policy, source, now, retry_after_s, **more)
+
+    monkeypatch.setattr(Policy, "busy", note)
     has, getting = peer("b:1"), peer("d:1", *(() if gets_it else (MadeLayer([1], seed=9),)))
 
     def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
@@ -459,6 +469,7 @@ def test_who_gets_a_chunk_from_a_peer_is_waited_for_wherever_it_stands(make_node
     node.view.wait(("written", node.store.node, START[1], END[1]), 5)
     assert (getting.asked_chunks, getting.waits) == ([1], [PASSED_ON_FIRST_S])
     assert has.asked_chunks == ([1] if gets_it else [1, 1]), "who named the wrong one is asked again in the end"
+    assert left_alone == ([] if gets_it else [has]), "but not for a while after that"
 
 
 def test_who_is_named_by_another_and_lacks_the_chunk_has_not_lied(make_node: MakeNode) -> None:
