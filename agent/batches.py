@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 class Batches(Generic[T, R]):
-    """What is asked for while a thread is at work is done together in the next round.
+    """What is asked for while a thread is at work is done together in the next rounds.
 
     The layers of an image are opened side by side: a thread each means that all of them, and the event loop that
     answers containerd meanwhile, wait for the GIL in turn at every system call. One caller alone waits no longer than

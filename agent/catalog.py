@@ -195,9 +195,10 @@ class Catalog:
         return self._mounter.directory(layer.store)
 
     def mounted_at(self, pack_id: str) -> str | None:
-        """Where the layer of that pack (hex) is mounted; None if it is not, or is being mounted or unmounted."""
+        """Where the layer of that pack (hex) is mounted; None if it is not, or is being mounted or unmounted, or its
+        pack is not durable yet (`settle`)."""
         layer = self._layers.get(pack_id)
-        usable = layer is not None and layer.mounted and not layer.lock.locked()
+        usable = layer is not None and layer.mounted and not layer.lock.locked() and layer.store.is_settled
         return self._mounter.directory(layer.store) if layer is not None and usable else None
 
     async def ensure_mounted(self, pack_id: str) -> str:

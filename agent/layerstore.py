@@ -154,14 +154,10 @@ class LayerStore:
         """Make packs of one directory durable without their images' bytes: from now on they are here after a power cut,
         and what is lost of them is found by their indexes. To be done before anybody is promised the layers. OSError if
         the disk refuses."""
-        unsettled = [store for store in stores if not store.is_settled]
+        # Without the lock, which `complete` has while all of an image goes to the disk: nothing but names is synced.
+        unsettled = [store for store in dict.fromkeys(stores) if not store.is_settled]
         for store in unsettled:
-            for name in ("present", "index"):
-                # Writing all of them begins: else each sync would find blocks that the journal has to hear of first.
-                _sync_path(store.directory / name, lambda fd: os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED))
-        for store in unsettled:
-            with store._syncing:
-                store._sync_own_names()
+            store._sync_own_names()
         if unsettled:
             _sync_path(unsettled[0].directory.parent, os.fsync)
         for store in unsettled:

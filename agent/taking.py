@@ -81,7 +81,7 @@ class NodeLayers:
         await self._catalog.settle(pack_ids)
 
     def mounted_at(self, pack_id: str) -> str | None:
-        """The layer's directory, if the layer is mounted and may be built on."""
+        """The layer's directory, if the layer is mounted, durable and may be built on."""
         return self._catalog.mounted_at(pack_id) if self._refused(pack_id) is None else None
 
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:

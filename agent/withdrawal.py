@@ -154,10 +154,12 @@ class Withdrawal:
         for layer in revocation.layers:
             try:
                 found = await self._images.layer(layer.reference, layer.digest, layer.manifest_digest)
+                is_same = found.store.index.diff_id == layer.diff_id
+                is_replaced = is_same and await self._replace_by(pack_id, found.pack_id)
             except (ImgdistError, OSError) as error:
                 log.warning("layer %s has no pack yet that could replace a revoked one: %s", layer.digest, error)
                 continue
-            if found.store.index.diff_id == layer.diff_id and await self._replace_by(pack_id, found.pack_id):
+            if is_replaced:
                 log.warning("layer %s: what is new is built on pack %s", layer.digest, found.pack_id)
                 return
 

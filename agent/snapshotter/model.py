@@ -117,8 +117,8 @@ class Layers(Protocol):
         ...
 
     def mounted_at(self, pack_id: str) -> str | None:
-        """What `ensure_mounted` would return, if it need not do anything; an image of 128 layers asks for each layer
-        below each of them."""
+        """What `ensure_mounted` would return, if neither it nor `settle` has anything to do; an image of 128 layers
+        asks for each layer below each of them."""
         ...
 
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:

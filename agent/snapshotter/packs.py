@@ -93,7 +93,7 @@ class Packs:
             return directory
         async with self.lock(pack_id):
             directory = await self.layers.ensure_mounted(pack_id)
-            await self.layers.settle([pack_id])  # it may have been gone, and come back
+            await self.layers.settle([pack_id])  # it may have been gone, and come back with all of its image
             return directory
 
     async def lowers(self, chain: Sequence[Lower]) -> list[str]:

@@ -20,8 +20,9 @@ from imgdist.errors import DeclinedError
 
 log = logging.getLogger("imgdist.snapshotter")
 
-AHEAD_TIMEOUT_S = 5.0
-"""For recording layers that nobody has asked for yet; who does meanwhile waits as long (a guess)."""
+AHEAD_TIMEOUT_S = 30.0
+"""For recording layers that nobody has asked for yet; who does meanwhile waits as long (a guess: 33 syncs of a disk
+that takes 0.5 s for one, and some)."""
 AHEAD = 8
 """Layers that are recorded together before they are asked for (a guess)."""
 AHEAD_LEFT = 12
@@ -50,7 +51,7 @@ class TakeOver:
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         # What more pulls at once would add is recorded when it is asked for.
         self._answered: asyncio.Queue[tuple[LayerRequest, Row]] = asyncio.Queue(maxsize=8)
-        self._quiet: set[str] = set()  # chain IDs above which enough was recorded
+        self._quiet: set[tuple[str, str]] = set()  # (chain ID, parent) of rows above which enough was recorded
 
     async def taken(self, parent: str, snapshot_labels: Mapping[str, str], remaining_s: float | None) -> bool:
         """True if a committed snapshot with this `snapshot.ref` on this parent is there now.
@@ -77,10 +78,11 @@ class TakeOver:
             )
             row = self._row(chain_id, parent)
             if row is None:
+                self._quiet.discard((chain_id, parent))  # it was collected, with all above it
                 row = await self._take(request, parent, timeout_s)
             elif not await self._is_usable(row):
                 row = None
-        if row is not None and not self._is_quiet(chain_id) and not self._answered.full():
+        if row is not None and not self._is_quiet(chain_id, parent) and not self._answered.full():
             self._answered.put_nowait((request, row))
         return row is not None
 
@@ -105,23 +107,23 @@ class TakeOver:
             return
         recorded = []
         while above and (row := self._row(above[0][0], base.info.name)) is not None:
+            recorded.append((above[0][0], base.info.name))
             below, base = _unasked(above.popleft()[0], below), row
-            recorded.append(below.chain_id)
         stack: list[_Asked] = []
         for chain_id, layer in islice(above, AHEAD):
             below = _unasked(chain_id, below)
             stack.append((below, layer))
         if stack:
             rows = await self._record_unless_there(base.info.name, stack)
-            recorded += [request.chain_id for (request, _), _ in zip(stack, rows, strict=False)]
+            recorded += [(row.chain_id or "", row.info.parent) for row in rows]
             if len(self._quiet) > QUIET_MAX:  # of pulls that were cut off
                 self._quiet.clear()
             self._quiet.update(recorded[:-AHEAD_LEFT])
 
-    def _is_quiet(self, chain_id: str) -> bool:
+    def _is_quiet(self, chain_id: str, parent: str) -> bool:
         """Whether nothing need be recorded above a layer that is asked for now; says so once."""
-        is_quiet = chain_id in self._quiet
-        self._quiet.discard(chain_id)
+        is_quiet = (chain_id, parent) in self._quiet
+        self._quiet.discard((chain_id, parent))
         return is_quiet
 
     async def _record_unless_there(self, base: str, stack: Sequence[_Asked]) -> list[Row]:
@@ -180,7 +182,10 @@ class TakeOver:
         async with self._packs.locked(packs):
             assert self._packs.layers is not None
             places = [await self._packs.layers.ensure_mounted(pack_id) for pack_id in packs]
-            await self._packs.layers.settle(packs)
+            try:
+                await self._packs.layers.settle(packs)
+            except OSError as error:
+                raise DeclinedError(f"its pack cannot be made durable: {error}") from error
             plans: Sequence[Mapping[bytes, fixup.Attributes]] = [{}] * len(stack)
             if is_planned:
                 # In a thread of its own: reads of a lazy layer's directories may have to wait for their blocks.

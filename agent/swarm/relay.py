@@ -17,9 +17,8 @@ NAMED = 2
 CHUNKS_MAX = 4096
 """Chunks asked for last that are remembered (a guess: some seconds of a start). [measured: 2 MB with one
 asker each, 6 with eight]"""
-FRESH_S = 60.0
-"""Who asked longer ago is left alone: a crowd is over by then, as for a supernode. On slow links the last of it is tens
-of seconds behind the first [measured: 16 at 4 Mbit/s were done after 131 and 130 s on average, with 8 s after 143]."""
+FRESH_S = 8.0
+"""Who asked longer ago is left alone: a crowd is over by then (a guess)."""
 
 
 class Relay:

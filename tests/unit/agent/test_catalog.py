@@ -55,9 +55,12 @@ async def test_layers_are_settled_together_once_and_never_without_their_packs(mo
     async with node(FakeStore(5), FakeStore(6)) as made:
         layers = [await made.catalog.adopt(bytes([number])) for number in (5, 6)]
         packs = [layer.pack_id for layer in layers]
+        await made.catalog.mount(layers[0])
+        assert made.catalog.mounted_at(packs[0]) is None, "nobody builds on it before"
         await made.catalog.settle(packs)
         await made.catalog.settle(packs)
         assert settled == [[layer.store for layer in layers]]
+        assert made.catalog.mounted_at(packs[0]) == "/l/n5"
         with pytest.raises(NotFoundError, match="not on this node"):
             await made.catalog.settle([packs[0], "ff" * 32])
 

@@ -331,18 +331,19 @@ def test_packs_are_settled_together_in_one_go(packs: Path, database: Database, m
 
     def sync(fd: int) -> None:
         synced.append(os.readlink(f"/proc/self/fd/{fd}"))
-        if len(synced) == 5:
+        if len(synced) == 7:
             raise OSError(errno.EIO, "the disk is gone")
 
     monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "fdatasync", sync)
     chunks = ChunkStore(packs, database)
     stores = [chunks.create(LAYER.index_data), chunks.create(MadeLayer(seed=9).index_data)]
     with pytest.raises(OSError, match="the disk is gone"):
         LayerStore.settle(stores)
     assert not any(store.is_settled for store in stores)
     LayerStore.settle(stores)
-    names = [str(path) for store in stores for path in (store.directory / "index", store.directory)]
-    assert synced[5:] == [*names, str(packs)] and all(store.is_settled for store in stores)
+    names = [store.directory / name for store in stores for name in ("present", "index", "")]
+    assert synced[7:] == [*map(str, names), str(packs)] and all(store.is_settled for store in stores)
     chunks.close()
 
 

@@ -118,6 +118,7 @@ class World:
 
     async def replace(self, pack_id: str, by: str) -> list[Info]:
         assert self.locks[by].locked(), "else it may go meanwhile"
+        assert by in self.durable
         self.snapshots[by] = [*self.snapshots.pop(pack_id), *self.late]
         return self.snapshots[by]
 
@@ -191,7 +192,7 @@ async def test_snapshots_are_put_on_the_layers_own_pack_and_who_runs_is_named(
     with caplog.at_level(logging.ERROR):
         await world.look()
         await world.look()
-    assert world.snapshots == {GOOD.pack_id: [MOUNT, CONTAINER]} and GOOD.pack_id in world.durable
+    assert world.snapshots == {GOOD.pack_id: [MOUNT, CONTAINER]}
     assert world.withdrawal.used_by == {BAD.pack_id: ["container k8s.io/web", "mount /m"]}, "as long as they run"
 
     world.snapshots[GOOD.pack_id].remove(MOUNT)

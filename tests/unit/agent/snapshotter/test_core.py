@@ -88,7 +88,7 @@ class FakeLayers:
         return [(chain, layer) for chain, layer in found if isinstance(layer, TakenLayer)]
 
     def mounted_at(self, pack_id: str) -> str | None:
-        return str(self.root / pack_id) if pack_id in self.mounted - self.broken else None
+        return str(self.root / pack_id) if pack_id in (self.mounted & self.settled) - self.broken else None
 
     async def implied_directories(self, pack_id: str) -> Sequence[bytes]:
         return next(
@@ -281,6 +281,32 @@ async def test_a_layer_that_the_disk_does_not_keep_is_not_promised(core: Snapsho
     layers.full = False
     await take(core, 0)
     assert layers.settled == {"pack0"}
+
+
+async def test_a_pack_that_comes_back_is_settled_before_it_is_used(core: Snapshotter, layers: FakeLayers) -> None:
+    """With the first of an image all others come back mounted."""
+    for number in range(2):
+        layers.add(number)
+    await take(core, 0)
+    await take(core, 1, CHAIN[0])
+    layers.settled.clear()
+    await core.prepare("n/5/container", CHAIN[1], {})
+    assert layers.settled == {"pack0", "pack1"}
+
+
+async def test_rows_that_were_collected_are_recorded_ahead_again(core: Snapshotter, layers: FakeLayers) -> None:
+    for number in range(len(CHAIN)):
+        layers.add(number)
+    layers.opened = True
+    async with working(core):
+        await take(core, 0)
+        await recorded(core, CHAIN[AHEAD])
+        await take(core, 1, CHAIN[0])
+        await recorded(core, CHAIN[2 * AHEAD])
+        for number in reversed(range(2, 2 * AHEAD + 1)):
+            await core.remove(CHAIN[number])
+        await take(core, 2, CHAIN[1])  # above it enough was recorded, before
+        await recorded(core, CHAIN[3])
 
 
 async def test_layers_that_are_asked_for_while_they_are_recorded_are_recorded_once(
