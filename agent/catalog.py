@@ -347,7 +347,7 @@ class Catalog:
         """Have the view show layers, and mount those whose metadata is here; a future says when another's is."""
         announced = each(self._announce, stores)  # it takes them all while we go on
         return [
-            fetching if isinstance(fetching, BaseException) else outcome(partial(self._show_settled, fetching), store)
+            fetching if isinstance(fetching, BaseException) else outcome(partial(self._show_and_mount, fetching), store)
             for store, fetching in zip(stores, announced, strict=True)
         ]
 
@@ -358,7 +358,7 @@ class Catalog:
         self._mounter.announce(store)
         return fetching
 
-    def _show_settled(self, fetching: Future[None], store: LayerStore) -> Future[None] | None:
+    def _show_and_mount(self, fetching: Future[None], store: LayerStore) -> Future[None] | None:
         self._mounter.show(store)
         if not fetching.done():
             return fetching
