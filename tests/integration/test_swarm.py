@@ -28,8 +28,8 @@ _SIZE = 12_000_000
 _FILES = {f"srv/{number}": random.Random(number).randbytes(1_000_000) for number in range(_SIZE // 1_000_000)}
 _SLOW = 3_000_000
 """Bytes a second of a fill that something is to happen in."""
-_SLOWER = _SLOW // 3
-"""Longer than a peer may have nothing to spare: it tells whoever asks for fill to come back in a second."""
+_SLOWER = 2 * _SLOW // 3
+"""Of one who gives: who takes at `_SLOW` needs two of them, so it is not by chance that both give something."""
 _MOSTLY = 0.65
 """Of a layer, from peers: until they are known, some tenths of a second, the supernode is asked; and beside them."""
 _WAIT_S = 60.0
@@ -140,7 +140,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_a_third_node_takes_an_image_from_the_two_before_it(site: Site) -> None:
-    nodes = [site.agent(), site.agent(), site.agent(f"swarm.down_bytes_per_s={_SLOWER}")]
+    givers = [site.agent(f"swarm.up_bytes_per_s={_SLOWER}") for _ in range(2)]
+    nodes = [*givers, site.agent(f"swarm.down_bytes_per_s={_SLOW}")]
     for node in nodes:
         node.mount()
         node.wait_complete()
