@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -136,6 +137,30 @@ def test_the_view_keeps_the_configured_deadline(tmp_path: Path, became: dict[str
     plan = launched(became, made(tmp_path, read=ReadConfig(deadline_s=4.5)))
     view = plan["children"][1]["argv"]
     assert view[view.index("--deadline") + 1] == "4.5"
+
+
+@pytest.mark.parametrize(
+    ("bytecode", "kept", "optimized"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_view_and_agent_do_without_docstrings_where_that_costs_no_start(
+    bytecode: bool,
+    kept: bool,
+    optimized: bool,
+    tmp_path: Path,
+    became: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONOPTIMIZE", raising=False)
+    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "bytecode"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", not kept)
+    if bytecode:
+        for module in (launch, msgspec, json):
+            cached = Path(importlib.util.cache_from_source(str(module.__file__), optimization=2))
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            cached.touch()
+    children = launched(became, made(tmp_path))["children"]
+    found = {child["role"]: child["environment"].get("PYTHONOPTIMIZE") for child in children}
+    assert found == {"supernode": None} | dict.fromkeys(("view", "agent"), "2" if optimized else None)
 
 
 def test_a_view_that_holds_reads_has_no_deadline(tmp_path: Path, became: dict[str, Any]) -> None:
