@@ -266,6 +266,11 @@ class Policy:
         return None if table is None else self._choice.unseen(table, layer, lacks, now)
 
     @property
+    def has_choice(self) -> bool:
+        """Whether there is more than one source."""
+        return len(self._all) > 1
+
+    @property
     def has_company(self) -> bool:
         """Whether any neighbour serves a layer."""
         return bool(self._tables)

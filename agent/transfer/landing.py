@@ -24,7 +24,7 @@ REDIRECTS_MAX = 5
 
 
 class Landing:
-    """One request's way. What does not land is left to the scheduler to ask for again."""
+    """The way of requests, each in a thread of its own. The scheduler asks again for what does not land."""
 
     def __init__(self, desk: Desk, view: View, clock: Callable[[], float]) -> None:
         self._desk = desk

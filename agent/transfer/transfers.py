@@ -123,6 +123,7 @@ class Transfers:
             lost=on_pack_lost,
             refused=on_disk_refused,
         )
+        self._landing = Landing(self._desk, view, clock)
         for source in supernodes:
             self._sources.join(source, SourceKind.SUPERNODE, clock())
         self._engine.start()
@@ -355,7 +356,7 @@ class Transfers:
     # What threads do.
 
     def _carry_out(self, job: Job, fetch: Fetch) -> Outcome:
-        return Landing(self._desk, self._view, self._clock).run(job, fetch)
+        return self._landing.run(job, fetch)
 
     def _withdrawn(self, future: Future[None]) -> None:
         """A job's future ended; if the job itself cancelled it, what only it wanted is not fetched."""

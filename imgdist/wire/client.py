@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from imgdist.errors import (
     ImgdistError,
@@ -157,7 +157,7 @@ class ChunkClient:
     def _ask(self, request: BodyRequest, on_pause: OnPause | None) -> tuple[Connection, ResponseHead]:
         """Send a request and read the answer's head; anew if a kept connection proves to be stale."""
         token = self._key.token(request.name) if self._key is not None else ""
-        data = encode(replace(request, node=self.node, token=token))
+        data = encode(request, node=self.node, token=token)
         timeout_s = self.read_timeout_s + (request.wait_s if isinstance(request, ChunkRequest) else 0.0)
         while True:
             connection, kept = self._take(request.priority, timeout_s, on_pause)

@@ -86,8 +86,10 @@ BodyRequest = ChunkRequest | AnyRequest
 Request = BodyRequest | HelloRequest | MeshRequest
 
 
-def encode(request: BodyRequest) -> bytes:
-    """The bytes of a request that leaves its connection open; `wait_s` is below 10 and sent as whole milliseconds."""
+def encode(request: BodyRequest, *, node: str | None = None, token: str = "") -> bytes:
+    """The bytes of a request that leaves its connection open; `wait_s` is below 10 and sent as whole milliseconds.
+    `node` and `token`, where given, in place of its own."""
+    node, token = request.node if node is None else node, token or request.token
     urgency, fields = f"p={request.priority.value}", ""
     if isinstance(request, AnyRequest):
         target = f"any?{urgency}&n={request.count}"
@@ -95,10 +97,10 @@ def encode(request: BodyRequest) -> bytes:
     else:
         wait = f"&w={round(request.wait_s * 1000)}" if request.wait_s else ""
         target = f"{format_numbers(request.numbers)}?{urgency}{wait}"
-    if request.node is not None:
-        fields += f"Imgdist-Node: {request.node}\r\n"
-    if request.token:
-        fields += f"Imgdist-Token: {request.token}\r\n"
+    if node is not None:
+        fields += f"Imgdist-Node: {node}\r\n"
+    if token:
+        fields += f"Imgdist-Token: {token}\r\n"
     return f"GET /v1/chunks/{request.name}/{target} HTTP/1.1\r\nHost: imgdist\r\n{fields}\r\n".encode("ascii")
 
 
