@@ -5,7 +5,6 @@ The holder gets one plain plan (sockets, children) and knows no configuration; w
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from agent import bytecode
 from agent.swarm.identity import check_advertised
 from imgdist import __version__, command, daemon
 from imgdist.config import AgentConfig, toml_value
@@ -32,10 +32,6 @@ _SPARING = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLO
 """glibc's malloc (mallopt(3)) for view and agent: an arena for each of twenty threads is memory that stays theirs, and
 under Python's lock they hardly allocate at once; what a burst of work leaves free goes back. Measured, 50 layers: the
 agent 7 MiB smaller, no slower. Not for the supernode, whose compressors do allocate at once."""
-
-_WITHOUT_DOCSTRINGS = {"PYTHONOPTIMIZE": "2"}
-"""For view and agent, where its bytecode is. Measured: the agent 2.3 MiB smaller; of ten runs in 64 MiB one process was
-killed in eight with docstrings, in none without."""
 
 _NO_PUBLIC_CAS = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
 """For the agent: it speaks to nobody whom a public authority vouches for, but aiohttp, imported, reads all of those
@@ -182,7 +178,7 @@ def holder_plan(config: AgentConfig, lazy: bool) -> dict[str, Any]:
 
 def _children(config: AgentConfig, lazy: bool) -> Iterator[dict[str, Any]]:
     release = release_environment()
-    wanted = _SPARING | (_WITHOUT_DOCSTRINGS if _has_bytecode(2) else {})
+    wanted = _SPARING | bytecode.variables()
     sparing = {name: os.environ.get(name, value) for name, value in wanted.items()} | release
     if lazy and not config.supernode:
         yield {"role": "supernode", "argv": _supernode_command(config), "environment": release}
@@ -277,17 +273,6 @@ def _python() -> str:
     if sys.prefix == sys.base_prefix:
         return sys.executable
     return os.path.join(os.path.realpath(sys.prefix), "bin", os.path.basename(sys.executable))
-
-
-def _has_bytecode(optimization: int) -> bool:
-    """Whether what this release, its libraries and Python's own are compiled to with that is there, or can be kept once
-    it is made: who compiles all that it imports starts 2 s later, each time."""
-    for source in (__file__, msgspec.__file__, json.__file__):
-        bytecode = Path(importlib.util.cache_from_source(source, optimization=optimization))
-        directory = next(parent for parent in bytecode.parents if parent.exists())
-        if not bytecode.exists() and (sys.dont_write_bytecode or not os.access(directory, os.W_OK)):
-            return False
-    return True
 
 
 def _python_path() -> str:

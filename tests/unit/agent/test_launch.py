@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -140,27 +139,46 @@ def test_the_view_keeps_the_configured_deadline(tmp_path: Path, became: dict[str
 
 
 @pytest.mark.parametrize(
-    ("bytecode", "kept", "optimized"), [(True, False, True), (False, True, True), (False, False, False)]
+    ("made_before", "kept", "optimized"), [(True, False, True), (False, True, True), (False, False, False)]
 )
 def test_view_and_agent_do_without_docstrings_where_that_costs_no_start(
-    bytecode: bool,
+    made_before: bool,
     kept: bool,
     optimized: bool,
     tmp_path: Path,
     became: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("PYTHONOPTIMIZE", raising=False)
-    monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "bytecode"))
+    for name in ("PYTHONOPTIMIZE", "PYTHONPYCACHEPREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", not kept)
-    if bytecode:
-        for module in (launch, msgspec, json):
-            cached = Path(importlib.util.cache_from_source(str(module.__file__), optimization=2))
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            cached.touch()
+    if made_before:
+        (tmp_path / "bytecode").mkdir()
     children = launched(became, made(tmp_path))["children"]
     found = {child["role"]: child["environment"].get("PYTHONOPTIMIZE") for child in children}
     assert found == {"supernode": None} | dict.fromkeys(("view", "agent"), "2" if optimized else None)
+    kept_at = {child["environment"].get("PYTHONPYCACHEPREFIX") for child in children[1:]}
+    assert kept_at == {str(tmp_path / "bytecode") if optimized else None}
+
+
+def test_outside_of_a_virtual_environment_docstrings_stay(
+    tmp_path: Path, became: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONOPTIMIZE", raising=False)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    children = launched(became, made(tmp_path))["children"]
+    assert all("PYTHONOPTIMIZE" not in child["environment"] for child in children)
+
+
+def test_bytecode_without_docstrings_is_made_where_it_is_looked_for(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    path = os.pathsep.join([str(Path(launch.__file__).parent.parent), *filter(None, sys.path)])
+    environment = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [tmp_path / "bin/python", "-OO", "-m", "agent.bytecode"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=60)
+    made = {path.name.split(".")[0] for path in (tmp_path / "bytecode").rglob("*.opt-2.pyc")}
+    assert {"app", "lazynode", "view", "connector", "selectors"} <= made
 
 
 def test_a_view_that_holds_reads_has_no_deadline(tmp_path: Path, became: dict[str, Any]) -> None:
