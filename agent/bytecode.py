@@ -1,13 +1,13 @@
 """Bytecode without docstrings (python -OO) for view and agent: 3 MiB less of a node's memory [measured, 50 layers].
 
 It has a directory of its own in the environment of its release, and goes with that: nothing is written beside Python's
-own modules. `python -OO -m agent.bytecode` makes it beforehand; else the first start does, which takes 1 s longer.
+own modules. `python -m agent.bytecode` makes it beforehand; else the first start does, which takes 1 s longer.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,13 +27,14 @@ def variables() -> dict[str, str]:
 def main() -> int:
     """Make it, by importing all of it, whatever PYTHONDONTWRITEBYTECODE says."""
     directory = _directory()
-    if directory is None or sys.flags.optimize != 2:
-        print("agent.bytecode: expected python -OO of a virtual environment", file=sys.stderr)
+    if directory is None:
+        print(
+            f"agent.bytecode: expected the Python of a virtual environment, this is {sys.executable}", file=sys.stderr
+        )
         return 1
-    sys.dont_write_bytecode, sys.pycache_prefix = False, str(directory)
-    for name in _MODULES:
-        importlib.import_module(name)
-    return 0
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-OO", "-c", f"import {', '.join(_MODULES)}"]
+    return subprocess.run(command, env=environment | {"PYTHONPYCACHEPREFIX": str(directory)}, check=False).returncode
 
 
 def _directory() -> Path | None:

@@ -175,7 +175,7 @@ def test_bytecode_without_docstrings_is_made_where_it_is_looked_for(tmp_path: Pa
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
     path = os.pathsep.join([str(Path(launch.__file__).parent.parent), *filter(None, sys.path)])
     environment = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [tmp_path / "bin/python", "-OO", "-m", "agent.bytecode"]
+    command = [tmp_path / "bin/python", "-m", "agent.bytecode"]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=60)
     made = {path.name.split(".")[0] for path in (tmp_path / "bytecode").rglob("*.opt-2.pyc")}
     assert {"app", "lazynode", "view", "connector", "selectors"} <= made
