@@ -16,7 +16,7 @@ _MODULES = ("agent.app", "agent.api", "agent.mirror.service", "agent.rooted", "f
 
 def variables() -> dict[str, str]:
     """For the environment of view and agent. Nothing where the bytecode is not there and cannot be kept: who compiles
-    all that it imports starts 2 s later each time, and readers wait."""
+    all that it imports starts 1 s later each time, and readers wait."""
     directory = _directory()
     if directory is None:
         return {}

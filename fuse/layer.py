@@ -11,7 +11,8 @@ from imgdist.pack import BLOCK
 
 AHEAD = 256 * 1024
 """Read ahead of what a disk thread reads. A disk's own read-ahead may be 8 MiB for each of several readers, in memory
-that nobody can take back while it is being read [measured: with that a process killed in 14 of 18 runs in 64 MiB]."""
+that can hardly be taken back meanwhile [measured in 64 MiB: a process killed in 2 of 16 runs with it, 0 of 19 without].
+"""
 
 
 class Layer:

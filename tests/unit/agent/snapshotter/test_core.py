@@ -227,17 +227,22 @@ async def test_a_second_namespace_finds_the_same_snapshot(core: Snapshotter, lay
     assert len(layers.asked) == 1 and len(await core.walk()) == 1
 
 
-async def test_the_next_layers_are_recorded_together_while_the_client_deals_with_the_one_before(
-    core: Snapshotter, layers: FakeLayers
-) -> None:
+async def take_two(core: Snapshotter, layers: FakeLayers) -> None:
+    """The first two layers of an image all of which is open; twice as many as at once are recorded above them."""
     for number in range(len(CHAIN)):
         layers.add(number)
     layers.opened = True
+    await take(core, 0)
+    await recorded(core, CHAIN[AHEAD])
+    await take(core, 1, CHAIN[0])
+    await recorded(core, CHAIN[2 * AHEAD])
+
+
+async def test_the_next_layers_are_recorded_together_while_the_client_deals_with_the_one_before(
+    core: Snapshotter, layers: FakeLayers
+) -> None:
     async with working(core):
-        await take(core, 0)
-        await recorded(core, CHAIN[AHEAD])
-        await take(core, 1, CHAIN[0])
-        await recorded(core, CHAIN[2 * AHEAD])
+        await take_two(core, layers)
         enough = 2 * AHEAD - AHEAD_LEFT
         for number in range(2, enough + 1):
             await take(core, number, CHAIN[number - 1])
@@ -295,14 +300,8 @@ async def test_a_pack_that_comes_back_is_settled_before_it_is_used(core: Snapsho
 
 
 async def test_rows_that_were_collected_are_recorded_ahead_again(core: Snapshotter, layers: FakeLayers) -> None:
-    for number in range(len(CHAIN)):
-        layers.add(number)
-    layers.opened = True
     async with working(core):
-        await take(core, 0)
-        await recorded(core, CHAIN[AHEAD])
-        await take(core, 1, CHAIN[0])
-        await recorded(core, CHAIN[2 * AHEAD])
+        await take_two(core, layers)
         for number in reversed(range(2, 2 * AHEAD + 1)):
             await core.remove(CHAIN[number])
         await take(core, 2, CHAIN[1])  # above it enough was recorded, before
