@@ -31,7 +31,9 @@ pytestmark = pytest.mark.timeout(600)  # each upgrade starts five programs: 3 s,
 _BIG = random.Random(3).randbytes(80_000_000)
 _NEVER = random.Random(4).randbytes(5_000_000)
 _LAZY = ("--set", "fill.mode=none", "--set", "trace.enabled=false", "--set", "read.deadline_s=110")
-_STALL_S, _ABSENT_STALL_S = 0.1, 1.0
+_STALL, _ABSENT_STALL = 1 / 20, 1 / 4
+"""As much of an upgrade's time a read may take longer than the disk and a waking process: a machine that is busy makes
+both longer."""
 _ABSENT_PAUSE_S = 0.1
 """As long as the next agent takes to serve: as a rule each upgrade meets a read of bytes that are not there."""
 _WAKE_PAUSE_S = 0.002
@@ -225,17 +227,18 @@ def test_there_and_back_under_load(site: Site) -> None:
         for to in (site.new, site.old, site.new):
             began, pulled = time.monotonic(), len(took)
             site.upgraded(to)
+            upgrade_s = time.monotonic() - began
             present_s, absent_s, disk_s, process_s = map(readers.longest, ("hit", "miss", "disk", "process"))
             seen = (
-                f"-> {to.version} in {time.monotonic() - began:.1f} s, {len(took) - pulled} images started; at most"
+                f"-> {to.version} in {upgrade_s:.1f} s, {len(took) - pulled} images started; at most"
                 f" present blocks {present_s:.3f} s, absent ones {absent_s:.3f} s, the disk {disk_s:.3f} s, a process"
                 f" {process_s:.3f} s"
             )
             print(seen)
             assert not readers.wrong
             assert waiting.is_alive()
-            assert present_s < disk_s + process_s + _STALL_S * _patience(), seen
-            assert 0 < absent_s < disk_s + process_s + _ABSENT_STALL_S * _patience(), seen
+            assert present_s < disk_s + process_s + _STALL * upgrade_s, seen
+            assert 0 < absent_s < disk_s + process_s + _ABSENT_STALL * upgrade_s, seen
     assert took
 
 

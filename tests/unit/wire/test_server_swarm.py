@@ -414,12 +414,13 @@ def test_the_rate_is_kept_and_demand_goes_first(pack: Pack) -> None:
 
 
 def test_a_low_rate_is_no_fault_of_the_readers(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_module, "REQUEST_S", 0.2)
+    allowed_s = 1.0  # beside other work two threads that read and write at once may need some of it
+    monkeypatch.setattr(answer_module, "REQUEST_S", allowed_s)
     monkeypatch.setattr(answer_module, "RATE_LEAST", 1 << 30)
     with serving(pack, up_limit=RateLimit(1e6)) as address, asking(address) as client:
         began = time.monotonic()
-        fetch(client, Priority.FILL, range(20))  # beyond the burst, 1 MB
-        assert time.monotonic() - began > 0.5
+        fetch(client, Priority.FILL, range(40))  # beyond the burst, 1 MB: 3 s
+        assert time.monotonic() - began > 2 * allowed_s
 
 
 def test_threads_begin_when_they_are_needed(pack: Pack) -> None:
