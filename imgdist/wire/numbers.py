@@ -19,12 +19,15 @@ LACKS_MAX = 4096
 CHUNKS_MAX = 1 << 22
 """Chunks that a bitmap may speak of: 1 TiB of image, and an int of 512 KiB (as in imgdist.wire.mesh)."""
 
+_DIGITS = len(str(1 << 32))
 _NUMBERS_PART = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 _LACKS = re.compile(rb"([0-9]{1,8}):([0-9A-Za-z_-]{1,5464})")
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
     """`3-7,9` as chunk numbers. Raises ProtocolError for anything else, or above `NUMBERS_MAX` numbers."""
+    if text.isdecimal() and text.isascii() and len(text) < _DIGITS:
+        return (int(text),)
     numbers: list[int] = []
     for part in text.split(","):
         match = _NUMBERS_PART.fullmatch(part)

