@@ -25,19 +25,21 @@ class Layer:
     __slots__ = ("_image_fd", "name", "node", "present", "size_bytes", "touched")
 
     def __init__(self, node: int, size_bytes: int, name: bytes, image_fd: int, present_fd: int) -> None:
-        """Takes over both descriptors, also on failure. Raises CorruptError if the files do not fit the layer."""
+        """Takes over both descriptors, also on failure. Raises OSError, and CorruptError if the files do not fit the
+        layer."""
         self._image_fd = image_fd
         try:
+            self._image_fd = _another(image_fd)
             self.present = PresentMap(present_fd)
         finally:
             os.close(present_fd)
-        actual = os.fstat(image_fd).st_size
+        actual = os.fstat(self._image_fd).st_size
         if actual < size_bytes or self.present.blocks < size_bytes // BLOCK:
             raise CorruptError(
                 f"layer {name!r}: expected {size_bytes} bytes, the image has {actual} and its "
                 f"present map {self.present.blocks * BLOCK}"
             )
-        os.posix_fadvise(image_fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead but ours
+        os.posix_fadvise(self._image_fd, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead but ours
         self.node, self.size_bytes, self.name = node, size_bytes, name
         self.touched = bytearray(size_bytes // BLOCK)
 
@@ -82,3 +84,11 @@ class Layer:
             return None
         self.touched[first:end] = b"\1" * (end - first)
         return self.node, first, end - first
+
+
+def _another(fd: int) -> int:
+    """Instead of `fd` a descriptor with a description of its own: what is advised there is no advice to the agent's
+    uploads. Raises OSError, and `fd` stays open."""
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(fd)
+    return own

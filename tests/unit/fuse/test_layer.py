@@ -51,3 +51,15 @@ def test_nothing_is_read_ahead_beyond_the_end(tmp_path: Path, advised: list[tupl
     layer.read_into(buffer, (BLOCKS - 1) * BLOCK)
     assert bytes(buffer) == bytes(range(256)) * (BLOCK // 256)
     assert advised[1:] == [((BLOCKS - 2) * BLOCK, 2 * BLOCK, os.POSIX_FADV_WILLNEED)]
+
+
+def test_what_is_advised_is_no_advice_to_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent sends peers the same image by the description that its descriptor shares with the one given here."""
+    (tmp_path / "image").write_bytes(bytes(BLOCK))
+    PresentMap.create(tmp_path / "present", 1, "0" * 36).close()
+    image_fd = os.open(tmp_path / "image", os.O_RDWR)
+    os.lseek(image_fd, 7, os.SEEK_SET)
+    places: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *told: places.append(os.lseek(fd, 0, os.SEEK_CUR)))
+    Layer(2, BLOCK, b"2", image_fd, os.open(tmp_path / "present", os.O_RDWR))
+    assert places == [0], "another description"
