@@ -144,6 +144,10 @@ class Snapshotter:
             raise AlreadyExistsError("the layer is here already")
         return await self._create(Kind.ACTIVE, key, parent, snapshot_labels)
 
+    def declined(self, chain_id: str) -> str | None:
+        """Why a layer was not taken over when `prepare` was last asked for it."""
+        return self._take_over.declined(chain_id)
+
     async def view(self, key: str, parent: str, snapshot_labels: Mapping[str, str]) -> list[Mount]:
         """A read-only snapshot of `parent`."""
         return await self._create(Kind.VIEW, key, parent, snapshot_labels)

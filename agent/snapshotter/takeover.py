@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import islice
@@ -28,8 +28,8 @@ AHEAD = 8
 AHEAD_LEFT = 12
 """With so many recorded and not asked for, more can wait: the more are recorded together, the cheaper is each, but it
 takes up to 40 ms on a busy disk, in which a client deals with eight (a guess)."""
-QUIET_MAX = 1024
-"""Layers of which it is remembered that enough above them is recorded: those of eight large images (a guess)."""
+DECLINED_MAX = 256
+"""Layers of which it is remembered why they were not taken over, the last ones."""
 
 
 _Asked = tuple[LayerRequest, TakenLayer]
@@ -51,7 +51,11 @@ class TakeOver:
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         # What more pulls at once would add is recorded when it is asked for.
         self._answered: asyncio.Queue[tuple[LayerRequest, Row]] = asyncio.Queue(maxsize=8)
-        self._quiet: set[tuple[str, str]] = set()  # (chain ID, parent) of rows above which enough was recorded
+        self._declined: OrderedDict[str, str] = OrderedDict()
+
+    def declined(self, chain_id: str) -> str | None:
+        """Why a layer was not taken over when it was last asked for."""
+        return self._declined.get(chain_id)
 
     async def taken(self, parent: str, snapshot_labels: Mapping[str, str], remaining_s: float | None) -> bool:
         """True if a committed snapshot with this `snapshot.ref` on this parent is there now.
@@ -78,13 +82,15 @@ class TakeOver:
             )
             row = self._row(chain_id, parent)
             if row is None:
-                self._quiet.discard((chain_id, parent))  # it was collected, with all above it
                 row = await self._take(request, parent, timeout_s)
             elif not await self._is_usable(row):
                 row = None
-        if row is not None and not self._is_quiet(chain_id, parent) and not self._answered.full():
+        if row is None:
+            return False
+        self._declined.pop(chain_id, None)
+        if not self._answered.full():
             self._answered.put_nowait((request, row))
-        return row is not None
+        return True
 
     async def run(self) -> None:
         """Record the layers above one that was taken over, while the client deals with that: an image's layers are
@@ -105,35 +111,24 @@ class TakeOver:
         left = [base.info.name, *(chain_id for chain_id, _ in above)][: AHEAD_LEFT + 1]
         if len(left) > 1 and self._row(left[-1], left[-2]) is not None:
             return
-        recorded = []
         while above and (row := self._row(above[0][0], base.info.name)) is not None:
-            recorded.append((above[0][0], base.info.name))
             below, base = _unasked(above.popleft()[0], below), row
         stack: list[_Asked] = []
         for chain_id, layer in islice(above, AHEAD):
             below = _unasked(chain_id, below)
             stack.append((below, layer))
         if stack:
-            rows = await self._record_unless_there(base.info.name, stack)
-            recorded += [(row.chain_id or "", row.info.parent) for row in rows]
-            if len(self._quiet) > QUIET_MAX:  # of pulls that were cut off
-                self._quiet.clear()
-            self._quiet.update(recorded[:-AHEAD_LEFT])
+            await self._record_unless_there(base.info.name, stack)
 
-    def _is_quiet(self, chain_id: str, parent: str) -> bool:
-        """Whether nothing need be recorded above a layer that is asked for now; says so once."""
-        is_quiet = (chain_id, parent) in self._quiet
-        self._quiet.discard((chain_id, parent))
-        return is_quiet
-
-    async def _record_unless_there(self, base: str, stack: Sequence[_Asked]) -> list[Row]:
+    async def _record_unless_there(self, base: str, stack: Sequence[_Asked]) -> None:
         async with AsyncExitStack() as locks:
             parent = base
             for request, _ in stack:  # from below up; nobody else takes more than one
                 await locks.enter_async_context(self._lock(request.chain_id, parent))
                 parent = request.chain_id
             # Without the first none of those above it has a row either.
-            return await self._record(base, stack) if self._row(stack[0][0].chain_id, base) is None else []
+            if self._row(stack[0][0].chain_id, base) is None:
+                await self._record(base, stack)
 
     def _row(self, chain_id: str, parent: str) -> Row | None:
         return self._store.reading.taken_over(chain_id, parent)
@@ -147,6 +142,7 @@ class TakeOver:
             await self._packs.mounted(row.pack_id)
         except Exception as error:
             log.warning("layer %s was taken over before but does not mount, declined now: %s", row.info.name, error)
+            self._note(row.chain_id or row.info.name, f"it does not mount: {error}")
             return False
         return True
 
@@ -158,14 +154,23 @@ class TakeOver:
                 (row,) = await self._record(parent, [(request, layer)])
         except DeclinedError as error:
             log.info("layer %s declined, an ordinary pull follows: %s", request.chain_id, error)
+            self._note(request.chain_id, str(error))
         except TimeoutError:
             log.warning("layer %s declined: not ready within %.1f s", request.chain_id, timeout_s)
-        except Exception:
+            self._note(request.chain_id, f"it was not ready within {timeout_s:.1f} s")
+        except Exception as error:
             log.exception("layer %s declined: taking it over failed", request.chain_id)
+            self._note(request.chain_id, f"taking it over failed: {error!r}")
         else:
             return row
         self._release_soon()
         return None
+
+    def _note(self, chain_id: str, reason: str) -> None:
+        self._declined.pop(chain_id, None)
+        self._declined[chain_id] = reason
+        if len(self._declined) > DECLINED_MAX:
+            self._declined.popitem(last=False)
 
     async def _record(self, parent: str, stack: Sequence[_Asked]) -> list[Row]:
         """Check layers, each on the one before and the first on `parent`, plan their fix-up lowers, write their rows in

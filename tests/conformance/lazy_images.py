@@ -77,8 +77,8 @@ class _ConvertedLayers:
     async def ensure_mounted(self, pack_id: str) -> str:
         return str(self.directories[pack_id])
 
-    def above(self, request: LayerRequest) -> tuple[str, TakenLayer] | None:
-        return None
+    def above(self, request: LayerRequest, at_most: int) -> Sequence[tuple[str, TakenLayer]]:
+        return []
 
     async def settle(self, pack_ids: Sequence[str]) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,11 +192,20 @@ async def test_a_layer_that_the_snapshotter_declines_undoes_those_below(world: W
     job = await world.open(REFERENCE, anew=True)
     monkeypatch.setattr(world, "open", lambda reference, anew: asyncio.sleep(0, job))
     del world.layers.by_chain[world.image.layers[2].chain_id]
-    with pytest.raises(DeclinedError, match="not ready in time"):
+    with pytest.raises(DeclinedError, match="cannot be mounted lazily: not lazy"):
         await world.mounts.mount(REFERENCE, "/m", writable=False)
     assert await world.names() == []
     await world.snapshotter.cleanup()
     assert world.layers.mounted == set()
+
+
+async def test_a_pack_that_the_disk_refuses_is_why_its_image_does_not_mount(world: World, monkeypatch: Any) -> None:
+    async def refuse(pack_ids: Sequence[str]) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(world.layers, "settle", refuse)
+    with pytest.raises(DeclinedError, match=r"cannot be made durable: .*Input/output error"):
+        await world.mounts.mount(REFERENCE, "/m", writable=False)
 
 
 async def test_a_failed_mount_leaves_no_snapshot(world: World) -> None:

@@ -283,9 +283,10 @@ async def test_a_layer_that_the_disk_does_not_keep_is_not_promised(core: Snapsho
     layers.full = True
     assert await prepare_layer(core, 0)
     assert [info.kind for info in await core.walk()] == [Kind.ACTIVE]
+    assert core.declined(CHAIN[0]) == "its pack cannot be made durable: [Errno 28] no room"
     layers.full = False
     await take(core, 0)
-    assert layers.settled == {"pack0"}
+    assert layers.settled == {"pack0"} and core.declined(CHAIN[0]) is None
 
 
 async def test_a_pack_that_comes_back_is_settled_before_it_is_used(core: Snapshotter, layers: FakeLayers) -> None:
