@@ -20,6 +20,9 @@ from imgdist.wire.control import Indexes
 
 OPENING_AT_ONCE = 16
 """Layers of one image that are laid out and mounted side by side; each waits for its metadata meanwhile (a guess)."""
+INDEXES_FIRST = 8
+"""Of an image with more than twice as many layers the indexes of these come in an answer of their own: containerd asks
+for the base first, and the answer with those of 128 takes a link of 200 Mbit/s 75 ms [measured]."""
 WHOLE_BYTES = 4 << 20
 """As registries have them, of the small layers of one image that are fetched whole before the image starts. Those
 beyond are shown by the view: an image of 128 would come whole first otherwise [measured: at 200 Mbit/s its start took
@@ -31,7 +34,8 @@ class _Together:
     """What the openings of one image's layers share. A turn lasts from the sealed index to the mount: the base layer,
     which containerd asks for first, does not wait until all others have been laid out."""
 
-    indexes: SharedWork[Indexes]
+    indexes: Mapping[str, SharedWork[Indexes]]
+    """The answers that theirs are expected in, by layer digest."""
     turns: asyncio.Semaphore
     whole: Collection[str]
     """Digests of those that may be fetched whole before they are mounted."""
@@ -79,11 +83,21 @@ class LayerOpenings:
         opening ends with DeclinedError, or with what following the index, laying out or mounting raises.
         """
         wanted = [digest for digest in ready if self._here(digest) is None]
-        indexes = SharedWork(self._tasks, self._indexes.ready(wanted))
-        together = _Together(indexes, asyncio.Semaphore(OPENING_AT_ONCE), _small_ones(image.layers))
+        together = _Together(self._ask_indexes(wanted), asyncio.Semaphore(OPENING_AT_ONCE), _small_ones(image.layers))
         return {
             layer.digest: self._opening_of(image, layer, declined.get(layer.digest), together) for layer in image.layers
         }
+
+    def _ask_indexes(self, digests: Sequence[str]) -> dict[str, SharedWork[Indexes]]:
+        if len(digests) <= 2 * INDEXES_FIRST:
+            return dict.fromkeys(digests, SharedWork(self._tasks, self._indexes.ready(digests)))
+        first = SharedWork(self._tasks, self._indexes.ready(digests[:INDEXES_FIRST]))
+        rest = SharedWork(self._tasks, self._ready_after(first, digests[INDEXES_FIRST:]))
+        return dict.fromkeys(digests[:INDEXES_FIRST], first) | dict.fromkeys(digests[INDEXES_FIRST:], rest)
+
+    async def _ready_after(self, before: SharedWork[Indexes], digests: Sequence[str]) -> Indexes:
+        await before.settled()
+        return await self._indexes.ready(digests)
 
     def is_past(self, opening: SharedWork[Layer]) -> bool:
         """Whether an opening counts no more: it failed otherwise than by being declined, or its layer is gone."""
@@ -139,7 +153,8 @@ class LayerOpenings:
         self.indexing[layer.digest] = layer
         try:
             async with self.early.layer(layer.digest) as early:
-                ready = await together.indexes.wait()
+                answer = together.indexes.get(layer.digest)
+                ready = await answer.wait() if answer is not None else Indexes({})
                 sealed = ready.indexes.get(layer.digest)
                 if sealed is not None:  # what loading it takes, the base layer need not wait for
                     await turn.enter_async_context(together.turns)

@@ -100,7 +100,7 @@ class FakeSupernodes:
         self.asked.append(f"indexes {len(layer_digests)}")
         if isinstance(self.ready, Exception):
             raise self.ready
-        return Indexes(self.ready)
+        return Indexes({digest: self.ready[digest] for digest in layer_digests if digest in self.ready})
 
     async def agree(self, layer_digest: str, reference: str, *, platform: str, manifest_digest: str, count: int) -> str:
         self.asked.append(f"agree {count}")

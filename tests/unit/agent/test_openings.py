@@ -10,7 +10,7 @@ from fake_node import FakeStore
 from images_rig import DIFF_ID, MANIFEST, REFERENCE, digest, resolution, sealed_index, world
 
 from agent.agreement import DisagreementError
-from agent.openings import WHOLE_BYTES
+from agent.openings import INDEXES_FIRST, WHOLE_BYTES
 from imgdist.errors import (
     CorruptError,
     DeclinedError,
@@ -29,6 +29,22 @@ async def test_indexes_that_are_ready_are_asked_for_together(tmp_path: Path) -> 
         layers = await asyncio.gather(*(made.images.layer(REFERENCE, digest(number), MANIFEST) for number in (5, 6, 7)))
         assert [layer.store.node for layer in layers] == [5, 6, 7]
         assert sorted(made.supernodes.asked)[:3] == ["index 6", "index 7", "indexes 3"]
+
+
+async def test_of_many_layers_the_first_ones_indexes_come_first(tmp_path: Path) -> None:
+    numbers = range(5, 5 + 2 * INDEXES_FIRST + 1)
+    async with world(tmp_path) as made:
+        made.supernodes.resolution = resolution(*numbers, state="ready")
+        first, last = numbers[0], numbers[-1]
+        made.supernodes.ready = {digest(number): sealed_index(number) for number in (first, last)}
+        stores = {number: FakeStore(number) for number in numbers}
+        made.node.chunks.stores = {bytes([number]): store for number, store in stores.items()}
+        made.node.chunks.stores |= {sealed_index(number): stores[number] for number in (first, last)}
+        layers = await asyncio.gather(*(made.images.layer(REFERENCE, digest(number), MANIFEST) for number in numbers))
+        assert [layer.store.node for layer in layers] == list(numbers)
+        asked = [what for what in made.supernodes.asked if what.startswith("indexes")]
+        assert asked == [f"indexes {INDEXES_FIRST}", f"indexes {INDEXES_FIRST + 1}"]
+        assert not {f"index {first}", f"index {last}"} & set(made.supernodes.asked)
 
 
 @pytest.mark.parametrize("refusal", [UsageError("status 404"), TemporaryError("it is away")])
