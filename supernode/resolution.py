@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -86,27 +87,24 @@ class Resolutions:
         self, image: Image, chunks: Callable[[], str | None], unproven: Collection[str]
     ) -> Resolution:
         manifest, config = image.manifest, image.config
-        layers = []
-        for layer, diff_id, chain_id in zip(manifest.layers, config.diff_ids, image.chain_ids, strict=True):
-            status = self._fetcher.status(layer.digest)
-            if layer.digest in unproven:
-                status = LayerStatus(layer.digest, "declined", reason=_UNPROVEN)
-            if status.pack_id:
-                self._store.used(status.pack_id)
-            size = await asyncio.to_thread(self._image_bytes, status.pack_id) if status.pack_id else None
-            layers.append(
-                Layer(
-                    layer.digest,
-                    layer.media_type,
-                    layer.size,
-                    diff_id,
-                    chain_id,
-                    status.state,
-                    status.pack_id,
-                    size,
-                    status.reason,
-                )
+        statuses = [self._status(layer.digest, unproven) for layer in manifest.layers]
+        sizes = await self._image_bytes([status.pack_id for status in statuses if status.pack_id])
+        layers = [
+            Layer(
+                layer.digest,
+                layer.media_type,
+                layer.size,
+                diff_id,
+                chain_id,
+                status.state,
+                status.pack_id,
+                sizes.get(status.pack_id or ""),
+                status.reason,
             )
+            for layer, diff_id, chain_id, status in zip(
+                manifest.layers, config.diff_ids, image.chain_ids, statuses, strict=True
+            )
+        ]
         return Resolution(
             reference=str(image.reference),
             name=image.reference.name,
@@ -122,14 +120,28 @@ class Resolutions:
             age_s=image.age_s if math.isfinite(image.age_s) else 0.0,
         )
 
-    def _image_bytes(self, pack_id: str) -> int | None:
-        """Size of a layer image; reading an index takes some 10 ms, a size is kept (100 bytes a pack)."""
-        if pack_id not in self._image_sizes:
-            try:
-                self._image_sizes[pack_id] = self._store.index(pack_id).image_size
-            except NotFoundError:  # removed meanwhile
-                return None
-        return self._image_sizes[pack_id]
+    def _status(self, digest: str, unproven: Collection[str]) -> LayerStatus:
+        status = self._fetcher.status(digest)
+        if digest in unproven:
+            return LayerStatus(digest, "declined", reason=_UNPROVEN)
+        if status.pack_id:
+            self._store.used(status.pack_id)
+        return status
+
+    async def _image_bytes(self, pack_ids: Collection[str]) -> dict[str, int]:
+        """Sizes of layer images, but of packs that were removed meanwhile. Reading an index takes some 10 ms, a size is
+        kept (100 bytes a pack)."""
+        unread = [pack_id for pack_id in pack_ids if pack_id not in self._image_sizes]
+        if unread:
+            self._image_sizes |= await asyncio.to_thread(self._read_sizes, unread)
+        return {pack_id: self._image_sizes[pack_id] for pack_id in pack_ids if pack_id in self._image_sizes}
+
+    def _read_sizes(self, pack_ids: Collection[str]) -> dict[str, int]:
+        sizes = {}
+        for pack_id in pack_ids:
+            with suppress(NotFoundError):
+                sizes[pack_id] = self._store.index(pack_id).image_size
+        return sizes
 
 
 def _reference(asked: ResolveRequest) -> Reference:
