@@ -141,7 +141,7 @@ class ImageMounts:
             return
         await self._snapshotter.remove(extract)
         plain = self._images.openings.plain.get(digest)
-        reason = plain.reason if plain else self._snapshotter.declined(chain_id) or "the agent's log says why"
+        reason = self._snapshotter.declined(chain_id) or (plain.reason if plain else "the agent's log says why")
         raise DeclinedError(f"{reference}: layer {digest} cannot be mounted lazily: {reason}")
 
     async def _forget(self, name: str) -> None:

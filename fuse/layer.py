@@ -30,6 +30,7 @@ class Layer:
         self._image_fd = image_fd
         try:
             self._image_fd = _another(image_fd)
+            os.close(image_fd)
             self.present = PresentMap(present_fd)
         finally:
             os.close(present_fd)
@@ -87,8 +88,6 @@ class Layer:
 
 
 def _another(fd: int) -> int:
-    """Instead of `fd` a descriptor with a description of its own: what is advised there is no advice to the agent's
-    uploads. Raises OSError, and `fd` stays open."""
-    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    os.close(fd)
-    return own
+    """A descriptor of the same file with a description of its own: what is advised there is no advice to the agent's
+    uploads. Raises OSError."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

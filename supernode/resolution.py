@@ -131,17 +131,15 @@ class Resolutions:
     async def _image_bytes(self, pack_ids: Collection[str]) -> dict[str, int]:
         """Sizes of layer images, but of packs that were removed meanwhile. Reading an index takes some 10 ms, a size is
         kept (100 bytes a pack)."""
-        unread = [pack_id for pack_id in pack_ids if pack_id not in self._image_sizes]
-        if unread:
-            self._image_sizes |= await asyncio.to_thread(self._read_sizes, unread)
+        if not self._image_sizes.keys() >= set(pack_ids):
+            await asyncio.to_thread(self._read_sizes, pack_ids)
         return {pack_id: self._image_sizes[pack_id] for pack_id in pack_ids if pack_id in self._image_sizes}
 
-    def _read_sizes(self, pack_ids: Collection[str]) -> dict[str, int]:
-        sizes = {}
+    def _read_sizes(self, pack_ids: Collection[str]) -> None:
         for pack_id in pack_ids:
-            with suppress(NotFoundError):
-                sizes[pack_id] = self._store.index(pack_id).image_size
-        return sizes
+            if pack_id not in self._image_sizes:  # or another resolve of the image has read it meanwhile
+                with suppress(NotFoundError):
+                    self._image_sizes[pack_id] = self._store.index(pack_id).image_size
 
 
 def _reference(asked: ResolveRequest) -> Reference:

@@ -63,6 +63,7 @@ class TakeOver:
         `remaining_s` is what the client's deadline leaves; the wait for a layer ends before it, in a decline.
         """
         chain_id = snapshot_labels.get(labels.SNAPSHOT_REF, "")
+        self._declined.pop(chain_id, None)
         if self._packs.layers is None or not labels.is_digest(chain_id):
             return False
         timeout_s = self._timeout_s if remaining_s is None else min(self._timeout_s, remaining_s * 0.8)
@@ -85,12 +86,9 @@ class TakeOver:
                 row = await self._take(request, parent, timeout_s)
             elif not await self._is_usable(row):
                 row = None
-        if row is None:
-            return False
-        self._declined.pop(chain_id, None)
-        if not self._answered.full():
+        if row is not None and not self._answered.full():
             self._answered.put_nowait((request, row))
-        return True
+        return row is not None
 
     async def run(self) -> None:
         """Record the layers above one that was taken over, while the client deals with that: an image's layers are

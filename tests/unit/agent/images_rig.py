@@ -79,6 +79,7 @@ class FakeSupernodes:
         self.asked: list[str] = []
         self.going = asyncio.Event()
         self.going.set()
+        self.answering = asyncio.Semaphore(1000)
 
     async def resolve(self, reference: str, *, platform: str, manifest_digest: str | None) -> Resolution:
         self.asked.append(f"resolve {reference} {manifest_digest}")
@@ -98,6 +99,7 @@ class FakeSupernodes:
 
     async def indexes(self, layer_digests: Sequence[str]) -> Indexes:
         self.asked.append(f"indexes {len(layer_digests)}")
+        await self.answering.acquire()
         if isinstance(self.ready, Exception):
             raise self.ready
         return Indexes({digest: self.ready[digest] for digest in layer_digests if digest in self.ready})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from fake_node import FakeStore
-from images_rig import DIFF_ID, MANIFEST, REFERENCE, digest, resolution, sealed_index, world
+from images_rig import DIFF_ID, MANIFEST, REFERENCE, World, digest, resolution, sealed_index, world
 
 from agent.agreement import DisagreementError
 from agent.openings import INDEXES_FIRST, WHOLE_BYTES
@@ -31,20 +33,36 @@ async def test_indexes_that_are_ready_are_asked_for_together(tmp_path: Path) -> 
         assert sorted(made.supernodes.asked)[:3] == ["index 6", "index 7", "indexes 3"]
 
 
-async def test_of_many_layers_the_first_ones_indexes_come_first(tmp_path: Path) -> None:
-    numbers = range(5, 5 + 2 * INDEXES_FIRST + 1)
+@asynccontextmanager
+async def many_layers(tmp_path: Path) -> AsyncIterator[tuple[World, list[int]]]:
+    """An image with one layer more than two answers of `INDEXES_FIRST`, all sealed at the supernode."""
+    numbers = list(range(5, 5 + 2 * INDEXES_FIRST + 1))
     async with world(tmp_path) as made:
         made.supernodes.resolution = resolution(*numbers, state="ready")
-        first, last = numbers[0], numbers[-1]
-        made.supernodes.ready = {digest(number): sealed_index(number) for number in (first, last)}
+        made.supernodes.ready = {digest(number): sealed_index(number) for number in numbers}
         stores = {number: FakeStore(number) for number in numbers}
         made.node.chunks.stores = {bytes([number]): store for number, store in stores.items()}
-        made.node.chunks.stores |= {sealed_index(number): stores[number] for number in (first, last)}
-        layers = await asyncio.gather(*(made.images.layer(REFERENCE, digest(number), MANIFEST) for number in numbers))
-        assert [layer.store.node for layer in layers] == list(numbers)
-        asked = [what for what in made.supernodes.asked if what.startswith("indexes")]
+        made.node.chunks.stores |= {sealed_index(number): store for number, store in stores.items()}
+        yield made, numbers
+
+
+async def test_of_many_layers_the_first_ones_do_not_wait_for_the_others_indexes(tmp_path: Path) -> None:
+    async with many_layers(tmp_path) as (made, numbers):
+        made.supernodes.answering = asyncio.Semaphore(1)
+        first = [made.images.layer(REFERENCE, digest(number), MANIFEST) for number in numbers[:INDEXES_FIRST]]
+        assert [layer.store.node for layer in await asyncio.gather(*first)] == numbers[:INDEXES_FIRST]
+        asked = made.supernodes.asked[1:]
         assert asked == [f"indexes {INDEXES_FIRST}", f"indexes {INDEXES_FIRST + 1}"]
-        assert not {f"index {first}", f"index {last}"} & set(made.supernodes.asked)
+        made.supernodes.answering.release()
+        assert (await made.images.layer(REFERENCE, digest(numbers[-1]), MANIFEST)).mounted
+        assert made.supernodes.asked[1:] == asked
+
+
+async def test_a_supernode_that_gave_none_of_the_first_indexes_is_not_asked_for_the_others(tmp_path: Path) -> None:
+    async with many_layers(tmp_path) as (made, numbers):
+        made.supernodes.ready = TemporaryError("it is away")
+        assert (await made.images.layer(REFERENCE, digest(numbers[-1]), MANIFEST)).mounted
+        assert [what for what in made.supernodes.asked if what.startswith("indexes")] == [f"indexes {INDEXES_FIRST}"]
 
 
 @pytest.mark.parametrize("refusal", [UsageError("status 404"), TemporaryError("it is away")])

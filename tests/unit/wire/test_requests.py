@@ -147,6 +147,13 @@ def test_any_fields_raise_only_protocol_errors(lacks: bytes, node: bytes) -> Non
         RequestDecoder().feed(head + b"Imgdist-Lacks: " + lacks + b"\r\nImgdist-Node: " + node + b"\r\n\r\n")
 
 
+@given(st.binary(max_size=40), st.binary(max_size=60))
+def test_anything_behind_a_chunks_number_raises_only_protocol_errors(query: bytes, fields: bytes) -> None:
+    for end in (b"", b" HTTP/1.1\r\n"):
+        with contextlib.suppress(ProtocolError):
+            RequestDecoder().feed(f"GET /v1/chunks/{PACK}/1".encode() + query + end + fields + b"\r\n\r\n")
+
+
 @given(CHUNKS | ANY, st.data())
 def test_a_damaged_request_raises_only_protocol_errors(request: Request, data: st.DataObject) -> None:
     stream = bytearray(encoded(request))
