@@ -79,6 +79,8 @@ class FakeSupernodes:
         self.asked: list[str] = []
         self.going = asyncio.Event()
         self.going.set()
+        self.called = asyncio.Event()
+        """Indexes were asked for, and are answered as `answering` lets them be."""
         self.answering = asyncio.Semaphore(1000)
 
     async def resolve(self, reference: str, *, platform: str, manifest_digest: str | None) -> Resolution:
@@ -99,6 +101,7 @@ class FakeSupernodes:
 
     async def indexes(self, layer_digests: Sequence[str]) -> Indexes:
         self.asked.append(f"indexes {len(layer_digests)}")
+        self.called.set()
         await self.answering.acquire()
         if isinstance(self.ready, Exception):
             raise self.ready

@@ -46,14 +46,21 @@ async def many_layers(tmp_path: Path) -> AsyncIterator[tuple[World, list[int]]]:
         yield made, numbers
 
 
-async def test_of_many_layers_the_first_ones_do_not_wait_for_the_others_indexes(tmp_path: Path) -> None:
+async def test_of_many_layers_the_first_ones_indexes_come_first(tmp_path: Path) -> None:
+    """The others' are not asked for before: a supernode that prepares both answers gives the first one later."""
     async with many_layers(tmp_path) as (made, numbers):
-        made.supernodes.answering = asyncio.Semaphore(1)
+        answering = made.supernodes.answering = asyncio.Semaphore(0)
         first = [made.images.layer(REFERENCE, digest(number), MANIFEST) for number in numbers[:INDEXES_FIRST]]
-        assert [layer.store.node for layer in await asyncio.gather(*first)] == numbers[:INDEXES_FIRST]
+        opening = asyncio.gather(*first)
+        await made.supernodes.called.wait()
+        for _ in range(10):  # turns of the loop, in which the other would be asked for
+            await asyncio.sleep(0)
+        assert made.supernodes.asked[1:] == [f"indexes {INDEXES_FIRST}"]
+        answering.release()
+        assert [layer.store.node for layer in await opening] == numbers[:INDEXES_FIRST], "while the others' are awaited"
         asked = made.supernodes.asked[1:]
         assert asked == [f"indexes {INDEXES_FIRST}", f"indexes {INDEXES_FIRST + 1}"]
-        made.supernodes.answering.release()
+        answering.release()
         assert (await made.images.layer(REFERENCE, digest(numbers[-1]), MANIFEST)).mounted
         assert made.supernodes.asked[1:] == asked
 
