@@ -189,6 +189,8 @@ def _may_show(device: str, store: LayerStore) -> bool:
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     block = bytearray(BLOCK)
     try:
+        # A read that must not wait has the kernel read ahead all the same, of what may not be here yet.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         return os.preadv(descriptor, [block], 0, os.RWF_NOWAIT) < BLOCK or block == store.index.block0()
     except OSError:
         return True

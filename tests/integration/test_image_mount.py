@@ -243,6 +243,19 @@ def test_killed_whole_the_successor_rescues_an_incomplete_mount(site: Site) -> N
     assert "its view had died; the mount is right again" in agent.log()
 
 
+def test_an_agent_that_starts_fetches_nothing_of_what_is_mounted(site: Site) -> None:
+    """Whatever it looks at, also where the kernel has forgotten what it knew of the mounted devices."""
+    agent = site.agent
+    agent.start(*_LAZY)
+    agent.done("mount", site.image.reference, str(site.place()))
+    present = {layer["digest"]: layer["present_bytes"] for layer in agent.json("layers")}
+    caches.drop()
+    agent.kill_child("agent")
+    wait_until(lambda: agent.imgdist("status").returncode == 0, "the agent is back", 30)
+    time.sleep(1)  # longer than a chunk takes from a supernode beside it
+    assert {layer["digest"]: layer["present_bytes"] for layer in agent.json("layers")} == present
+
+
 def test_a_stop_completes_what_is_in_use(site: Site) -> None:
     agent, place = site.agent, site.place()
     agent.start(*_LAZY)

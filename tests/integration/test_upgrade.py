@@ -28,8 +28,9 @@ from imgdist.pack import BLOCK, CHUNK_MAX
 
 pytestmark = pytest.mark.timeout(600)  # each upgrade starts five programs: 3 s, or 15 beside other work
 
-_BIG = random.Random(3).randbytes(80_000_000)
-_NEVER = random.Random(4).randbytes(5_000_000)
+_BIG = random.Random("big").randbytes(80_000_000)
+_NEVER = random.Random("never").randbytes(5_000_000)
+"""Not a byte of any other image: what a node has of one layer it copies to another."""
 _LAZY = ("--set", "fill.mode=none", "--set", "trace.enabled=false", "--set", "read.deadline_s=110")
 _STALL, _ABSENT_STALL = 1 / 20, 1 / 4
 """As much of an upgrade's time a read may take longer than the disk and a waking process: a machine that is busy makes
