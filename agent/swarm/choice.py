@@ -66,7 +66,7 @@ class Choice:
     ) -> list[Ask]:
         """See Policy.spread."""
         pairs = table.pairs if table is not None else ()
-        able = [(n, holding.bits) for n, holding in pairs if n.shut_until <= now and n.late_at > now]
+        able = [(n, holding.bits) for n, holding in pairs if n.shut_until <= now and n.silent_at > now]
         plans: dict[Hashable, list[int]] = {}
         orphans: list[int] = []
         for chunk in chunks:
@@ -156,7 +156,7 @@ class Choice:
     def _is_late_or_slow(self, neighbour: Neighbour, now: float) -> bool:
         """Whether a source that is asked already should not be asked for more."""
         rate = neighbour.rate
-        return neighbour.late_at <= now or (rate is not None and rate < self._totals.slow_rate)
+        return neighbour.silent_at <= now or (rate is not None and rate < self._totals.slow_rate)
 
     def _run(self, neighbour: Neighbour, table: Table, useful: int, now: float) -> tuple[int, ...]:
         """As many as one request should have: the rarest of the set, and where those are too few any.

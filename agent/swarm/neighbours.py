@@ -22,6 +22,8 @@ was away joins again and is then as new (a guess)."""
 SILENCE_S = 0.5
 """Asked for something and silent for so long, a source is likely dead, and known to be when the request times out: ten
 times what a request should take (a guess)."""
+FILL_SILENCE_S = 5.0
+"""Where nobody waits for what it was asked for: on a slow link that stands back for the misses of others (a guess)."""
 _FAILURES_KEPT = 3
 """In a row, before they are remembered of a source that leaves: one that is restarted fails once or twice (a guess)."""
 ROUND_TRIP_S = 0.001
@@ -66,6 +68,7 @@ class Neighbour:
         "kind",
         "near",
         "outstanding",
+        "patient_until",
         "queue_at",
         "queue_bytes",
         "rate",
@@ -95,6 +98,8 @@ class Neighbour:
         self.queue_at = 0.0
         self.serving_since = 0.0
         self.silent_since = 0.0
+        self.patient_until = 0.0
+        """So long it may be silent: what is asked of it is on its way to it."""
         self.busy_until = 0.0
         self.busy_times = 0
         self.fill_busy_until = 0.0
@@ -108,13 +113,16 @@ class Neighbour:
         self.conviction = Conviction(kind is SourceKind.PEER)
         self.waits: dict[Hashable, float] = {}  # layers of which it has nothing for us, until then
 
-    def started(self, size_bytes: int, urgent: bool, now: float) -> None:
-        """A request went out."""
+    def started(self, size_bytes: int, urgent: bool, now: float, waits_s: float = 0.0) -> None:
+        """A request went out, which may have to wait there for so long."""
         if not self.outstanding and not self.urgent:
             self.serving_since = self.silent_since = now
         self.in_flight_bytes += size_bytes
         if urgent:
+            if not self.urgent:
+                self.silent_since, self.patient_until = now, 0.0
             self.urgent += 1
+            self.patient_until = max(self.patient_until, now + waits_s)
         else:
             self.outstanding += 1
 
@@ -250,9 +258,16 @@ class Neighbour:
         return not (self.failures or self.outstanding or self.urgent)
 
     @property
-    def late_at(self) -> float:
-        """When it will have been silent for too long, unless something comes."""
+    def silent_at(self) -> float:
+        """When it will have been silent for too long to be asked for more that nobody waits for."""
         return self.silent_since + SILENCE_S if self.outstanding or self.urgent else float("inf")
+
+    @property
+    def late_at(self) -> float:
+        """When it will have been silent for too long for somebody who waits, unless something comes."""
+        if self.urgent:
+            return max(self.silent_since + SILENCE_S, self.patient_until)
+        return self.silent_since + FILL_SILENCE_S if self.outstanding else float("inf")
 
     def row(self, now: float, slow: bool) -> SourceRow:
         """For people."""

@@ -110,16 +110,23 @@ class Policy:
     # What happens.
 
     def started(
-        self, source: Source, chunks_or_count: Sequence[int] | int, size_bytes: int, urgent: bool, now: float
+        self,
+        source: Source,
+        chunks_or_count: Sequence[int] | int,
+        size_bytes: int,
+        urgent: bool,
+        now: float,
+        waits_s: float = 0.0,
     ) -> None:
-        """A request went out; `size_bytes` estimates its bodies. Urgent: a reader or a job waits for it."""
+        """A request went out; `size_bytes` estimates its bodies. Urgent: a reader or a job waits for it. `waits_s`: so
+        long it may wait there for what is on its way to the source."""
         self._latest = now
         if urgent:
             self._hedge.asked()
         neighbour = self._all.get(source)
         if neighbour is not None:
             self._watched[source] = neighbour
-            self._totals.started(neighbour, size_bytes, urgent, now)
+            self._totals.started(neighbour, size_bytes, urgent, now, waits_s)
 
     def hedged(self) -> None:
         """The request just started is a second one for a chunk in flight (see `hedge_at`)."""
@@ -188,18 +195,24 @@ class Policy:
     # Decisions.
 
     def urgent(
-        self, layer: Layer, chunks: Collection[int], now: float, without: Collection[Source] = ()
+        self,
+        layer: Layer,
+        chunks: Collection[int],
+        now: float,
+        without: Collection[Source] = (),
+        turns: Callable[[Iterable[Source]], Mapping[Source, int]] | None = None,
     ) -> list[Source]:
         """Whom to ask for all of these chunks, in turn, each source once.
 
-        First who has them, by round trip and queue; then supernodes; then who has some of them. Behind those come
-        sources that failed lately, are silent or on trial, that lied about one of the chunks, that are in quarantine,
-        that are not known to have any.
+        First who has them, by round trip and queue, or as `turns` says; then supernodes; then who has some of them.
+        Behind those come sources that failed lately, are silent or on trial, that lied about one of the chunks, that
+        are in quarantine, that are not known to have any.
         """
         if len(self._all) == 1 and not without:  # one supernode and nobody else: most nodes, each miss
             return list(self._all)
         wanted = bits_of(chunks)
         table = self._tables.get(layer)
+        turn_of = turns(self._all) if turns is not None else {}
 
         def rank(neighbour: Neighbour) -> tuple[bool, bool, bool, bool, int, float]:
             has = table.of(neighbour.source) & wanted if table is not None else 0
@@ -210,11 +223,18 @@ class Policy:
                 neighbour.conviction.about(layer, chunks, now),
                 neighbour.failing_until > now or neighbour.late_at <= now or neighbour.is_on_trial,
                 1 if is_supernode else 0 if has == wanted else 2,
-                neighbour.wait_s(now),
+                turn_of[neighbour.source] if turns is not None else neighbour.wait_s(now),
             )
 
         known = [neighbour for neighbour in self._all.values() if neighbour.source not in without]
         return [neighbour.source for neighbour in sorted(known, key=rank)]
+
+    def holders(self, layer: Layer, chunks: Collection[int], now: float) -> list[Source]:
+        """Neighbours that have all of these chunks, and that nothing speaks against."""
+        table, wanted = self._tables.get(layer), bits_of(chunks)
+        if table is None:
+            return []
+        return [source for source in self._all if table.of(source) & wanted == wanted and self.is_sound(source, now)]
 
     def second(self, layer: Layer, chunks: Collection[int], now: float, without: Collection[Source]) -> Source | None:
         """Whom to ask a second time for chunks that are asked of others; None: nobody else is known to have any."""

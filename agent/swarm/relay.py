@@ -17,8 +17,10 @@ NAMED = 2
 CHUNKS_MAX = 4096
 """Chunks asked for last that are remembered (a guess: some seconds of a start). [measured: 2 MB with one
 asker each, 6 with eight]"""
-FRESH_S = 8.0
+FRESH_S = 30.0
 """Who asked longer ago is left alone: a crowd is over by then (a guess)."""
+HAS_S = 2.0
+"""Who asked so long ago has what it asked for (a guess)."""
 
 
 class Relay:
@@ -57,8 +59,9 @@ class Relay:
         self, name: str, numbers: Sequence[int], node: str, *, waits: bool, foretold: bool = False
     ) -> Sequence[str]:
         """Who asked for all of these lately: the latest first, if they are here and `foretold`; else those that stand
-        before that node in the line, and behind this agent if they are not here, the nearest first. It is told of to
-        others, if they reach it."""
+        before that node in the line, and behind this agent if they are not here, the nearest first. If they are here
+        and there is nobody of that kind, who asked so long ago that it has them. It is told of to others, if they reach
+        it."""
         now, me = self._clock(), self._me()
         with self._lock:
             first, *others = [self._join((name, number), node, now) for number in numbers]
@@ -66,21 +69,23 @@ class Relay:
         if not crowd:
             return ()
         is_here = self.gives(name, numbers)
-        if not (is_here and foretold):
-            before = (asker for asker in crowd if asker < node or not node)
-            crowd = sorted((asker for asker in before if is_here or me < asker), reverse=True)
-        return crowd[:NAMED]
+        if is_here and foretold:
+            return crowd[:NAMED]
+        before = [asker for asker in crowd if (asker < node or not node) and (is_here or me < asker)]
+        if not before and is_here:
+            return [asker for asker in crowd if all(each[asker] <= now - HAS_S for each in (first, *others))][:NAMED]
+        return sorted(before, reverse=True)[:NAMED]
 
     def gives(self, name: str, numbers: Sequence[int]) -> bool:
         """Whether they are here."""
         return self._has(name, numbers)
 
-    def _join(self, key: tuple[str, int], node: str, now: float) -> list[str]:
-        """Who asked for a chunk before this one, the latest first."""
+    def _join(self, key: tuple[str, int], node: str, now: float) -> dict[str, float]:
+        """Who asked for a chunk before this one, and when, the latest first."""
         fresh = [(asker, at) for asker, at in self._asked.get(key, ()) if at > now - FRESH_S and asker != node]
         if node:
             self._asked[key] = ((node, now), *fresh[: ASKERS - 1])
             self._asked.move_to_end(key)
             if len(self._asked) > CHUNKS_MAX:
                 self._asked.popitem(last=False)
-        return [asker for asker, _ in fresh]
+        return dict(fresh)

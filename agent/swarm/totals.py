@@ -25,9 +25,9 @@ class Totals:
         self.slow_rate = 0.0
         self._ended = 0
 
-    def started(self, neighbour: Neighbour, size_bytes: int, urgent: bool, now: float) -> None:
-        """A request went out."""
-        neighbour.started(size_bytes, urgent, now)
+    def started(self, neighbour: Neighbour, size_bytes: int, urgent: bool, now: float, waits_s: float) -> None:
+        """A request went out, which may have to wait there for so long."""
+        neighbour.started(size_bytes, urgent, now, waits_s)
         if not urgent:
             self.outstanding += 1
 

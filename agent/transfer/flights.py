@@ -123,9 +123,10 @@ class Flights:
         """Mark a request as started. It names one source if the policy picked that, else all in turn."""
         layer = self.layers[node]
         picked = ask.source is not None
-        sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now)[:SOURCES_MAX]
+        turns = self.line.turns if kind is Kind.DEMAND and self.is_in_slow_crowd(now) else None
+        sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now, turns=turns)[:SOURCES_MAX]
         unnamed = min(ask.count, ask.any_of.bit_count() - layer.asked_any) if ask.any_of else 0
-        before = self._before(now) if kind is Kind.DEMAND and not picked else None
+        before = self._nearest_before(node, ask.chunks, now) if kind is Kind.DEMAND and not picked else None
         if before is not None:
             sources = [before, *(source for source in sources if source != before)]
         fetch = Fetch(node, ask.chunks, kind, ask.any_of, unnamed, is_hedge, picked, before, tuple(sources))
@@ -136,7 +137,7 @@ class Flights:
         size = self.window.estimate(sum(sizes) * max(1, unnamed))
         source = sources[0] if sources else None
         flight = Flight(fetch, now, size, self.window.delivered, ask.chunks, source, now, unnamed)
-        if before is not None:
+        if before is not None and self.line.is_behind(before):
             flight.waits_s = self.passed_on_s
         self._flights[id(fetch)] = flight
         self.busy[kind] += 1
@@ -146,7 +147,7 @@ class Flights:
             self.bulk_bytes += size
             self.pace.take(size, now)
         if source is not None:
-            self.policy.started(source, ask.chunks or unnamed, size, kind.is_urgent, now)
+            self.policy.started(source, ask.chunks or unnamed, size, kind.is_urgent, now, flight.waits_s)
             if is_hedge and kind is Kind.DEMAND:
                 self.policy.hedged()
         return fetch
@@ -176,7 +177,7 @@ class Flights:
         if flight.source is not None:
             self.policy.ended(flight.source, flight.size_bytes, urgent, now)
         flight.source, flight.asked_at, flight.waits_s = source, now, waits_s
-        self.policy.started(source, fetch.chunks or fetch.count, flight.size_bytes, urgent, now)
+        self.policy.started(source, fetch.chunks or fetch.count, flight.size_bytes, urgent, now, waits_s)
 
     def end(self, fetch: Fetch, now: float, round_trip_s: float | None) -> tuple[Flight, list[int]]:
         """A request is over. Also returns its chunks that did not come and that no other request may bring yet."""
@@ -218,6 +219,10 @@ class Flights:
         there the misses of the first one are prophecy enough."""
         return self._before(now) is not None and self._chunk_s >= SLOW_CHUNK_S
 
+    def is_in_slow_crowd(self, now: float) -> bool:
+        """Whether others start with this node, on links of which each is needed for one of them."""
+        return self.line.is_crowd(now) and self._chunk_s >= SLOW_CHUNK_S
+
     @property
     def _chunk_s(self) -> float:
         """How long this node's link takes for a chunk; 0.0: not known."""
@@ -230,6 +235,14 @@ class Flights:
     def _before(self, now: float) -> Hashable | None:
         source = self.line.before(now)
         return source if source is not None and self.policy.is_sound(source, now) else None
+
+    def _nearest_before(self, node: int, chunks: Sequence[int], now: float) -> Hashable | None:
+        """The one before this node in a line. On slow links, where each is needed for one node: one that has these
+        chunks, if it stands between the two, or is ahead of this node and was stayed with."""
+        before = self._before(now)
+        if before is not None and self._chunk_s >= SLOW_CHUNK_S:
+            return self.line.next_to(before, self.policy.holders(node, chunks, now))
+        return before if before is not None and self.line.is_behind(before) else None
 
     def awaited(self) -> Iterator[tuple[float, Flight]]:
         """Requests that somebody waits for, each the only one for its chunks so far, and when their sources will have

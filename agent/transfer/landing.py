@@ -58,8 +58,8 @@ class Landing:
         while sources:
             source = sources.popleft()
             is_before = self._desk.is_before(source)
-            passes_on = is_before and (source == fetch.before or source in named)
-            waits = passes_on or source in served_by or (is_before and insists)
+            passes_on = source == fetch.before or source in named
+            waits = (is_before and (passes_on or insists)) or source in served_by
             wait_s = self._desk.wait_s() if waits else 0.0
             if asked:
                 self._desk.turned(fetch, source, wait_s)

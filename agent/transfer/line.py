@@ -7,13 +7,16 @@ waits for who waits for it (supernode/crowds.py).
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 KEPT_S = 5.0
 """Without a miss for so long it is somewhere else, or gone (a guess)."""
 SHUNNED_S = 30.0
 """A node whose way out is slow would hold up all behind it (a guess)."""
+CROWD_S = 30.0
+"""For so long after it was last served by the one before it, a node counts itself to a crowd (a guess)."""
 LACKED_S = 2.0
 """So long the one before may lack whatever is asked of it: this node is ahead of it for a moment, or for good (a
 guess)."""
@@ -21,10 +24,14 @@ guess)."""
 
 @dataclass(slots=True)
 class Line:
-    """The source before this node, while that serves."""
+    """The source before this node, while that serves. `me()`: this node's address, "" if nobody reaches it; `name`: a
+    source's."""
 
+    me: Callable[[], str] = str
+    name: Callable[[Hashable], str] = str
     until: float = 0.0
     """When it is forgotten, if nothing is missed."""
+    _crowd_until: float = 0.0
     _before: Hashable | None = None
     _lacks_since: float | None = None
     _shunned: Hashable | None = None
@@ -39,6 +46,33 @@ class Line:
         if source == self._shunned and now < self._shunned_until:
             return
         self._before, self.until, self._lacks_since = source, now + KEPT_S, None
+        self._crowd_until = now + CROWD_S
+
+    def is_crowd(self, now: float) -> bool:
+        """Whether this node was served in a line lately."""
+        return now < self._crowd_until
+
+    def is_behind(self, source: Hashable) -> bool:
+        """Whether a source stands before this node: the two never wait for each other."""
+        me = self.me()  # whom nobody reaches stands at the end
+        return not me or self.name(source) < me
+
+    def next_to(self, before: Hashable, holders: Iterable[Hashable]) -> Hashable | None:
+        """Of the one that is stayed with and those that have what is missed, the next one before this node. One behind
+        this node that is ahead of it is stayed with as long as it has what is missed: it is not waited for."""
+        if not self.is_behind(before) and before in holders:
+            return before
+        standing = [source for source in (before, *holders) if self.is_behind(source)]
+        return max(standing, key=self.name, default=None)
+
+    def turns(self, sources: Iterable[Hashable]) -> Mapping[Hashable, int]:
+        """In which turn to ask those that have what the one before this node lacks, or if there is none: from the end
+        of the line, which has nobody to serve, back to this node, then those before it, the nearest first. Else all
+        would ask whoever answers soonest, and the one behind that one would go short."""
+        ordered = sorted(sources, key=self.name)
+        place = bisect_left(ordered, self.me(), key=self.name) if self.me() else len(ordered)
+        in_turn = [*ordered[place:][::-1], *ordered[:place][::-1]]
+        return {source: turn for turn, source in enumerate(in_turn)}
 
     def lacked(self, source: Hashable, now: float) -> None:
         """It had not what was asked for, nor was it getting that."""

@@ -18,6 +18,7 @@ from agent.transfer.fetch import Fetch, Kind, Landed
 from agent.transfer.flights import Flights
 from agent.transfer.gate import FillGate
 from agent.transfer.layerstate import FLYING, HERE, MISSING, RESTING, LayerState, Layout
+from agent.transfer.line import Line
 from agent.transfer.pace import Pace
 from agent.transfer.urgent import Urgent
 from agent.transfer.window import Window
@@ -53,11 +54,12 @@ class Scheduler:
         swarm: bool = False,
         gate: FillGate | None = None,
         pace: Pace | None = None,
+        line: Line | None = None,
     ) -> None:
         self._random = random
         self.policy = policy or Policy(random)
         self.gate = gate or FillGate()
-        self.flights = Flights(self.policy, alone=not swarm, pace=pace or Pace())
+        self.flights = Flights(self.policy, alone=not swarm, pace=pace or Pace(), line=line or Line())
         self._layers = self.flights.layers
         self._urgent = Urgent(self.flights, read_deadline_s)
         self._bulk = Bulk(self.flights, self._urgent, self.gate)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import cast
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -30,6 +31,7 @@ from agent.transfer.gate import FillGate
 from agent.transfer.job import Job, Outcome
 from agent.transfer.landing import Landing
 from agent.transfer.lapses import Lapses
+from agent.transfer.line import Line
 from agent.transfer.pace import Pace
 from agent.transfer.scheduler import Scheduler
 from agent.transfer.sources import ChunkSource, Sources
@@ -88,6 +90,7 @@ class Transfers:
             swarm=swarm,
             gate=gate,
             pace=pace,
+            line=Line(me, lambda source: cast(ChunkSource, source).name),
         )
         self._policy = self._scheduler.policy
         self._sources = Sources(self._policy, connect)

@@ -141,7 +141,9 @@ class Urgent:
             yield late_at
 
     def _plan_hedge(self, node: int, chunk: int, now: float) -> None:
-        if not self.flights.alone and self.flights.policy.has_choice:
+        if self.flights.alone or self.flights.is_in_slow_crowd(now):
+            return
+        if self.flights.policy.has_choice:
             at = self.flights.policy.hedge_at(now, now)
             if at is not None:
                 self._hedge_at[node, chunk] = max(at, now + self.flights.link_s)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from struct import Struct
+from struct import error as struct_error
 
 OUTSTANDING_LEAST = 16 * 1024
 OUTSTANDING_MOST = 4 * 1024 * 1024
@@ -25,11 +26,17 @@ GROWTH = 1.25
 DISTANCE_S = 300.0
 """How long the least round trip counts, as the kernel's own of one connection (tcp_min_rtt_wlen)."""
 HOSTS_KEPT = 1024
+URGENT_S = 0.1
+"""As much of its link may what is urgent have on its way to one reader, by the rate at which that took the last answer:
+what this node asks for waits behind it (a guess)."""
+URGENT_LEAST, URGENT_MOST = 64 * 1024, 256 * 1024
+"""But so much of it at least; and from here on, a chunk, it needs no bound."""
 _SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.14: 0 gives a socket's buffers back to the kernel's own tuning."""
 
 # tcpi_snd_mss in bytes, tcpi_rtt and tcpi_min_rtt in microseconds (struct tcp_info, linux/tcp.h).
 _INFO = Struct("=16xI48xI76xI")
+_DELIVERY_RATE = Struct("=160xQ")  # tcpi_delivery_rate, bytes a second
 
 
 def round_trip_s(sock: socket.socket) -> float:
@@ -97,16 +104,49 @@ class Outstanding:
     def _bind(self, limit: int) -> None:
         if limit != self._bound:
             self._bound = limit
-            self._set_buffer(limit * 3 // 4)
+            bound(self._socket, limit)
 
     def has_room(self, timeout_s: float) -> bool:
         """Wait until another piece may go, or went wrong; False if that takes longer."""
         return bool(self._poll.poll(timeout_s * 1000))
 
-    def _set_buffer(self, size: int) -> None:
-        # The kernel doubles the size and says "writable" at two thirds of that: at the limit. Above net.core.wmem_max
-        # it gives less than asked; then its own tuning is the better bound.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
-        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 2 * size:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+
+class UrgentQueue:
+    """Bounds what is urgent on a slow link, where a chunk takes longer than `URGENT_S`: whatever else this node has to
+    say, its own requests first of all, waits behind what the kernel has handed over."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._bound = 0
+
+    def tune(self) -> None:
+        """Before an answer."""
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DELIVERY_RATE.size)
+            rate = int(_DELIVERY_RATE.unpack(info)[0])
+        except (OSError, struct_error):  # it has gone, or the kernel tells less
+            return
+        limit = max(URGENT_LEAST, int(rate * URGENT_S)) if rate else URGENT_MOST
+        if limit >= URGENT_MOST:
+            if self._bound:
+                self._bound = 0
+                unbound(self._socket)
+        elif not self._bound / GROWTH < limit < self._bound * GROWTH:
+            self._bound = limit
+            bound(self._socket, limit)
+
+
+def bound(sock: socket.socket, limit: int) -> None:
+    """Have so many bytes of a connection on their way at most."""
+    # The kernel doubles the size and says "writable" at two thirds of that: at the limit. Above net.core.wmem_max it
+    # gives less than asked; then its own tuning is the better bound.
+    size = limit * 3 // 4
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 2 * size:
+        unbound(sock)
+
+
+def unbound(sock: socket.socket) -> None:
+    """As many as the kernel finds right."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)

@@ -6,11 +6,12 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median_low
 
-from imgdist.wire.outstanding import round_trip_s
+from imgdist.wire.outstanding import DISTANCE_S, round_trip_s
 from imgdist.wire.uplink import unacknowledged
 
-SHARE = 0.1
+SHARE = 0.03
 """Of a slow link's time that fill may take beside what is urgent (a guess) [measured, 16 starts on 5 Mbit/s: a piece
 each 0.04 s is two thirds of such a link]."""
 SLOW_S = 0.02
@@ -22,8 +23,8 @@ STALLED_S = 1.0
 """What takes longer waits for its reader, not for the link (a guess)."""
 READERS = 8
 KEPT_S = 10.0
-"""The link is as fast as the fastest of the latest readers, as far as they took anything so lately: whoever reads
-slowly says nothing of it (guesses)."""
+"""Of the latest readers, as far as they took anything so lately (guesses). One that reads slowly says nothing of the
+link."""
 
 
 def host_of(sock: socket.socket) -> str:
@@ -54,6 +55,7 @@ class Pieces:
         self._left, self._distance, self._host = left, distance, host
         self._latest: _Piece | None = None
         self._took: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by host: seconds, and when
+        self._nearest = float("inf"), 0.0  # seconds of the way, and when it took no more
         self.slow_until = float("-inf")
         """When a slow link may take another one."""
 
@@ -67,8 +69,9 @@ class Pieces:
 
     @property
     def took_s(self) -> float | None:
-        """What the link takes for one; None: not known."""
-        return min((took for took, _ in self._took.values()), default=None)
+        """What the link takes for one, as half of the readers say at least; None: not known. The fastest may tell of a
+        shaper that lets the first bytes after a pause pass at once."""
+        return median_low(took for took, _ in self._took.values()) if self._took else None
 
     @property
     def is_slow(self) -> bool:
@@ -81,7 +84,7 @@ class Pieces:
         piece = self._latest
         if piece is None:
             return False
-        age, distance_s, took_s = now - piece.since, self._distance(piece.sock), self.took_s
+        age, distance_s, took_s = now - piece.since, self._way_s(piece.sock, now), self.took_s
         patience_s = STALLED_S if took_s is None else min(STALLED_S, max(SLOW_S, 2 * took_s))
         is_left = bool(self._left(piece.sock))
         if is_left and age < patience_s + distance_s:
@@ -93,6 +96,16 @@ class Pieces:
         if (took_s := self.took_s) is not None and took_s >= SLOW_S:
             self.slow_until = piece.since + took_s / SHARE
         return False
+
+    def _way_s(self, sock: socket.socket, now: float) -> float:
+        """Of all connections the least: one that begins in a queue takes that for the way, as a crowd's do. Who is
+        farther makes the link look slow, if nobody near takes anything either."""
+        distance_s, (least_s, at) = self._distance(sock), self._nearest
+        if not distance_s:  # none that TCP knows of
+            return 0.0
+        if distance_s <= least_s or now >= at + DISTANCE_S:
+            self._nearest = least_s, _ = distance_s, now
+        return least_s
 
     def _learn(self, host: str, took_s: float, now: float) -> None:
         self._took.pop(host, None)

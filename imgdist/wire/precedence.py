@@ -16,8 +16,8 @@ on a link of 200 Mbit/s, the way back, the reader's own work; a guess)."""
 SHARE_S = 0.04
 """Meanwhile one piece of fill may go so often, whoever's, so that it never dies (a guess); on a slow link less often
 (imgdist/wire/pieces.py)."""
-LATELY_S = 0.5
-"""For so long after what was urgent (a guess: most pauses of a start's readers)."""
+LATELY_S = 2.0
+"""For so long after what was urgent (a guess: most pauses of a start's readers, where a start takes minutes)."""
 NAP_S = 0.25
 """Between looks at most: it may be calm, or the server stopping."""
 CALM_S = 5.0

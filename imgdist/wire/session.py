@@ -16,7 +16,7 @@ from imgdist.wire.arrivals import Arrivals
 from imgdist.wire.clusterkey import MESH, ClusterKey
 from imgdist.wire.load import Ticket
 from imgdist.wire.messages import Priority
-from imgdist.wire.outstanding import Distances, Outstanding
+from imgdist.wire.outstanding import Distances, Outstanding, UrgentQueue
 from imgdist.wire.requests import (
     AnyRequest,
     BodyRequest,
@@ -59,6 +59,7 @@ class Session:
         "parked_until",
         "peer",
         "pending",
+        "queue",
         "socket",
         "ticket",
         "unpaced",
@@ -77,6 +78,7 @@ class Session:
         self.idle_since: float | None = now
         self.parked_until: float | None = None
         self.outstanding: Outstanding | None = None
+        self.queue: UrgentQueue | None = None
         self.unpaced = False
         self._seen: dict[str, int] = {}
         self._told = ("", "")
@@ -107,10 +109,13 @@ class Session:
             return
         if priority is Priority.FILL:
             self.outstanding = self.outstanding or Outstanding(self.socket, self.peer, distances)
-        elif priority is Priority.DEMAND and not self.unpaced:
+            return
+        if priority is Priority.DEMAND and not self.unpaced:
             self.unpaced = True
             with contextlib.suppress(OSError):  # it keeps the system's
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
+        self.queue = self.queue or UrgentQueue(self.socket)
+        self.queue.tune()
 
     def take_in(self, data: bytes) -> bool:
         """Take in what came; False if that was the end."""

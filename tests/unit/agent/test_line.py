@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.transfer.line import KEPT_S, LACKED_S, SHUNNED_S, Line
+from agent.transfer.line import CROWD_S, KEPT_S, LACKED_S, SHUNNED_S, Line
 
 
 def test_the_one_that_served_is_asked_first_until_it_does_not() -> None:
@@ -47,3 +47,33 @@ def test_one_that_served_late_is_not_stayed_with_for_a_while() -> None:
     assert line.before(2.0) == "b"
     line.served("a", 1.0 + SHUNNED_S)
     assert line.before(1.0 + SHUNNED_S) == "a"
+
+
+def test_who_has_nobody_before_it_asks_from_the_end_of_the_line_on() -> None:
+    turns = Line(lambda: "n4").turns(["n6", "n1", "n5", "n3"])
+    assert sorted(turns, key=turns.__getitem__) == ["n6", "n5", "n3", "n1"]
+    nobody = Line(lambda: "").turns(["n6", "n1"])
+    assert nobody == {"n6": 0, "n1": 1}, "it stands at the end itself"
+
+
+def test_the_next_one_before_this_node_of_several() -> None:
+    line = Line(lambda: "n4")
+    assert line.next_to("n1", ["n2", "n6", "n3"]) == "n3"
+    assert line.next_to("n3", ["n6"]) == "n3", "it may be on its way there"
+    assert Line(lambda: "").next_to("n2", ["n6"]) == "n6", "whom nobody reaches stands at the end"
+
+
+def test_one_that_is_ahead_is_stayed_with_while_it_has_what_is_missed() -> None:
+    line = Line(lambda: "n4")
+    assert not line.is_behind("n6") and line.is_behind("n3")
+    assert line.next_to("n6", ["n3", "n6"]) == "n6"
+    assert line.next_to("n6", ["n3"]) == "n3"
+    assert line.next_to("n6", ["n7"]) is None
+
+
+def test_a_crowd_is_remembered_for_longer_than_the_one_before() -> None:
+    line = Line()
+    assert not line.is_crowd(0.0)
+    line.served("a", 0.0)
+    line.left("a")
+    assert line.is_crowd(KEPT_S) and not line.is_crowd(CROWD_S)

@@ -11,7 +11,7 @@ from agent.swarm.policy import SourceKind
 from agent.transfer.fetch import Fetch, Kind, Landed
 from agent.transfer.flights import ENDGAME_S, SOURCES_MAX
 from agent.transfer.gate import FillGate
-from agent.transfer.line import KEPT_S
+from agent.transfer.line import CROWD_S, KEPT_S, Line
 from agent.transfer.pace import BURST_S, Pace
 from agent.transfer.scheduler import Scheduler
 
@@ -25,10 +25,13 @@ def offset(chunk: int) -> int:
 
 
 def swarm(
-    peers: dict[str, int] | None = None, supernodes: tuple[str, ...] = ("S",), pace: Pace | None = None
+    peers: dict[str, int] | None = None,
+    supernodes: tuple[str, ...] = ("S",),
+    pace: Pace | None = None,
+    me: str = "",
 ) -> Scheduler:
     """One layer, node 2, nothing here; the peers have these sets."""
-    made = Scheduler(lambda: 0.5, swarm=True, pace=pace)
+    made = Scheduler(lambda: 0.5, swarm=True, pace=pace, line=Line(lambda: me))
     made.window.answered(0, 0.0, 0.0001, 0.001)
     for name in supernodes:
         made.policy.join(name, SourceKind.SUPERNODE)
@@ -146,6 +149,40 @@ def test_nothing_is_guessed_in_a_line_on_slow_links() -> None:
     scheduler.flights.line.served("b", 0.0)
     scheduler.trace([(2, chunk) for chunk in range(12)])
     assert asked(scheduler.due(0.0)).keys() == {"a", "b"}, "on fast links it is"
+
+
+def test_on_slow_links_a_crowd_stays_with_the_nearest_that_has_what_is_missed() -> None:
+    """Not with whom it was served by first, who may have several behind it."""
+
+    def asked_for(chunk: int, now: float) -> tuple[object, tuple[object, ...]]:
+        scheduler.miss(2, offset(chunk), 4096, now)
+        (fetch,) = scheduler.due(now)
+        land(scheduler, fetch, now)
+        return fetch.before, fetch.sources
+
+    scheduler = swarm({"n1": bits_of([2]), "n3": bits_of([1, 3]), "n6": ALL, "n5": ALL}, me="n4")
+    scheduler.window.rate_bytes_per_s = 1e6
+    scheduler.flights.line.served("n1", 0.0)
+    assert asked_for(1, 0.0) == ("n3", ("n3", "n6", "n5", "S", "n1"))
+    scheduler.window.rate_bytes_per_s = 1e6
+    assert asked_for(2, 1.0)[0] == "n1", "nobody between has it"
+    scheduler.window.rate_bytes_per_s = 1e9
+    assert asked_for(3, 2.0)[0] == "n1", "on fast links nobody goes short"
+    scheduler.window.rate_bytes_per_s = 1e6
+    before, sources = asked_for(4, KEPT_S)
+    assert before is None and sources[:2] == ("n6", "n5")
+    assert not scheduler.flights.line.is_crowd(CROWD_S)
+
+
+@pytest.mark.parametrize(("rate", "hedges"), [(1e9, 1), (1e6, 0)])
+def test_on_slow_links_a_crowd_asks_nobody_twice(rate: float, hedges: int) -> None:
+    scheduler = swarm({"a": ALL, "b": ALL})
+    scheduler.flights.line.served("c", 0.0)
+    scheduler.window.rate_bytes_per_s = rate
+    scheduler.miss(2, offset(1), 4096, KEPT_S)
+    (first,) = scheduler.due(KEPT_S)
+    assert first.before is None
+    assert sum(fetch.is_hedge for fetch in scheduler.due(KEPT_S + SILENCE_S / 2)) == hedges
 
 
 def test_a_trace_whose_sources_have_enough_to_do_goes_on_when_one_is_done() -> None:

@@ -339,6 +339,24 @@ async def test_indexes_of_many_layers_in_one_answer(world: World) -> None:
             await client.indexes([DIGEST])
 
 
+async def test_indexes_go_without_metadata_while_many_bytes_are_on_their_way(world: World) -> None:
+    """To whoever comes then: nodes that start together have it from one another."""
+    great = {DIGEST: bytes(32 << 20)}
+    small = {"sha256:" + "2" * 64: sealed_stream()}
+    world.fetcher.streams = great | small
+    async with aiohttp.ClientSession() as slow, world.client() as client:
+        with_metadata = (await client.indexes(list(small))).metadata
+        asked = {"layers": list(great), "metadata": True}
+        async with slow.post(f"{world.tcp}/v1/indexes", json=asked) as unread:  # no socket takes all of it
+            assert unread.status == 200
+            without = await client.indexes(list(small))
+            assert len(await unread.read()) > len(great[DIGEST])
+        while not (found := await client.indexes(list(small))).metadata:
+            pass  # the last of it is acknowledged in a moment
+    assert with_metadata == found.metadata != {}
+    assert (without.indexes, without.metadata) == (small, {})
+
+
 async def test_a_broken_stream_is_resumed_by_record_number(world: World) -> None:
     stream = sealed_stream()
     third = records.offset_of(stream, 3)

@@ -6,7 +6,7 @@ import pytest
 from clock import Clock
 
 from agent.swarm import relay as relay_module
-from agent.swarm.relay import FRESH_S, Relay
+from agent.swarm.relay import FRESH_S, HAS_S, Relay
 
 ME = "10.0.0.2:7651"
 A, C, D, E = (f"10.0.0.{i}:7651" for i in (1, 3, 4, 5))
@@ -46,6 +46,22 @@ def test_what_is_foretold_and_here_goes_from_one_to_the_next_in_the_order_of_ask
 def test_what_readers_wait_for_goes_along_the_line_from_whoever_has_it(relay: Relay, here: set[int]) -> None:
     here.add(3)
     assert [ask(relay, node) for node in (D, A, E, C)] == [[], [], [D, A], [A]]
+
+
+def test_who_is_ahead_passes_on_what_it_has_by_now_to_whoever_has_nobody_before_it(
+    relay: Relay, here: set[int], clock: Clock
+) -> None:
+    here.update((3, 4))
+    ask(relay, D, 3, 4)
+    clock.now += HAS_S / 2
+    ask(relay, E, 3)
+    assert ask(relay, C, 3) == [], "it may be on its way to them"
+    clock.now += HAS_S / 2
+    assert ask(relay, A, 3) == [D]
+    assert ask(relay, A, 3, 4) == [D]
+    assert ask(relay, E, 3) == [D, C], "those before it come first"
+    here.clear()
+    assert ask(relay, A, 3) == [], "nobody waits for who waits for it"
 
 
 def test_whoever_passes_on_a_run_of_chunks_asked_for_all_of_it(relay: Relay, here: set[int]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 import pytest
 
 from agent.swarm.bitset import bits_of
-from agent.swarm.neighbours import SILENCE_S
+from agent.swarm.neighbours import FILL_SILENCE_S, SILENCE_S
 from agent.swarm.policy import Ask, Limits, Policy, SourceKind
 
 LAYER = 7
@@ -53,6 +53,38 @@ def test_demand_goes_to_the_neighbour_that_answers_first_then_to_the_supernode()
     policy.answered("S", 0.0001, 0, 0.0)
     assert policy.urgent(LAYER, [1], 0.0) == ["near", "far", "S", "empty"]
     assert policy.urgent(LAYER, [1], 0.0, without=["near"]) == ["far", "S", "empty"]
+
+
+def test_in_a_crowd_demand_goes_to_neighbours_in_another_order_but_for_those_in_trouble() -> None:
+    policy = _policy({"far": [1], "near": [1], "failing": [1], "empty": []})
+    policy.answered("far", 0.02, 0, 0.0)
+    policy.answered("near", 0.001, 0, 0.0)
+    policy.failed("failing", 0.0)
+    turns = {"failing": 0, "far": 1, "empty": 2, "S": 3, "near": 4}
+    assert policy.urgent(LAYER, [1], 0.0, turns=lambda sources: turns)[:3] == ["far", "near", "S"]
+    assert policy.holders(LAYER, [1], 0.0) == ["far", "near"]
+    assert policy.holders(LAYER, [1, 2], 0.0) == policy.holders("another", [1], 0.0) == []
+
+
+def test_who_stands_back_with_fill_is_not_late_for_a_reader() -> None:
+    policy = _policy({"a": [1]})
+    policy.started("a", (1,), CHUNK, False, 0.0)
+    assert policy.is_in_order("a", FILL_SILENCE_S - 0.1) and not policy.is_in_order("a", FILL_SILENCE_S)
+    policy.started("a", (1,), CHUNK, True, FILL_SILENCE_S)
+    assert policy.late_at("a", 0.0) == FILL_SILENCE_S + SILENCE_S, "from when somebody waits for it"
+    policy.started("a", (1,), CHUNK, True, FILL_SILENCE_S + SILENCE_S)
+    assert policy.late_at("a", 0.0) == FILL_SILENCE_S + SILENCE_S, "a second reader changes nothing"
+
+
+def test_who_waits_for_what_it_is_asked_for_is_not_late() -> None:
+    policy = _policy({"a": [1]})
+    policy.started("a", (1,), CHUNK, True, 0.0, 3.0)
+    policy.started("a", (1,), CHUNK, True, 0.1)
+    assert policy.is_in_order("a", 2.9) and not policy.is_in_order("a", 3.0)
+    for _ in range(2):
+        policy.ended("a", CHUNK, True, 3.0)
+    policy.started("a", (1,), CHUNK, True, 4.0)
+    assert policy.late_at("a", 4.0) == 4.0 + SILENCE_S
 
 
 def test_a_queue_makes_a_near_neighbour_far_until_it_is_sent() -> None:
