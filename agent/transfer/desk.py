@@ -127,8 +127,7 @@ class Desk:
 
     def is_before(self, source: ChunkSource) -> bool:
         """Whether this node may wait for what that one waits for: never both for each other."""
-        me = self._me()
-        return source.kind == "supernode" or not me or source.name < me
+        return source.kind == "supernode" or self._scheduler.flights.line.is_behind(source)
 
     def passed_on(self, fetch: Fetch, source: ChunkSource) -> None:
         """It served what it may have had to wait for: the next miss goes there first, unless another had to help."""

@@ -59,7 +59,8 @@ class Landing:
             source = sources.popleft()
             is_before = self._desk.is_before(source)
             passes_on = source == fetch.before or source in named
-            waits = (is_before and (passes_on or insists)) or source in served_by
+            namer = None if fetch.kind.is_urgent and not is_before else served_by.get(source)
+            waits = (is_before and (passes_on or insists)) or namer is not None
             wait_s = self._desk.wait_s() if waits else 0.0
             if asked:
                 self._desk.turned(fetch, source, wait_s)
@@ -71,7 +72,7 @@ class Landing:
             except NotFoundError as error:  # no fault of the source: it may well have other packs
                 lacked = True
                 self._desk.tried(job, rest, source, error)
-                if (namer := served_by.get(source)) is not None:
+                if namer is not None:
                     self._desk.misled(namer)
                 if source == fetch.before or source in named:  # it promised nothing
                     outcome.explained = True

@@ -22,6 +22,7 @@ from agent.transfer.flights import PASSED_ON_FIRST_S, PASSED_ON_S
 from agent.transfer.landing import REDIRECTS_MAX
 from agent.transfer.sources import RECEIVERS_MAX, STRANGERS_MAX, ChunkSource, Sources
 from agent.transfer.transfers import Transfers
+from imgdist.demo.processes import wait_until
 from imgdist.errors import NotFoundError, NotYetError, RedirectedError, TemporaryError, UnreachableError
 from imgdist.wire.client import Told
 from imgdist.wire.messages import Priority
@@ -465,11 +466,31 @@ def test_who_gets_a_chunk_from_a_peer_is_waited_for_wherever_it_stands(
     node = make_node(me="c:1")
     node.meet(has)
     node.meet(getting, have=0)
-    node.transfers.miss(node.store.node, START[1], 4096)
-    node.view.wait(("written", node.store.node, START[1], END[1]), 5)
+    node.transfers.trace([(node.store, 1)])
+    wait_until(lambda: node.store.has(1), "the chunk that a trace foretells", 5)
     assert (getting.asked_chunks, getting.waits) == ([1], [PASSED_ON_FIRST_S])
     assert has.asked_chunks == ([1] if gets_it else [1, 1]), "who named the wrong one is asked again in the end"
     assert left_alone == ([] if gets_it else [has]), "but not for a while after that"
+
+
+def test_a_reader_is_sent_to_who_is_ahead_and_waits_for_nobody_behind_it(make_node: MakeNode) -> None:
+    """They might wait for each other. Who named one that has not got it yet is asked for the next chunk as before."""
+    has, ahead = peer("b:1"), peer("d:1", MadeLayer([1], seed=9))
+
+    def redirect(numbers: tuple[int, ...], priority: Priority) -> None:
+        if has.asked_chunks == [1]:
+            raise RedirectedError("busy", (ahead.name,), from_here=True)
+
+    has.before = redirect
+    node = make_node(me="c:1")
+    node.meet(has)
+    node.meet(ahead, have=0)
+    for chunk in (1, 2):
+        node.transfers.miss(node.store.node, START[chunk], 4096)
+        node.view.wait(("written", node.store.node, START[chunk], END[chunk]), 5)
+    assert (ahead.asked_chunks, ahead.waits) == ([1], [0.0])
+    assert has.asked_chunks == [1, 1, 2]
+    assert {row.source: row.state for row in node.transfers.sources_rows()}[has.name] == "ok"
 
 
 def test_who_is_named_by_another_and_lacks_the_chunk_has_not_lied(make_node: MakeNode) -> None:
