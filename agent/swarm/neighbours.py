@@ -80,6 +80,7 @@ class Neighbour:
         "silent_since",
         "source",
         "urgent",
+        "urgent_since",
         "waits",
     )
 
@@ -98,6 +99,7 @@ class Neighbour:
         self.queue_at = 0.0
         self.serving_since = 0.0
         self.silent_since = 0.0
+        self.urgent_since = 0.0
         self.patient_until = 0.0
         """So long it may be silent: what is asked of it is on its way to it."""
         self.busy_until = 0.0
@@ -118,13 +120,13 @@ class Neighbour:
         if not self.outstanding and not self.urgent:
             self.serving_since = self.silent_since = now
         self.in_flight_bytes += size_bytes
-        if urgent:
-            if not self.urgent:
-                self.silent_since, self.patient_until = now, 0.0
-            self.urgent += 1
-            self.patient_until = max(self.patient_until, now + waits_s)
-        else:
+        if not urgent:
             self.outstanding += 1
+            return
+        if not self.urgent:
+            self.urgent_since, self.patient_until = now, 0.0
+        self.urgent += 1
+        self.patient_until = max(self.patient_until, now + waits_s)
 
     def answered(self, round_trip_s: float, queue_bytes: int | None, now: float) -> None:
         """The first byte of an answer; the least time lately is the way, the rest of it queues."""
@@ -133,12 +135,12 @@ class Neighbour:
         if queue_bytes is not None:
             self.queue_bytes, self.queue_at = queue_bytes, now
         self.busy_times = 0
-        self.silent_since = now
+        self.silent_since, self.patient_until = now, 0.0
 
     def came(self, size_bytes: int, now: float) -> None:
         """So many bytes of verified chunks came."""
         self.received_bytes += size_bytes
-        self.silent_since = now
+        self.silent_since, self.patient_until = now, 0.0
         if self.failures:
             self.failures = 0
             self.failing_until = 0.0
@@ -263,11 +265,18 @@ class Neighbour:
         return self.silent_since + SILENCE_S if self.outstanding or self.urgent else float("inf")
 
     @property
-    def late_at(self) -> float:
-        """When it will have been silent for too long for somebody who waits, unless something comes."""
+    def silent_for_readers_at(self) -> float:
+        """When a reader should not go on to wait for it, unless something comes: silence counts from when somebody
+        waits. For what is asked of it alone; what has to wait there, waits for longer."""
         if self.urgent:
-            return max(self.silent_since + SILENCE_S, self.patient_until)
+            return max(self.silent_since, self.urgent_since) + SILENCE_S
         return self.silent_since + FILL_SILENCE_S if self.outstanding else float("inf")
+
+    @property
+    def late_at(self) -> float:
+        """When it is no good choice for a reader, as `silent_for_readers_at` or later: what is asked of it may be on
+        its way to it."""
+        return max(self.silent_for_readers_at, self.patient_until if self.urgent else 0.0)
 
     def row(self, now: float, slow: bool) -> SourceRow:
         """For people."""

@@ -200,7 +200,7 @@ class Policy:
         chunks: Collection[int],
         now: float,
         without: Collection[Source] = (),
-        turns: Callable[[Iterable[Source]], Mapping[Source, int]] | None = None,
+        turns: Callable[[Iterable[Source], float], Mapping[Source, int]] | None = None,
     ) -> list[Source]:
         """Whom to ask for all of these chunks, in turn, each source once.
 
@@ -212,7 +212,7 @@ class Policy:
             return list(self._all)
         wanted = bits_of(chunks)
         table = self._tables.get(layer)
-        turn_of = turns(self._all) if turns is not None else {}
+        turn_of = turns(self._all, now) if turns is not None else {}
 
         def rank(neighbour: Neighbour) -> tuple[bool, bool, bool, bool, int, float]:
             has = table.of(neighbour.source) & wanted if table is not None else 0
@@ -234,7 +234,13 @@ class Policy:
         table, wanted = self._tables.get(layer), bits_of(chunks)
         if table is None:
             return []
-        return [source for source in self._all if table.of(source) & wanted == wanted and self.is_sound(source, now)]
+        return [
+            source
+            for source, neighbour in self._all.items()
+            if table.of(source) & wanted == wanted
+            and self.is_in_order(source, now)
+            and not neighbour.conviction.about(layer, chunks, now)
+        ]
 
     def second(self, layer: Layer, chunks: Collection[int], now: float, without: Collection[Source]) -> Source | None:
         """Whom to ask a second time for chunks that are asked of others; None: nobody else is known to have any."""
@@ -257,7 +263,7 @@ class Policy:
         neighbour = self._all.get(source)
         if neighbour is None:
             return asked_at + SILENCE_S
-        return neighbour.late_at if neighbour.late_at < float("inf") else None
+        return neighbour.silent_for_readers_at if neighbour.late_at < float("inf") else None
 
     def is_in_order(self, source: Source, now: float) -> bool:
         """Whether nothing speaks against going where another one sends this node: a source that is silent, failed or

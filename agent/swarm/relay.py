@@ -17,10 +17,10 @@ NAMED = 2
 CHUNKS_MAX = 4096
 """Chunks asked for last that are remembered (a guess: some seconds of a start). [measured: 2 MB with one
 asker each, 6 with eight]"""
-FRESH_S = 30.0
+FRESH_S = 8.0
 """Who asked longer ago is left alone: a crowd is over by then (a guess)."""
-HAS_S = 2.0
-"""Who asked so long ago has what it asked for (a guess)."""
+AHEAD_S = 2.0, 30.0
+"""Who asked so long ago has what it asked for, and is still there (guesses)."""
 
 
 class Relay:
@@ -60,32 +60,33 @@ class Relay:
     ) -> Sequence[str]:
         """Who asked for all of these lately: the latest first, if they are here and `foretold`; else those that stand
         before that node in the line, and behind this agent if they are not here, the nearest first. If they are here
-        and there is nobody of that kind, who asked so long ago that it has them. It is told of to others, if they reach
-        it."""
+        and there is nobody of that kind: who asked so long ago that it has them, unless that node comes back. It is
+        told of to others, if they reach it."""
         now, me = self._clock(), self._me()
         with self._lock:
-            first, *others = [self._join((name, number), node, now) for number in numbers]
-        crowd = [asker for asker in first if all(asker in other for other in others)]
-        if not crowd:
-            return ()
-        is_here = self.gives(name, numbers)
+            asked = [self._join((name, number), node, now) for number in numbers]
+        comes_back = any(each.pop(node, None) is not None for each in asked)
+        crowd = [asker for asker in asked[0] if all(asker in other for other in asked[1:])]
+        fresh = [asker for asker in crowd if all(each[asker] > now - FRESH_S for each in asked)]
+        is_here = bool(crowd) and self.gives(name, numbers)
         if is_here and foretold:
-            return crowd[:NAMED]
-        before = [asker for asker in crowd if (asker < node or not node) and (is_here or me < asker)]
-        if not before and is_here:
-            return [asker for asker in crowd if all(each[asker] <= now - HAS_S for each in (first, *others))][:NAMED]
-        return sorted(before, reverse=True)[:NAMED]
+            return fresh[:NAMED]
+        before = [asker for asker in fresh if (asker < node or not node) and (is_here or me < asker)]
+        if before or not is_here or waits or comes_back:
+            return sorted(before, reverse=True)[:NAMED]
+        return [asker for asker in crowd if all(each[asker] <= now - AHEAD_S[0] for each in asked)][:NAMED]
 
     def gives(self, name: str, numbers: Sequence[int]) -> bool:
         """Whether they are here."""
         return self._has(name, numbers)
 
     def _join(self, key: tuple[str, int], node: str, now: float) -> dict[str, float]:
-        """Who asked for a chunk before this one, and when, the latest first."""
-        fresh = [(asker, at) for asker, at in self._asked.get(key, ()) if at > now - FRESH_S and asker != node]
+        """Who asked for a chunk before, this node, too, and when, the latest first."""
+        asked = {asker: at for asker, at in self._asked.get(key, ()) if at > now - AHEAD_S[1]}
         if node:
-            self._asked[key] = ((node, now), *fresh[: ASKERS - 1])
+            others = [(asker, at) for asker, at in asked.items() if asker != node]
+            self._asked[key] = ((node, now), *others[: ASKERS - 1])
             self._asked.move_to_end(key)
             if len(self._asked) > CHUNKS_MAX:
                 self._asked.popitem(last=False)
-        return dict(fresh)
+        return asked

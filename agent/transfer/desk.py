@@ -110,7 +110,8 @@ class Desk:
             free = not is_peer or error.from_here
             nearer = [at for at in error.addresses if free or (source.name < at and (at < me or not me))]
             found = self._sources.at(nearer, self._clock(), strangers=not is_peer)
-            if is_peer and (fetch.kind is Kind.FILL or not found):
+            comes_back = error.from_here and fetch.kind.is_urgent
+            if is_peer and (fetch.kind is Kind.FILL or not (found or comes_back)):
                 self._policy.busy(source, self._clock(), error.retry_after_s)
             self._scheduler.redirected(fetch)
             return found
@@ -127,16 +128,17 @@ class Desk:
 
     def is_before(self, source: ChunkSource) -> bool:
         """Whether this node may wait for what that one waits for: never both for each other."""
-        return source.kind == "supernode" or self._scheduler.flights.line.is_behind(source)
+        return source.kind == "supernode" or self._scheduler.flights.line.stands_before(source)
 
     def passed_on(self, fetch: Fetch, source: ChunkSource) -> None:
         """It served what it may have had to wait for: the next miss goes there first, unless another had to help."""
         flights = self._scheduler.flights
         with self._lock:
+            now = self._clock()
             if flights.is_helped(fetch):
-                flights.line.shun(source, self._clock())
-            else:
-                flights.line.served(source, self._clock())
+                flights.line.shun(source, now)
+            elif flights.line.stands_before(source) or flights.is_in_slow_crowd(now):
+                flights.line.served(source, now)
 
     def not_passed_on(self, source: ChunkSource, *, lacked: bool) -> None:
         """It did not: it `lacked` that, or it failed or sent this node elsewhere."""
@@ -175,6 +177,11 @@ class Desk:
             if told and self._policy.denied(source, self._clock()):
                 _log.warning("%s %s lacks what it told to have: it is asked last for a while", source.kind, source.name)
             return told
+
+    def holds(self, job: Job, source: ChunkSource, chunks: Sequence[int]) -> bool:
+        """Whether a source said that it has these."""
+        with self._lock:
+            return source in self._policy.holders(job.node, chunks, self._clock())
 
     def source_lied(self, job: Job, source: ChunkSource, chunk: int, reason: str) -> None:
         """A source sent what it must not instead of this chunk."""

@@ -126,7 +126,7 @@ class Flights:
         turns = self.line.turns if kind is Kind.DEMAND and self.is_in_slow_crowd(now) else None
         sources = [ask.source] if picked else self.policy.urgent(node, ask.chunks, now, turns=turns)[:SOURCES_MAX]
         unnamed = min(ask.count, ask.any_of.bit_count() - layer.asked_any) if ask.any_of else 0
-        before = self._nearest_before(node, ask.chunks, now) if kind is Kind.DEMAND and not picked else None
+        before, waits_s = self._first(node, ask.chunks, now) if kind is Kind.DEMAND and not picked else (None, 0.0)
         if before is not None:
             sources = [before, *(source for source in sources if source != before)]
         fetch = Fetch(node, ask.chunks, kind, ask.any_of, unnamed, is_hedge, picked, before, tuple(sources))
@@ -136,9 +136,7 @@ class Flights:
         sizes = [layer.layout.size(chunk) for chunk in ask.chunks or [ask.any_of.bit_length() - 1]]
         size = self.window.estimate(sum(sizes) * max(1, unnamed))
         source = sources[0] if sources else None
-        flight = Flight(fetch, now, size, self.window.delivered, ask.chunks, source, now, unnamed)
-        if before is not None and self.line.is_behind(before):
-            flight.waits_s = self.passed_on_s
+        flight = Flight(fetch, now, size, self.window.delivered, ask.chunks, source, now, unnamed, waits_s=waits_s)
         self._flights[id(fetch)] = flight
         self.busy[kind] += 1
         self.hedges += is_hedge
@@ -220,7 +218,7 @@ class Flights:
         return self._before(now) is not None and self._chunk_s >= SLOW_CHUNK_S
 
     def is_in_slow_crowd(self, now: float) -> bool:
-        """Whether others start with this node, on links of which each is needed for one of them."""
+        """Whether this node was served in a line lately, on links of which each is needed for one node."""
         return self.line.is_crowd(now) and self._chunk_s >= SLOW_CHUNK_S
 
     @property
@@ -236,13 +234,18 @@ class Flights:
         source = self.line.before(now)
         return source if source is not None and self.policy.is_sound(source, now) else None
 
-    def _nearest_before(self, node: int, chunks: Sequence[int], now: float) -> Hashable | None:
-        """The one before this node in a line. On slow links, where each is needed for one node: one that has these
-        chunks, if it stands between the two, or is ahead of this node and was stayed with."""
+    def _first(self, node: int, chunks: Sequence[int], now: float) -> tuple[Hashable | None, float]:
+        """Whom in a line to ask for a miss first, and for how long that one may wait for it: the one before this node.
+        On slow links, where each is needed for one node: one that has these chunks, if it stands between the two, or is
+        ahead of this node and was stayed with."""
         before = self._before(now)
-        if before is not None and self._chunk_s >= SLOW_CHUNK_S:
-            return self.line.next_to(before, self.policy.holders(node, chunks, now))
-        return before if before is not None and self.line.is_behind(before) else None
+        if before is None:
+            return None, 0.0
+        if self._chunk_s < SLOW_CHUNK_S:
+            return (before, self.passed_on_s) if self.line.stands_before(before) else (None, 0.0)
+        holders = self.policy.holders(node, chunks, now)
+        first = self.line.next_to(before, holders, now)
+        return first, 0.0 if first is None or first in holders else self.passed_on_s
 
     def awaited(self) -> Iterator[tuple[float, Flight]]:
         """Requests that somebody waits for, each the only one for its chunks so far, and when their sources will have

@@ -74,8 +74,8 @@ class Landing:
                 self._desk.tried(job, rest, source, error)
                 if namer is not None:
                     self._desk.misled(namer)
-                if source == fetch.before or source in named:  # it promised nothing
-                    outcome.explained = True
+                if source in named or (source == fetch.before and not self._desk.holds(job, source, rest)):
+                    outcome.explained = True  # it promised nothing
                 else:
                     outcome.explained |= self._desk.source_lacks(job, source, rest)
             except RedirectedError as error:
@@ -88,7 +88,9 @@ class Landing:
                     named.update(receivers)
                     if error.from_here:
                         served_by.update(dict.fromkeys(receivers, source))
-                    again = [source] if source.kind == "supernode" else []
+                    # Whoever has it and names nobody that may be asked serves who comes back.
+                    comes_back = error.from_here and fetch.kind.is_urgent and not receivers
+                    again = [source] if source.kind == "supernode" or comes_back else []
                     sources = deque([*receivers, *again, *(other for other in sources if other not in receivers)])
                     insists = redirects == REDIRECTS_MAX or (bool(again) and not receivers)
                 outcome.explained = True

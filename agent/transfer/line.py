@@ -43,7 +43,7 @@ class Line:
 
     def served(self, source: Hashable, now: float) -> None:
         """It had, or waited for, what was missed."""
-        if source == self._shunned and now < self._shunned_until:
+        if self._is_shunned(source, now):
             return
         self._before, self.until, self._lacks_since = source, now + KEPT_S, None
         self._crowd_until = now + CROWD_S
@@ -52,27 +52,31 @@ class Line:
         """Whether this node was served in a line lately."""
         return now < self._crowd_until
 
-    def is_behind(self, source: Hashable) -> bool:
-        """Whether a source stands before this node: the two never wait for each other."""
+    def stands_before(self, source: Hashable) -> bool:
+        """Whether a source stands before this node, which may wait for it then: the two never wait for each other."""
         me = self.me()  # whom nobody reaches stands at the end
         return not me or self.name(source) < me
 
-    def next_to(self, before: Hashable, holders: Iterable[Hashable]) -> Hashable | None:
-        """Of the one that is stayed with and those that have what is missed, the next one before this node. One behind
-        this node that is ahead of it is stayed with as long as it has what is missed: it is not waited for."""
-        if not self.is_behind(before) and before in holders:
+    def next_to(self, before: Hashable, holders: Iterable[Hashable], now: float) -> Hashable | None:
+        """Of the one that is stayed with and those that have what is missed, the next one before this node. One that
+        stands behind this node and is ahead of it is stayed with as long as it has what is missed."""
+        if not self.stands_before(before) and before in holders:
             return before
-        standing = [source for source in (before, *holders) if self.is_behind(source)]
-        return max(standing, key=self.name, default=None)
+        sound = [source for source in (before, *holders) if not self._is_shunned(source, now)]
+        return max(filter(self.stands_before, sound), key=self.name, default=None)
 
-    def turns(self, sources: Iterable[Hashable]) -> Mapping[Hashable, int]:
+    def turns(self, sources: Iterable[Hashable], now: float) -> Mapping[Hashable, int]:
         """In which turn to ask those that have what the one before this node lacks, or if there is none: from the end
         of the line, which has nobody to serve, back to this node, then those before it, the nearest first. Else all
         would ask whoever answers soonest, and the one behind that one would go short."""
         ordered = sorted(sources, key=self.name)
         place = bisect_left(ordered, self.me(), key=self.name) if self.me() else len(ordered)
         in_turn = [*ordered[place:][::-1], *ordered[:place][::-1]]
+        in_turn.sort(key=lambda source: self._is_shunned(source, now))
         return {source: turn for turn, source in enumerate(in_turn)}
+
+    def _is_shunned(self, source: Hashable, now: float) -> bool:
+        return source == self._shunned and now < self._shunned_until
 
     def lacked(self, source: Hashable, now: float) -> None:
         """It had not what was asked for, nor was it getting that."""

@@ -129,7 +129,7 @@ class Urgent:
             if flights.layers[node].startable(chunk, now, DEMAND_PAUSE_S):
                 fetch = flights.start(node, Ask(None, (chunk,)), Kind.DEMAND, now)
                 fetches.append(fetch)
-                if fetch.before is None:
+                if fetch.before is None and not flights.is_in_slow_crowd(now):
                     self._plan_hedge(node, chunk, now)
 
     def wake_times(self) -> Iterator[float]:
@@ -141,9 +141,7 @@ class Urgent:
             yield late_at
 
     def _plan_hedge(self, node: int, chunk: int, now: float) -> None:
-        if self.flights.alone or self.flights.is_in_slow_crowd(now):
-            return
-        if self.flights.policy.has_choice:
+        if not self.flights.alone and self.flights.policy.has_choice:
             at = self.flights.policy.hedge_at(now, now)
             if at is not None:
                 self._hedge_at[node, chunk] = max(at, now + self.flights.link_s)

@@ -27,8 +27,8 @@ DISTANCE_S = 300.0
 """How long the least round trip counts, as the kernel's own of one connection (tcp_min_rtt_wlen)."""
 HOSTS_KEPT = 1024
 URGENT_S = 0.1
-"""As much of its link may what is urgent have on its way to one reader, by the rate at which that took the last answer:
-what this node asks for waits behind it (a guess)."""
+"""As much of a link may what is urgent have on its way to one reader, beyond what the way itself holds, by the rate at
+which that took the last answer: what this node asks for waits behind it (a guess)."""
 URGENT_LEAST, URGENT_MOST = 64 * 1024, 256 * 1024
 """But so much of it at least; and from here on, a chunk, it needs no bound."""
 _SO_BUF_LOCK = 72
@@ -36,7 +36,7 @@ _SO_BUF_LOCK = 72
 
 # tcpi_snd_mss in bytes, tcpi_rtt and tcpi_min_rtt in microseconds (struct tcp_info, linux/tcp.h).
 _INFO = Struct("=16xI48xI76xI")
-_DELIVERY_RATE = Struct("=160xQ")  # tcpi_delivery_rate, bytes a second
+_DELIVERY = Struct("=148xI8xQ")  # tcpi_min_rtt, and tcpi_delivery_rate in bytes a second
 
 
 def round_trip_s(sock: socket.socket) -> float:
@@ -122,18 +122,19 @@ class UrgentQueue:
     def tune(self) -> None:
         """Before an answer."""
         try:
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DELIVERY_RATE.size)
-            rate = int(_DELIVERY_RATE.unpack(info)[0])
+            least_us, rate = _DELIVERY.unpack(
+                self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DELIVERY.size)
+            )
+            limit = max(URGENT_LEAST, int(rate * (least_us / 1e6 + URGENT_S))) if rate else URGENT_MOST
+            if limit >= URGENT_MOST:
+                if self._bound:
+                    self._bound = 0
+                    unbound(self._socket)
+            elif not self._bound / GROWTH < limit < self._bound * GROWTH:
+                self._bound = limit
+                bound(self._socket, limit)
         except (OSError, struct_error):  # it has gone, or the kernel tells less
             return
-        limit = max(URGENT_LEAST, int(rate * URGENT_S)) if rate else URGENT_MOST
-        if limit >= URGENT_MOST:
-            if self._bound:
-                self._bound = 0
-                unbound(self._socket)
-        elif not self._bound / GROWTH < limit < self._bound * GROWTH:
-            self._bound = limit
-            bound(self._socket, limit)
 
 
 def bound(sock: socket.socket, limit: int) -> None:

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median_low
 
-from imgdist.wire.outstanding import DISTANCE_S, round_trip_s
+from imgdist.wire.outstanding import DISTANCE_S, HOSTS_KEPT, round_trip_s
 from imgdist.wire.uplink import unacknowledged
 
 SHARE = 0.03
 """Of a slow link's time that fill may take beside what is urgent (a guess) [measured, 16 starts on 5 Mbit/s: a piece
 each 0.04 s is two thirds of such a link]."""
+PAUSE_MOST_S = 2.0
+"""Between two pieces, whatever the link: four fills that wait for their turn are to hear something before they give up
+(a guess)."""
 SLOW_S = 0.02
 """Of a link on which a piece takes so long, the way itself left out, fill has no larger share for a while: the next
 miss would wait for it (a guess)."""
@@ -23,8 +26,7 @@ STALLED_S = 1.0
 """What takes longer waits for its reader, not for the link (a guess)."""
 READERS = 8
 KEPT_S = 10.0
-"""Of the latest readers, as far as they took anything so lately (guesses). One that reads slowly says nothing of the
-link."""
+"""Of the latest readers, as far as they took anything so lately (guesses)."""
 
 
 def host_of(sock: socket.socket) -> str:
@@ -55,7 +57,7 @@ class Pieces:
         self._left, self._distance, self._host = left, distance, host
         self._latest: _Piece | None = None
         self._took: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by host: seconds, and when
-        self._nearest = float("inf"), 0.0  # seconds of the way, and when it took no more
+        self._ways: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by host: seconds, and when it took no more
         self.slow_until = float("-inf")
         """When a slow link may take another one."""
 
@@ -94,17 +96,18 @@ class Pieces:
         if is_left or age <= piece.seen_s + 2 * LOOK_S:  # else it may have arrived long ago
             self._learn(self._host(piece.sock), max(0.0, age - distance_s), now)
         if (took_s := self.took_s) is not None and took_s >= SLOW_S:
-            self.slow_until = piece.since + took_s / SHARE
+            self.slow_until = piece.since + min(took_s / SHARE, PAUSE_MOST_S)
         return False
 
     def _way_s(self, sock: socket.socket, now: float) -> float:
-        """Of all connections the least: one that begins in a queue takes that for the way, as a crowd's do. Who is
-        farther makes the link look slow, if nobody near takes anything either."""
-        distance_s, (least_s, at) = self._distance(sock), self._nearest
-        if not distance_s:  # none that TCP knows of
-            return 0.0
+        """The least of all connections with a host: one that begins in a queue takes that for the way."""
+        distance_s, host = self._distance(sock), self._host(sock)
+        least_s, at = self._ways.pop(host, (distance_s, now))
         if distance_s <= least_s or now >= at + DISTANCE_S:
-            self._nearest = least_s, _ = distance_s, now
+            least_s, at = distance_s, now
+        self._ways[host] = least_s, at
+        if len(self._ways) > HOSTS_KEPT:
+            self._ways.popitem(last=False)
         return least_s
 
     def _learn(self, host: str, took_s: float, now: float) -> None:

@@ -50,25 +50,32 @@ def test_one_that_served_late_is_not_stayed_with_for_a_while() -> None:
 
 
 def test_who_has_nobody_before_it_asks_from_the_end_of_the_line_on() -> None:
-    turns = Line(lambda: "n4").turns(["n6", "n1", "n5", "n3"])
+    line = Line(lambda: "n4")
+    turns = line.turns(["n6", "n1", "n5", "n3"], 0.0)
     assert sorted(turns, key=turns.__getitem__) == ["n6", "n5", "n3", "n1"]
-    nobody = Line(lambda: "").turns(["n6", "n1"])
+    line.shun("n6", 0.0)
+    turns = line.turns(["n6", "n1", "n5", "n3"], 1.0)
+    assert sorted(turns, key=turns.__getitem__) == ["n5", "n3", "n1", "n6"]
+    nobody = Line(lambda: "").turns(["n6", "n1"], 0.0)
     assert nobody == {"n6": 0, "n1": 1}, "it stands at the end itself"
 
 
 def test_the_next_one_before_this_node_of_several() -> None:
     line = Line(lambda: "n4")
-    assert line.next_to("n1", ["n2", "n6", "n3"]) == "n3"
-    assert line.next_to("n3", ["n6"]) == "n3", "it may be on its way there"
-    assert Line(lambda: "").next_to("n2", ["n6"]) == "n6", "whom nobody reaches stands at the end"
+    assert line.next_to("n1", ["n2", "n6", "n3"], 0.0) == "n3"
+    assert line.next_to("n3", ["n6"], 0.0) == "n3", "it may be on its way there"
+    assert Line(lambda: "").next_to("n2", ["n6"], 0.0) == "n6", "whom nobody reaches stands at the end"
+    line.shun("n3", 0.0)
+    assert line.next_to("n1", ["n2", "n6", "n3"], 1.0) == "n2"
+    assert line.next_to("n1", ["n2", "n6", "n3"], SHUNNED_S) == "n3"
 
 
 def test_one_that_is_ahead_is_stayed_with_while_it_has_what_is_missed() -> None:
     line = Line(lambda: "n4")
-    assert not line.is_behind("n6") and line.is_behind("n3")
-    assert line.next_to("n6", ["n3", "n6"]) == "n6"
-    assert line.next_to("n6", ["n3"]) == "n3"
-    assert line.next_to("n6", ["n7"]) is None
+    assert not line.stands_before("n6") and line.stands_before("n3")
+    assert line.next_to("n6", ["n3", "n6"], 0.0) == "n6"
+    assert line.next_to("n6", ["n3"], 0.0) == "n3"
+    assert line.next_to("n6", ["n7"], 0.0) is None
 
 
 def test_a_crowd_is_remembered_for_longer_than_the_one_before() -> None:

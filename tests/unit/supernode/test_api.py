@@ -43,7 +43,7 @@ from imgdist.wire.control import Body, LayerStatus, Trace
 from supernode.access.access import Access
 from supernode.access.grants import Grants
 from supernode.access.provenance import Provenance
-from supernode.api import Parts, application, metrics_application
+from supernode.api import CROWD_BYTES, Parts, application, metrics_application
 from supernode.blobs.source import Blobs
 from supernode.catalog import Catalog
 from supernode.chains import Chains
@@ -51,6 +51,7 @@ from supernode.convert.pipeline import Options, convert
 from supernode.database import Database
 from supernode.fetch import Origin
 from supernode.metrics import Metrics
+from supernode.outgoing import ANSWER_BYTES
 from supernode.proving.prover import Prover
 from supernode.registries import Registries
 from supernode.resolve import Resolver
@@ -347,12 +348,16 @@ async def test_indexes_go_without_metadata_while_many_bytes_are_on_their_way(wor
     async with aiohttp.ClientSession() as slow, world.client() as client:
         with_metadata = (await client.indexes(list(small))).metadata
         asked = {"layers": list(great), "metadata": True}
-        async with slow.post(f"{world.tcp}/v1/indexes", json=asked) as unread:  # no socket takes all of it
-            assert unread.status == 200
-            without = await client.indexes(list(small))
-            assert len(await unread.read()) > len(great[DIGEST])
-        while not (found := await client.indexes(list(small))).metadata:
-            pass  # the last of it is acknowledged in a moment
+        unread = []
+        while (found := await client.indexes(list(small))).metadata:
+            unread.append(await slow.post(f"{world.tcp}/v1/indexes", json=asked))  # no socket takes all of it
+        without = found
+        for one in unread:
+            assert len(await one.read()) > len(great[DIGEST])
+        async with asyncio.timeout(10):  # the last of it is acknowledged in a moment
+            while not (found := await client.indexes(list(small))).metadata:
+                pass
+    assert len(unread) == CROWD_BYTES // ANSWER_BYTES, "one reader that has stalled is no crowd"
     assert with_metadata == found.metadata != {}
     assert (without.indexes, without.metadata) == (small, {})
 

@@ -25,7 +25,7 @@ from imgdist.wire.outstanding import (
     Outstanding,
     UrgentQueue,
 )
-from imgdist.wire.pieces import KEPT_S, SHARE, SLOW_S, STALLED_S, Pieces
+from imgdist.wire.pieces import KEPT_S, PAUSE_MOST_S, SHARE, SLOW_S, STALLED_S, Pieces
 from imgdist.wire.precedence import CALM_S, LATELY_S, LINGER_S, SHARE_S, Precedence
 
 ONE, OTHER = socket.socketpair()
@@ -149,10 +149,10 @@ def test_a_long_way_is_no_slow_link(clock: Clock) -> None:
 
 
 def test_a_connection_that_began_in_a_queue_does_not_hide_a_slow_link(clock: Clock) -> None:
-    """It takes the queue for the way; a connection from before the queue knows better."""
+    """It takes the queue for the way; a connection with the same host from before the queue knows better."""
     arrives = 0.0
     distances = {ONE: 0.001, OTHER: 0.3}
-    pieces = Pieces(lambda sock: int(clock.now < arrives), distances.__getitem__, lambda sock: str(sock.fileno()))
+    pieces = Pieces(lambda sock: int(clock.now < arrives), distances.__getitem__, lambda sock: "a host")
     precedence = Precedence(lambda: False, pieces, clock, clock.sleep)
     with precedence.urgent():
         for sock in (ONE, OTHER):
@@ -163,7 +163,7 @@ def test_a_connection_that_began_in_a_queue_does_not_hide_a_slow_link(clock: Clo
             sent = clock.now
             precedence.stand_back(OTHER)
             arrives = clock.now + 0.2
-        assert clock.now - sent == pytest.approx(0.2 / SHARE, rel=0.1)
+        assert clock.now - sent == pytest.approx(PAUSE_MOST_S, rel=0.1)
 
 
 def test_fill_leaves_most_of_a_slow_link_alone_for_a_while(clock: Clock) -> None:
@@ -287,13 +287,14 @@ def test_a_reader_that_makes_no_room_gets_no_more_than_the_limit(pair: tuple[soc
 
 
 class TimedSocket:
-    """One whose reader took the last answer at `rate` bytes a second."""
+    """One whose reader took the last answer at `rate` bytes a second, `way_s` away."""
 
-    def __init__(self, rate: int) -> None:
-        self.rate, self.bound = rate, 0
+    def __init__(self, rate: int, way_s: float = 0.0) -> None:
+        self.rate, self.way_s, self.bound = rate, way_s, 0
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> bytes | int:
-        return bytes(160) + self.rate.to_bytes(8, sys.byteorder) if size else 2 * self.bound
+        way_us = int(self.way_s * 1e6).to_bytes(4, sys.byteorder)
+        return bytes(148) + way_us + bytes(8) + self.rate.to_bytes(8, sys.byteorder) if size else 2 * self.bound
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
         self.bound = value
@@ -308,6 +309,9 @@ def test_on_a_slow_link_what_is_urgent_leaves_room_for_requests() -> None:
         queue.tune()
         bounds.append(sock.bound * 4 // 3)
     assert bounds == [0, URGENT_LEAST, URGENT_LEAST, int(1_500_000 * URGENT_S), 0, 0]
+    far: Any = TimedSocket(2_000_000, way_s=0.1)
+    UrgentQueue(far).tune()
+    assert far.bound == 0, "what the way holds is no queue"
 
 
 def test_a_calm_fill_goes_by_chunks(pair: tuple[socket.socket, socket.socket]) -> None:

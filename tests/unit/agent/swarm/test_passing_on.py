@@ -6,7 +6,7 @@ import pytest
 from clock import Clock
 
 from agent.swarm import relay as relay_module
-from agent.swarm.relay import FRESH_S, HAS_S, Relay
+from agent.swarm.relay import AHEAD_S, FRESH_S, Relay
 
 ME = "10.0.0.2:7651"
 A, C, D, E = (f"10.0.0.{i}:7651" for i in (1, 3, 4, 5))
@@ -23,8 +23,10 @@ def relay(clock: Clock, here: set[int]) -> Relay:
     return Relay(lambda: ME, lambda name, numbers: here.issuperset(numbers), clock)
 
 
-def ask(relay: Relay, node: str, *chunks: int, name: str = "p", foretold: bool = False) -> list[str]:
-    return list(relay.elsewhere(name, chunks or (3,), node, waits=True, foretold=foretold))
+def ask(
+    relay: Relay, node: str, *chunks: int, name: str = "p", foretold: bool = False, waits: bool = True
+) -> list[str]:
+    return list(relay.elsewhere(name, chunks or (3,), node, waits=waits, foretold=foretold))
 
 
 def test_for_what_is_on_its_way_they_stand_in_a_line_by_address(relay: Relay) -> None:
@@ -52,16 +54,22 @@ def test_who_is_ahead_passes_on_what_it_has_by_now_to_whoever_has_nobody_before_
     relay: Relay, here: set[int], clock: Clock
 ) -> None:
     here.update((3, 4))
-    ask(relay, D, 3, 4)
-    clock.now += HAS_S / 2
-    ask(relay, E, 3)
-    assert ask(relay, C, 3) == [], "it may be on its way to them"
-    clock.now += HAS_S / 2
-    assert ask(relay, A, 3) == [D]
-    assert ask(relay, A, 3, 4) == [D]
-    assert ask(relay, E, 3) == [D, C], "those before it come first"
+    least_s, most_s = AHEAD_S
+    ask(relay, E, 3, 4)
+    clock.now += least_s / 2
+    ask(relay, D, 3)
+    clock.now += least_s / 2
+    assert ask(relay, C, 3, 4, waits=False) == [E]
+    assert ask(relay, A, 3, waits=False) == [E], "what was asked for lately may be on its way"
+    assert ask(relay, A, 3, waits=False) == [], "who comes back is served"
+    assert ask(relay, D, 3, waits=False) == [C, A], "those before it come first"
+    clock.now += FRESH_S
+    other = "10.0.0.0:7651"
+    assert ask(relay, other, 3, waits=True) == [], "who insists is served"
+    clock.now += most_s
+    assert ask(relay, "10.0.0.0:1", 3, waits=False) == [], "they may have left"
     here.clear()
-    assert ask(relay, A, 3) == [], "nobody waits for who waits for it"
+    assert ask(relay, "10.0.0.0:2", 3, waits=False) == [], "nobody waits for who waits for it"
 
 
 def test_whoever_passes_on_a_run_of_chunks_asked_for_all_of_it(relay: Relay, here: set[int]) -> None:

@@ -61,7 +61,7 @@ def test_in_a_crowd_demand_goes_to_neighbours_in_another_order_but_for_those_in_
     policy.answered("near", 0.001, 0, 0.0)
     policy.failed("failing", 0.0)
     turns = {"failing": 0, "far": 1, "empty": 2, "S": 3, "near": 4}
-    assert policy.urgent(LAYER, [1], 0.0, turns=lambda sources: turns)[:3] == ["far", "near", "S"]
+    assert policy.urgent(LAYER, [1], 0.0, turns=lambda sources, now: turns)[:3] == ["far", "near", "S"]
     assert policy.holders(LAYER, [1], 0.0) == ["far", "near"]
     assert policy.holders(LAYER, [1, 2], 0.0) == policy.holders("another", [1], 0.0) == []
 
@@ -81,10 +81,14 @@ def test_who_waits_for_what_it_is_asked_for_is_not_late() -> None:
     policy.started("a", (1,), CHUNK, True, 0.0, 3.0)
     policy.started("a", (1,), CHUNK, True, 0.1)
     assert policy.is_in_order("a", 2.9) and not policy.is_in_order("a", 3.0)
+    assert policy.late_at("a", 0.1) == SILENCE_S, "a reader of something else need not wait as long"
+    policy.answered("a", 0.5, 0, 1.0)
+    assert not policy.is_in_order("a", 1.0 + SILENCE_S), "what it waited for is here"
     for _ in range(2):
         policy.ended("a", CHUNK, True, 3.0)
     policy.started("a", (1,), CHUNK, True, 4.0)
     assert policy.late_at("a", 4.0) == 4.0 + SILENCE_S
+    assert not policy.is_in_order("a", 4.0 + SILENCE_S)
 
 
 def test_a_queue_makes_a_near_neighbour_far_until_it_is_sent() -> None:
