@@ -185,6 +185,19 @@ def test_on_slow_links_a_crowd_asks_nobody_twice(rate: float, hedges: int) -> No
     assert sum(fetch.is_hedge for fetch in scheduler.due(KEPT_S + SILENCE_S / 2)) == hedges
 
 
+def test_what_comes_as_fill_is_asked_for_again_for_a_reader_on_slow_links_too() -> None:
+    """Fill stands back for all that is urgent."""
+    scheduler = swarm({"a": ALL, "b": ALL})
+    scheduler.flights.line.served("c", 0.0)
+    scheduler.window.rate_bytes_per_s = 1e6
+    scheduler.fill(2)
+    fills = scheduler.due(KEPT_S)
+    chunk = fills[0].chunks[0]
+    scheduler.miss(2, offset(chunk), 4096, KEPT_S)
+    hedges = [fetch for fetch in scheduler.due(KEPT_S + 10) if fetch.is_hedge]
+    assert [fetch.chunks for fetch in hedges] == [(chunk,)] and fills[0].kind is Kind.FILL
+
+
 def test_a_trace_whose_sources_have_enough_to_do_goes_on_when_one_is_done() -> None:
     scheduler = swarm({"a": ALL}, supernodes=())
     scheduler.trace([(2, chunk) for chunk in range(40)])
