@@ -34,6 +34,8 @@ PASSED_ON = 16
 line, whoever waited in vain asks again, and is sent to any that has it by then."""
 PASSED_ON_S = (1.0, 8.0)
 """The least and the most that is waited for that; the least is of a busy machine, not of a link (guesses)."""
+HELD_CHUNKS = 4
+"""On a slow link whoever has what is missed may be silent for so many chunks: it may be sending others (a guess)."""
 PASSED_ON_FIRST_S = 4.0
 """While nothing is known of the link: who comes back too early takes a supernode's link from all (a guess)."""
 
@@ -245,7 +247,9 @@ class Flights:
             return (before, self.passed_on_s) if self.line.stands_before(before) else (None, 0.0)
         holders = self.policy.holders(node, chunks, now)
         first = self.line.next_to(before, holders, now)
-        return first, 0.0 if first is None or first in holders else self.passed_on_s
+        if first is None:
+            return None, 0.0
+        return first, HELD_CHUNKS * self._chunk_s if first in holders else self.passed_on_s
 
     def awaited(self) -> Iterator[tuple[float, Flight]]:
         """Requests that somebody waits for, each the only one for its chunks so far, and when their sources will have
