@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median_low
 
-from imgdist.wire.outstanding import DISTANCE_S, HOSTS_KEPT, round_trip_s
+from imgdist.wire.outstanding import Distances, round_trip_s
 from imgdist.wire.uplink import unacknowledged
 
 SHARE = 0.03
@@ -57,7 +57,7 @@ class Pieces:
         self._left, self._distance, self._host = left, distance, host
         self._latest: _Piece | None = None
         self._took: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by host: seconds, and when
-        self._ways: OrderedDict[str, tuple[float, float]] = OrderedDict()  # by host: seconds, and when it took no more
+        self._distances = Distances()
         self.slow_until = float("-inf")
         """When a slow link may take another one."""
 
@@ -86,7 +86,7 @@ class Pieces:
         piece = self._latest
         if piece is None:
             return False
-        age, distance_s, took_s = now - piece.since, self._way_s(piece.sock, now), self.took_s
+        age, distance_s, took_s = now - piece.since, self._way_s(piece.sock), self.took_s
         patience_s = STALLED_S if took_s is None else min(STALLED_S, max(SLOW_S, 2 * took_s))
         is_left = bool(self._left(piece.sock))
         if is_left and age < patience_s + distance_s:
@@ -99,16 +99,8 @@ class Pieces:
             self.slow_until = piece.since + min(took_s / SHARE, PAUSE_MOST_S)
         return False
 
-    def _way_s(self, sock: socket.socket, now: float) -> float:
-        """The least of all connections with a host: one that begins in a queue takes that for the way."""
-        distance_s, host = self._distance(sock), self._host(sock)
-        least_s, at = self._ways.pop(host, (distance_s, now))
-        if distance_s <= least_s or now >= at + DISTANCE_S:
-            least_s, at = distance_s, now
-        self._ways[host] = least_s, at
-        if len(self._ways) > HOSTS_KEPT:
-            self._ways.popitem(last=False)
-        return least_s
+    def _way_s(self, sock: socket.socket) -> float:
+        return self._distances.least(self._host(sock), round(self._distance(sock) * 1e6)) / 1e6
 
     def _learn(self, host: str, took_s: float, now: float) -> None:
         self._took.pop(host, None)
